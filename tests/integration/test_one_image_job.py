@@ -99,18 +99,14 @@ class TestCost:
         assert len(found - DOCUMENTED | tokens(redis_client)) <= MOST_KEYS, found
         assert sum(used) <= MOST_BYTES, dict(zip(others, used, strict=True))
 
-    def test_few_keys_beside_a_folder(
-        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis
-    ) -> None:
+    def test_few_for_a_folder(self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis) -> None:
         job = submit(ledger, store, "/out")
         assert run(ledger, store, job) == "finishing"
         assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed"
 
         assert len(own_keys(redis_client, job.job_id) - DOCUMENTED) <= MOST_KEYS
 
-    def test_nothing_is_lost_by_it(
-        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis
-    ) -> None:
+    def test_nothing_is_lost(self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis) -> None:
         job = submit(ledger, store)
         run(ledger, store, job)
 

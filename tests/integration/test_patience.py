@@ -37,11 +37,8 @@ class Bed:
         self.folder = folder
         self.said: list[str] = []
         self.heal: Callable[[], object] = self.proxy.admit
-        self.client = self.new_client()
-
-    def new_client(self, patience_seconds: float = 60) -> Client:
         settings = Settings(redis_url=self.url)  # type: ignore[arg-type]
-        return Client(settings, patience_seconds=patience_seconds, on_trouble=self._hear)
+        self.client = Client(settings, patience_seconds=60, on_trouble=self._hear)
 
     def _hear(self, text: str) -> None:
         self.said.append(text.partition(" (")[0])
@@ -57,15 +54,16 @@ class Bed:
         self.proxy.refuse()
         self.proxy.cut_after(50, towards="server")
 
-    def urls(self, *, is_broken: bool = False) -> Iterator[str]:
+    def urls(self, is_broken: bool) -> Iterator[str]:
         for number in range(ITEMS):
             if is_broken and number == ITEMS // 2:
                 self.go_away()
             yield f"https://example.org/{number}.jpg"
 
-    def submit(self, client: Client, output: Path | None, *, is_broken: bool = False) -> JobHandle:
+    def submit(self, *, is_broken: bool = False, is_redis: bool = False) -> JobHandle:
+        output = None if is_redis else self.folder
         options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE, job_id="job")
-        return client.embed(self.urls(is_broken=is_broken), options=options)
+        return self.client.embed(self.urls(is_broken), options=options)
 
     def close(self) -> None:
         self.client.close()
@@ -84,7 +82,7 @@ WAITED = ["Redis is away", "Redis is back"]
 
 @pytest.mark.parametrize("is_redis", [False, True], ids=["folder", "redis"])
 def test_a_submit_waits(bed: Bed, is_redis: bool) -> None:
-    job = bed.submit(bed.client, None if is_redis else bed.folder, is_broken=True)
+    job = bed.submit(is_broken=True, is_redis=is_redis)
 
     status = job.status()
     assert (status.state, status.sealed, status.total) == (JobState.RUNNING, True, ITEMS)
@@ -92,7 +90,7 @@ def test_a_submit_waits(bed: Bed, is_redis: bool) -> None:
 
 
 def test_a_retry_waits(bed: Bed) -> None:
-    job = bed.submit(bed.client, bed.folder)
+    job = bed.submit()
     job.cancel()
     bed.go_away()
 
@@ -103,7 +101,7 @@ def test_a_retry_waits(bed: Bed) -> None:
 
 
 def test_a_rebuild_waits(bed: Bed, redis_client: redis.Redis) -> None:
-    bed.submit(bed.client, bed.folder)
+    bed.submit()
     redis_client.delete(*redis_client.keys(keys.job("job") + "*"))
     bed.go_away_after_the_first_answer()
 
@@ -114,7 +112,7 @@ def test_a_rebuild_waits(bed: Bed, redis_client: redis.Redis) -> None:
 
 
 def test_what_only_reads_does_not_wait(bed: Bed) -> None:
-    job = bed.submit(bed.client, bed.folder)
+    job = bed.submit()
     bed.go_away()
 
     for call in (job.status, job.cancel, bed.client.jobs, bed.client.workers, lambda: bed.client.job("job")):
@@ -124,13 +122,12 @@ def test_what_only_reads_does_not_wait(bed: Bed) -> None:
 
 
 def test_what_has_not_begun_does_not_wait(bed: Bed) -> None:
-    bed.submit(bed.client, bed.folder)
+    bed.submit()
     bed.go_away()
 
-    with pytest.raises(RedisUnavailableError):
-        bed.submit(bed.client, bed.folder)
-    with pytest.raises(RedisUnavailableError):
-        bed.client.rebuild(bed.folder)
+    for call in (bed.submit, lambda: bed.client.rebuild(bed.folder)):
+        with pytest.raises(RedisUnavailableError):
+            call()
     assert bed.said == []
 
 
@@ -153,7 +150,7 @@ def as_replica(url: str, bed: Bed, *, serves: bool) -> Iterator[None]:
 
 
 CHANGES: dict[str, Callable[[Bed, JobHandle], object]] = {
-    "submit": lambda bed, _: bed.submit(bed.client, bed.folder),
+    "submit": lambda bed, _: bed.submit(),
     "rebuild": lambda bed, _: bed.client.rebuild(bed.folder),
     "retry": lambda _, job: job.retry(),
     "cancel": lambda _, job: job.cancel(),
@@ -163,23 +160,17 @@ CHANGES: dict[str, Callable[[Bed, JobHandle], object]] = {
 }
 
 
-@pytest.mark.parametrize("call", CHANGES)
-def test_first_calls_wait_for_a_server_that_is_there(bed: Bed, redis_url: str, call: str) -> None:
-    job = bed.submit(bed.client, bed.folder)
+@pytest.mark.parametrize(
+    ("call", "serves"), [*((call, False) for call in CHANGES), ("cancel", True), ("pause", True)]
+)
+def test_first_calls_and_changes_wait_for_a_replica_to_take_over(
+    bed: Bed, redis_url: str, call: str, serves: bool
+) -> None:
+    job = bed.submit()
     if call == "retry":
         job.cancel()
 
-    with as_replica(redis_url, bed, serves=False):
-        CHANGES[call](bed, job)
-
-    assert bed.said == WAITED
-
-
-@pytest.mark.parametrize("call", ["cancel", "pause"])
-def test_changes_wait_for_a_replica_that_takes_over(bed: Bed, redis_url: str, call: str) -> None:
-    job = bed.submit(bed.client, bed.folder)
-
-    with as_replica(redis_url, bed, serves=True):
+    with as_replica(redis_url, bed, serves=serves):
         CHANGES[call](bed, job)
 
     assert bed.said == WAITED
@@ -199,7 +190,7 @@ def test_a_submit_waits_for_a_server_that_is_busy(bed: Bed, redis_url: str) -> N
         thread.start()
         try:
             wait_until(lambda: is_refused(admin, "BUSY"), "the server is busy")
-            bed.submit(bed.client, bed.folder)
+            bed.submit()
         finally:
             thread.join()
             admin.config_set("busy-reply-threshold", threshold)
@@ -220,7 +211,7 @@ def test_a_submit_waits_for_a_server_that_loads_its_data(tmp_path: Path) -> None
     with running([*words, *slowly]), connect(url, retries=0) as admin:
         wait_until(lambda: is_refused(admin, "loading"), "the server loads its data")
 
-        assert bed.submit(bed.client, bed.folder).status().total == ITEMS
+        assert bed.submit().status().total == ITEMS
         assert admin.dbsize() > keys_loaded
 
     assert bed.said == WAITED
@@ -243,29 +234,3 @@ def is_refused(client: redis.Redis, why: str = "") -> bool:
     except redis.RedisError as error:
         return why in str(error)
     return False
-
-
-def test_without_patience_the_way_on_is_told_at_once(bed: Bed) -> None:
-    def urls() -> Iterator[str]:
-        yield from bed.urls()
-        wait_until((bed.folder / keys.JOB_FILE).exists, "the submit is under way")
-        bed.go_away()
-
-    options = JobOptions(output=bed.folder, model="demo", job_id="job")
-    with (
-        bed.new_client(patience_seconds=0) as client,
-        pytest.raises(RedisUnavailableError, match="submit again with job id job to resume"),
-    ):
-        client.embed(urls(), options=options)
-    assert bed.said == []
-
-
-def test_ctrl_c_in_a_program_ends_the_wait(bed: Bed) -> None:
-    def urls() -> Iterator[str]:
-        yield from bed.urls(is_broken=True)
-        raise KeyboardInterrupt
-
-    options = JobOptions(output=bed.folder, model="demo", chunk_size=CHUNK_SIZE, job_id="job")
-    settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]
-    with Client(settings, patience_seconds=3600) as client, pytest.raises(KeyboardInterrupt):
-        client.embed(urls(), options=options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -18,7 +19,6 @@ from clipfleet.errors import (
     RedisUnavailableError,
     ResultsExpiredError,
     ResultsNotReadyError,
-    SourceChangedError,
     TooManyItemsError,
 )
 from clipfleet.hints import Hints
@@ -38,23 +38,28 @@ from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, make_job
 from tests.support.redis_rows import DIMENSION, bring, chunk_rows, complete, redis_job, submit_job
 
+ReaderOf = Callable[..., RedisRows]
+
+
+@pytest.fixture
+def reader_of(ledger: Ledger, store: RedisStore) -> ReaderOf:
+    """Submits a job (by default of as many chunks), completes chunks of it with these rows, and reads."""
+
+    def reader_of(*written: pa.Table, chunks: int = 0) -> RedisRows:
+        items = written[0].num_rows if written else 4
+        job = submit_job(ledger, chunks=chunks or len(written), chunk_items=items)
+        for rows in written:
+            claimed = claim(ledger)
+            complete(ledger, claimed, bring(RedisSink(store), claimed, rows))
+        return RedisRows(ledger, store, job)
+
+    return reader_of
+
 
 class TestReading:
-    @pytest.fixture
-    def reader(self, ledger: Ledger, store: RedisStore) -> RedisRows:
-        return RedisRows(ledger, store, redis_job())
-
-    def work(self, ledger: Ledger, store: RedisStore, rows: pa.Table) -> None:
-        claimed = claim(ledger)
-        complete(ledger, claimed, bring(RedisSink(store), claimed, rows))
-
-    def test_all_rows_come_back_as_they_were_written(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger, chunks=2)
+    def test_rows_are_read_as_written(self, reader_of: ReaderOf) -> None:
         written = [chunk_rows(0, failed=[1]), chunk_rows(4)]
-        for rows in written:
-            self.work(ledger, store, rows)
+        reader = reader_of(*written)
 
         stream = reader.read()
 
@@ -64,14 +69,12 @@ class TestReading:
         assert reader.job() == redis_job().model_copy(update={"created_at": reader.job().created_at})
         assert reader.finished_at() is not None
 
-    def test_many_rows_come_in_batches_and_in_the_order_of_the_source(
-        self, ledger: Ledger, store: RedisStore
-    ) -> None:
+    def test_many_rows_come_in_batches_and_in_order(self, ledger: Ledger, store: RedisStore) -> None:
         job = submit_job(ledger, chunks=3, chunk_items=700)
-        sink = RedisSink(store)
         claims = [claim(ledger) for _ in range(3)]
         for claimed in reversed(claims):
-            complete(ledger, claimed, bring(sink, claimed, chunk_rows(claimed.chunk_id * 700, 700)))
+            rows = chunk_rows(claimed.chunk_id * 700, 700)
+            complete(ledger, claimed, bring(RedisSink(store), claimed, rows))
 
         batches = list(RedisRows(ledger, store, job).read().batches)
 
@@ -79,22 +82,17 @@ class TestReading:
         indexes = [index for batch in batches for index in batch.column("item_index").to_pylist()]
         assert indexes == list(range(2100))
 
-    def test_while_the_job_runs_the_rows_of_complete_chunks_are_read(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger, chunks=3)
-        claim(ledger)
-        self.work(ledger, store, chunk_rows(4))
+    def test_while_the_job_runs_the_rows_of_complete_chunks_are_read(self, reader_of: ReaderOf) -> None:
+        reader = reader_of(chunk_rows(0), chunks=3)
 
-        assert [row["item_index"] for row in rows_of(reader)] == [4, 5, 6, 7]
+        assert [row["item_index"] for row in rows_of(reader)] == [0, 1, 2, 3]
         assert reader.finished_at() is None
         assert reader.early_end() is None
 
-    def test_an_early_end_is_reported(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
-        job = submit_job(ledger, chunks=2)
-        self.work(ledger, store, chunk_rows(0))
+    def test_an_early_end_is_reported(self, ledger: Ledger, reader_of: ReaderOf) -> None:
+        reader = reader_of(chunk_rows(0), chunks=2)
         before = datetime.now(UTC)
-        ledger.cancel(job.job_id, ttl_seconds=60)
+        ledger.cancel("job", ttl_seconds=60)
 
         end = reader.early_end()
 
@@ -103,31 +101,21 @@ class TestReading:
         assert before - timedelta(seconds=1) < end.at < datetime.now(UTC) + timedelta(seconds=1)
         assert reader.finished_at() is None
 
-    def test_vectors_leave_out_what_failed(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0, failed=[0, 2]))
-
-        index, matrix = vectors_of(reader)
+    def test_vectors_leave_failures_out(self, reader_of: ReaderOf) -> None:
+        index, matrix = vectors_of(reader_of(chunk_rows(0, failed=[0, 2])))
 
         assert index.tolist() == [1, 3]
         assert matrix.tolist() == [[1.0] * DIMENSION, [3.0] * DIMENSION]
 
-    def test_a_job_without_vectors_has_none(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0, failed=[0, 1, 2, 3]))
+    def test_a_job_without_vectors_has_none(self, reader_of: ReaderOf) -> None:
+        reader = reader_of(chunk_rows(0, failed=[0, 1, 2, 3]))
 
         index, matrix = vectors_of(reader)
 
         assert (index.size, matrix.size) == (0, 0)
         assert [row["embedding"] for row in rows_of(reader)] == [None] * 4
 
-    def test_columns_are_of_the_types_that_json_has(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_columns_are_of_the_types_that_json_has(self, reader_of: ReaderOf) -> None:
         extra = {
             "day": pa.array([date(2026, 11, 25), None]), "count": pa.array([7, None], pa.int32()),
             "tags": pa.array([["a", "b"], None]), "raw": pa.array([b"\xff", None]),
@@ -139,59 +127,38 @@ class TestReading:
         table = pa.Table.from_pylist(
             [row | {name: columns[name][n] for name in columns} for n, row in enumerate(plain)], schema
         )
-        submit_job(ledger, chunk_items=2)
 
-        self.work(ledger, store, table)
+        first, second = rows_of(reader_of(table))
 
-        first, second = rows_of(reader)
-        assert (first["day"], first["count"], first["tags"], first["raw"]) == (
-            "2026-11-25", 7, ["a", "b"], "/w==",
-        )  # fmt: skip
+        names = ("day", "count", "tags", "raw")
+        assert [first[name] for name in names] == ["2026-11-25", 7, ["a", "b"], "/w=="]
         assert (first["line"], second["line"]) == ("one\ntwo \u2028 three", "ä\"'")
-        assert (second["day"], second["count"], second["tags"], second["raw"]) == (None,) * 4
+        assert [second[name] for name in names] == [None] * 4
 
-    def test_only_the_columns_that_are_asked_for_are_read(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0))
-
-        stream = reader.read(["shelf", "item_id"])
+    def test_only_the_columns_that_are_asked_for_are_read(self, reader_of: ReaderOf) -> None:
+        stream = reader_of(chunk_rows(0)).read(["shelf", "item_id"])
 
         assert stream.schema.names == ["shelf", "item_id"]
         assert next(stream.batches).to_pylist()[0] == {"shelf": "shelf 0", "item_id": "id-0"}
 
-    def test_one_failure_of_each_kind_is_an_example(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0, failed=[1, 2]))
+    def test_one_failure_of_each_kind_is_an_example(self, reader_of: ReaderOf) -> None:
+        assert reader_of(chunk_rows(0, failed=[1, 2])).failure_examples() == {"not_found": "404"}
 
-        assert reader.failure_examples() == {"not_found": "404"}
-
-    def test_before_the_first_chunk_there_is_nothing_yet(self, ledger: Ledger, reader: RedisRows) -> None:
-        submit_job(ledger)
-
+    def test_before_the_first_chunk_there_is_nothing_yet(self, reader_of: ReaderOf) -> None:
         with pytest.raises(ResultsNotReadyError, match="job job: no results yet, it is running"):
-            reader.read()
+            reader_of(chunks=1).read()
 
-    def test_rows_that_have_expired_say_how_long_they_are_kept(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0))
+    def test_expired_rows_are_named(self, reader_of: ReaderOf, redis_client: redis.Redis) -> None:
+        reader = reader_of(chunk_rows(0))
         redis_client.delete(keys.job("job", keys.ROWS))
 
         with pytest.raises(ResultsExpiredError, match="CLIPFLEET_RESULT_TTL_SECONDS"):
             reader.read()
 
     def test_rows_that_expire_while_they_are_read_do_not_look_like_all_of_them(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows, redis_client: redis.Redis
+        self, reader_of: ReaderOf, redis_client: redis.Redis
     ) -> None:
-        submit_job(ledger, chunk_items=700)
-        claimed = claim(ledger)
-        complete(ledger, claimed, bring(RedisSink(store), claimed, chunk_rows(0, 700)))
-        batches = reader.read().batches
+        batches = reader_of(chunk_rows(0, 700)).read().batches
         assert next(batches).num_rows == 500
         redis_client.delete(keys.job("job", keys.ROWS))
 
@@ -202,17 +169,9 @@ class TestReading:
         ("suffix", "value"), [(keys.ROWS, "{"), (keys.ROWS, '{"item_index": "x"}'), (keys.VECTORS, "abc")]
     )
     def test_foreign_values_are_damage(
-        self,
-        ledger: Ledger,
-        store: RedisStore,
-        reader: RedisRows,
-        redis_client: redis.Redis,
-        suffix: str,
-        value: str,
+        self, reader_of: ReaderOf, redis_client: redis.Redis, suffix: str, value: str
     ) -> None:
-        submit_job(ledger)
-        self.work(ledger, store, chunk_rows(0))
-        stream = reader.read()
+        stream = reader_of(chunk_rows(0)).read()
         redis_client.hset(keys.job("job", suffix), "2", value)
 
         with pytest.raises(OutputDamagedError, match="rows 0 to 3 of job job are damaged"):
@@ -223,45 +182,36 @@ class FakeSource:
     """Items that are made as they are asked for."""
 
     def __init__(
-        self,
-        count: int,
-        *,
-        kind: str = "txt",
-        on_batch: Callable[[], None] | None = None,
-        uri: str = "https://example.org/a.jpg",
+        self, count: int, *, kind: str = "txt", uri: str = "/a.jpg", on_batch: Callable[[], object] = int
     ) -> None:
         self.description = SourceDescription(kind=kind, uri="/list")
         self._count, self._on_batch, self._uri = count, on_batch, uri
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         for first in range(0, self._count, 8192):
-            if self._on_batch is not None:
-                self._on_batch()
+            self._on_batch()
             count = min(8192, self._count - first)
             yield item_batch(first, None, pa.array([self._uri] * count, pa.string()))
 
 
-class QuietHints:
-    """Publishes nothing."""
+Submit = Callable[[FakeSource], None]
 
-    def publish_work(self, count: int = 1) -> None:
-        pass
+
+@pytest.fixture
+def submit(ledger: Ledger, store: RedisStore) -> Submit:
+    """Submits a job whose output is Redis."""
+
+    def submit(source: FakeSource) -> None:
+        job = make_job(output=REDIS_OUTPUT).model_copy(update={"source": source.description})
+        hints = cast(Hints, SimpleNamespace(publish_work=lambda count=1: None))
+        Submission(ledger, hints, RedisOutput(store, job.job_id), job).run(source)
+
+    return submit
 
 
 class TestSubmit:
-    @pytest.fixture
-    def job(self) -> Job:
-        return make_job(output=REDIS_OUTPUT)
-
-    def submit(self, ledger: Ledger, store: RedisStore, job: Job, source: FakeSource) -> None:
-        job = job.model_copy(update={"source": source.description})
-        output = RedisOutput(store, job.job_id)
-        Submission(ledger, cast(Hints, QuietHints()), output, job).run(source)
-
-    def test_items_are_staged_in_redis_and_read_by_workers(
-        self, ledger: Ledger, store: RedisStore, job: Job
-    ) -> None:
-        self.submit(ledger, store, job, FakeSource(1300))
+    def test_items_are_staged_for_workers(self, ledger: Ledger, store: RedisStore, submit: Submit) -> None:
+        submit(FakeSource(1300))
 
         assert (ledger.status("job").chunks, ledger.status("job").total) == (3, 1300)
         claims = [claim(ledger) for _ in range(3)]
@@ -269,22 +219,8 @@ class TestSubmit:
             tables = [reader.read_chunk(c.first_chunk, c.chunks, c.chunk_id) for c in claims]
         assert pa.concat_tables(tables)["item_index"].to_pylist() == list(range(1300))
 
-    def test_the_same_submit_again_changes_nothing_and_another_source_is_refused(
-        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
-    ) -> None:
-        self.submit(ledger, store, job, FakeSource(600))
-        before = ledger.status("job")
-        self.submit(ledger, store, job, FakeSource(600))
-        assert ledger.status("job") == before
-
-        redis_client.hset(keys.job("job"), mapping={"sealed": 0, "state": "submitting"})  # killed before it
-        with pytest.raises(SourceChangedError, match="ends before item 599"):
-            self.submit(ledger, store, job, FakeSource(599))
-        self.submit(ledger, store, job, FakeSource(600))
-        assert ledger.status("job").state is JobState.RUNNING
-
     def test_too_many_items_of_a_stream_end_the_job_and_leave_nothing_of_them(
-        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+        self, ledger: Ledger, store: RedisStore, submit: Submit, redis_client: redis.Redis
     ) -> None:
         seen: list[Any] = []
         source = FakeSource(
@@ -292,28 +228,20 @@ class TestSubmit:
         )
 
         with pytest.raises(TooManyItemsError, match="more than 100,000 items"):
-            self.submit(ledger, store, job, source)
+            submit(source)
 
         assert len(seen) == 13
         assert ledger.status("job").state is JobState.CANCELLED
         suffixes = (keys.ITEMS, *keys.RESULT_SUFFIXES)
         assert not redis_client.exists(*(keys.job("job", suffix) for suffix in suffixes))
 
-    def test_too_many_items_of_a_list_are_reported_before_there_is_a_job(
-        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
-    ) -> None:
-        with pytest.raises(TooManyItemsError):
-            self.submit(ledger, store, job, FakeSource(100_001))
-
-        assert redis_client.keys(f"{keys.PREFIX}:*") == []
-
-    def test_a_hundred_thousand_fit(self, ledger: Ledger, store: RedisStore, job: Job) -> None:
-        self.submit(ledger, store, job, FakeSource(100_000))
+    def test_a_hundred_thousand_fit(self, ledger: Ledger, submit: Submit) -> None:
+        submit(FakeSource(100_000))
 
         assert ledger.status("job").total == 100_000
 
     def test_a_full_memory_interrupts_a_submit_which_resumes_later(
-        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+        self, ledger: Ledger, submit: Submit, redis_client: redis.Redis
     ) -> None:
         batches: list[int] = []
 
@@ -324,22 +252,22 @@ class TestSubmit:
 
         try:
             with pytest.raises(RedisUnavailableError, match=r"memory is full.* job id job to resume"):
-                self.submit(ledger, store, job, FakeSource(9000, kind="stdin", on_batch=fill))
+                submit(FakeSource(9000, kind="stdin", on_batch=fill))
         finally:
             redis_client.config_set("maxmemory", 0)
 
-        self.submit(ledger, store, job, FakeSource(9000, kind="stdin"))
+        submit(FakeSource(9000, kind="stdin"))
 
         assert ledger.status("job").total == 9000
 
     def test_a_later_job_of_the_same_name_is_another_job(
-        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+        self, ledger: Ledger, store: RedisStore, submit: Submit, redis_client: redis.Redis
     ) -> None:
         """Both read their items from standard input: only their items differ."""
         contexts = JobContexts(ledger, store, ())
         for uri in ("/monday.jpg", "/tuesday.jpg"):
             redis_client.flushall()  # the time of the one before is over
-            self.submit(ledger, store, job, FakeSource(3, kind="stdin", uri=uri))
+            submit(FakeSource(3, kind="stdin", uri=uri))
             claimed = claim(ledger)
 
             assert contexts.get(claimed).items(claimed)["uri"].to_pylist() == [uri] * 3
@@ -353,9 +281,7 @@ class TestObjects:
         submit_job(ledger, sealed=False)
         return RedisOutput(store, "job")
 
-    def test_an_object_that_redis_cannot_hold_is_refused(
-        self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_large_object_is_refused(self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_output, "_MAX_OBJECT_BYTES", 5 << 20)
 
         with pytest.raises(TooManyItemsError, match=r"has 6 MiB.*choose a smaller --chunk-size"):

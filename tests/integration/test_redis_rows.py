@@ -21,20 +21,9 @@ from clipfleet.redis.connection import connect
 from clipfleet.results.redis_rows import RedisRows
 from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks.redis import RedisSink
+from tests.support import redis_rows
 from tests.support.ledger import add_job, claim, let_leases_expire, new_token, server_now_ms, try_claim
-from tests.support.redis_rows import (
-    DIMENSION,
-    LONG,
-    bring,
-    chunk_rows,
-    complete,
-    counts,
-    identity,
-    pending_keys,
-    redis_job,
-    submit_job,
-    visible_rows,
-)
+from tests.support.redis_rows import LONG, bring, chunk_rows, complete, pending_keys, submit_job, visible_rows
 
 RESULTS = [keys.job("job", suffix) for suffix in keys.RESULT_SUFFIXES]
 
@@ -51,9 +40,7 @@ def work(ledger: Ledger, sink: RedisSink, claimed: Claim, *, writer: str = "w", 
 
 
 class TestVisible:
-    def test_nothing_is_seen_of_a_chunk_before_it_is_complete_and_then_all_of_it(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_a_chunk_appears_whole(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=2)
         claimed = claim(ledger)
         found = bring(sink, claimed, chunk_rows(0, failed=[2]))
@@ -71,9 +58,7 @@ class TestVisible:
         status = ledger.status("job")
         assert (status.ok, status.failed, status.codes) == (3, 1, {"not_found": 1})
 
-    def test_vectors_are_little_endian_float16_of_the_ok_rows(
-        self, ledger: Ledger, sink: RedisSink, redis_url: str
-    ) -> None:
+    def test_vectors_are_float16_of_ok_rows(self, ledger: Ledger, sink: RedisSink, redis_url: str) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
 
@@ -82,11 +67,9 @@ class TestVisible:
         with connect(redis_url, decode=False) as client:
             vectors = client.hgetall(keys.job("job", keys.VECTORS))
         assert sorted(vectors) == [b"0", b"1", b"3"]
-        assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * DIMENSION
+        assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * redis_rows.DIMENSION
 
-    def test_a_repeated_id_leads_to_its_first_item_in_whatever_order_chunks_end(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_the_first_id_counts(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=3)
         first, second, third = claim(ledger), claim(ledger), claim(ledger)
 
@@ -115,184 +98,31 @@ class TestVisible:
             f"id-{index}": str(index) for index in range(min(count, 600))
         }
 
-    def test_each_chunk_that_is_complete_is_an_entry_of_the_stream(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        work(ledger, sink, claim(ledger))
-        work(ledger, sink, claim(ledger))
 
-        entries = [fields for _, fields in redis_client.xrange(keys.job("job", keys.STREAM))]
+def test_what_a_dead_one_brought_expires(ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
+    submit_job(ledger)
+    dead, rows = claim(ledger), chunk_rows(0, writer="dead").slice(0, 2)
+    sink.write(redis_rows.identity(dead), rows, redis_rows.counts(rows), token=dead.token)
+    let_leases_expire(redis_client)
+    ledger.reconcile()
 
-        assert [entry.get("chunk") for entry in entries] == ["0", "1", None]
-        assert entries[-1] == {"state": "completed"}
+    assert work(ledger, sink, claim(ledger), writer="next") == "ended"
 
-
-class TestLate:
-    def test_a_zombie_that_completes_late_changes_nothing(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        zombie = claim(ledger)
-        rows = chunk_rows(0, writer="zombie", failed=[0])
-        found = bring(sink, zombie, rows)
-        let_leases_expire(redis_client)
-        ledger.reconcile()
-        assert work(ledger, sink, claim(ledger), writer="owner") == "done"
-        before = ledger.status("job")
-
-        assert complete(ledger, zombie, found) == "already"
-
-        assert {row["label"] for row in visible_rows(redis_client).values()} == {"owner"}
-        assert ledger.status("job") == before
-        assert pending_keys(redis_client) == []
-
-    def test_a_zombie_that_completes_first_wins_and_the_owner_changes_nothing(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        zombie = claim(ledger)
-        let_leases_expire(redis_client)
-        ledger.reconcile()
-        owner = claim(ledger)
-        found = bring(sink, owner, chunk_rows(0, writer="owner", failed=[1, 2]))
-
-        assert work(ledger, sink, zombie, writer="zombie") == "done"
-        assert complete(ledger, owner, found) == "already"
-
-        assert {row["label"] for row in visible_rows(redis_client).values()} == {"zombie"}
-        assert ledger.status("job").ok == 4
-
-    def test_slices_of_a_zombie_are_not_taken_once_the_chunk_is_complete(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        zombie = claim(ledger)
-        let_leases_expire(redis_client)
-        ledger.reconcile()
-        work(ledger, sink, claim(ledger), writer="owner")
-
-        bring(sink, zombie, chunk_rows(0, writer="zombie"))
-
-        assert pending_keys(redis_client) == []
-        assert {row["label"] for row in visible_rows(redis_client).values()} == {"owner"}
-
-    def test_a_complete_that_is_repeated_counts_once(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        claimed = claim(ledger)
-        found = bring(sink, claimed, chunk_rows(0))
-
-        assert complete(ledger, claimed, found) == "done"
-        assert complete(ledger, claimed, found) == "already"
-
-        assert ledger.status("job").ok == 4
-        assert len(visible_rows(redis_client)) == 4
-
-    def test_slices_that_are_repeated_count_once(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger)
-        claimed = claim(ledger)
-        bring(sink, claimed, chunk_rows(0))
-
-        assert complete(ledger, claimed, bring(sink, claimed, chunk_rows(0))) == "ended"
-
-        assert len(visible_rows(redis_client)) == 4
-
-
-class TestHalf:
-    """A worker that stops between two slices, or between the last one and the complete."""
-
-    def bring_half(self, store: RedisStore, claimed: Claim, count: int = 4) -> None:
-        sink = RedisSink(store)
-        rows = chunk_rows(0, count, writer="dead").slice(0, count // 2)
-        sink.write(identity(claimed), rows, counts(rows), token=claimed.token)
-
-    def test_half_a_chunk_cannot_be_completed(
-        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger)
-        claimed = claim(ledger)
-        self.bring_half(store, claimed)
-
-        assert complete(ledger, claimed, counts(chunk_rows(0))) == "incomplete"
-
-        assert visible_rows(redis_client) == {}
-        assert ledger.status("job").done_chunks == 0
-        assert work(ledger, RedisSink(store), claimed) == "ended"
-
-    def test_the_next_owner_begins_anew_and_what_the_dead_one_brought_expires(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger)
-        self.bring_half(store, claim(ledger))
-        let_leases_expire(redis_client)
-        ledger.reconcile()
-
-        assert work(ledger, sink, claim(ledger), writer="next") == "ended"
-
-        assert {row["label"] for row in visible_rows(redis_client).values()} == {"next"}
-        left = pending_keys(redis_client)
-        assert left
-        assert all(0 < redis_client.pttl(name) <= 3_600_000 for name in left)
-
-    def test_what_was_brought_and_lost_by_redis_must_be_brought_again(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger)
-        claimed = claim(ledger)
-        found = bring(sink, claimed, chunk_rows(0))
-        redis_client.delete(*pending_keys(redis_client))
-
-        assert complete(ledger, claimed, found) == "incomplete"
-        assert ledger.release(claimed, "waits", reason="lost") == "released"
-
-    @pytest.mark.parametrize("kind", ["drain", "waits", "failures"])
-    def test_a_release_removes_what_was_brought(
-        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis, kind: str
-    ) -> None:
-        submit_job(ledger)
-        claimed = claim(ledger)
-        self.bring_half(store, claimed)
-
-        ledger.release(claimed, kind, reason="")
-
-        assert pending_keys(redis_client) == []
+    assert {row["label"] for row in visible_rows(redis_client).values()} == {"next"}
+    left = pending_keys(redis_client)
+    assert left
+    assert all(0 < redis_client.pttl(name) <= 3_600_000 for name in left)
 
 
 class TestEnded:
-    def test_the_last_complete_ends_the_job_with_one_event(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=2)
-        assert work(ledger, sink, claim(ledger)) == "done"
-
-        assert work(ledger, sink, claim(ledger)) == "ended"
-
-        assert ledger.status("job").state is JobState.COMPLETED
-        assert [event["state"] for _, event in redis_client.xrange(keys.EVENTS)] == ["completed"]
-        assert ledger.claim_finish(new_token(), 60) is None
-
-    def test_failed_rows_make_it_end_with_errors(self, ledger: Ledger, sink: RedisSink) -> None:
-        submit_job(ledger)
-        claimed = claim(ledger)
-
-        assert complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=[0]))) == "ended"
-
-        assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
-
-    def test_a_seal_that_comes_last_ends_it_too(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_a_last_seal_ends_it(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, sealed=False)
         assert work(ledger, sink, claim(ledger)) == "done"
 
-        assert ledger.seal("job", 1, 4) == "sealed"
-        assert ledger.seal("job", 1, 4) == "sealed"
+        assert [ledger.seal("job", 1, 4) for _ in range(2)] == ["sealed"] * 2
 
         assert ledger.status("job").state is JobState.COMPLETED
+        assert ledger.claim_finish(new_token(), 60) is None
         assert redis_client.xlen(keys.EVENTS) == 1
         assert redis_client.ttl(keys.job("job")) <= LONG.job_seconds
         assert redis_client.ttl(RESULTS[0]) <= LONG.result_seconds
@@ -327,26 +157,18 @@ class TestEnded:
 
         assert [*RedisOutput(store, "job").names("")] == (["items"] if failed else [])
 
-    def test_a_cancelled_job_keeps_its_rows_and_takes_no_more(
+    def test_a_cancelled_job_drops_what_was_brought_and_takes_no_more(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
     ) -> None:
-        submit_job(ledger, chunks=3)
-        work(ledger, sink, claim(ledger))
-        between, late = claim(ledger), claim(ledger)
-        found = bring(sink, between, chunk_rows(4))
+        submit_job(ledger)
+        bring(sink, claim(ledger), chunk_rows(0))
 
         ledger.cancel("job", ttl_seconds=60)
 
         assert pending_keys(redis_client) == []
-        bring(sink, late, chunk_rows(8))
-        assert pending_keys(redis_client) == []
-        assert complete(ledger, between, found) == "cancelled"
-        assert list(visible_rows(redis_client)) == [0, 1, 2, 3]
         assert not RedisOutput(store, "job").create("late", b"")
 
-    def test_a_job_that_is_gone_leaves_nothing_behind_when_rows_come_late(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_gone_jobs_stay_gone(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
         redis_client.delete(keys.job("job"))
@@ -362,7 +184,7 @@ class TestRetry:
     """A new generation replaces rows of chunks that are complete, and only it may."""
 
     def retry(self, ledger: Ledger, store: RedisStore) -> bool:
-        job = redis_job()
+        job = redis_rows.redis_job()
         parts = RedisRows(ledger, store, job).parts_in_place
         hints = cast(Hints, SimpleNamespace(publish_work=lambda count: None))
         return Retry(ledger, hints, RedisOutput(store, job.job_id), parts, job, lease_seconds=30).run()
@@ -377,28 +199,24 @@ class TestRetry:
         assert word == "ended"
         return claims[0]
 
-    def test_chunks_with_failed_rows_are_claimed_again_and_see_the_rows_that_are_there(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink
-    ) -> None:
+    def test_only_failed_chunks_come_again(self, ledger: Ledger, store: RedisStore, sink: RedisSink) -> None:
         self.end_with_errors(ledger, sink)
 
         assert self.retry(ledger, store)
 
         again = claim(ledger)
         assert (again.chunk_id, again.generation) == (0, 1)
-        older = sink.older(identity(again))
+        older = sink.older(redis_rows.identity(again))
         assert older is not None
         assert older.rows.drop_columns("embedding").equals(
             chunk_rows(0, failed=[1, 2], writer="first").drop_columns("embedding")
         )
-        assert older.rows["embedding"].to_pylist()[3] == [3.0] * DIMENSION
+        assert older.rows["embedding"].to_pylist()[3] == [3.0] * redis_rows.DIMENSION
         assert claim(ledger).chunk_id == 2
         assert try_claim(ledger) is None
 
-    def test_chunks_of_a_source_that_trickled_are_as_short_as_they_were(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink
-    ) -> None:
-        job = redis_job()
+    def test_short_chunks_stay_short(self, ledger: Ledger, store: RedisStore, sink: RedisSink) -> None:
+        job = redis_rows.redis_job()
         ledger.submit(job)
         ledger.stage("job", 0, 2, 6)
         ledger.seal("job", 2, 6)
@@ -409,7 +227,7 @@ class TestRetry:
         assert self.retry(ledger, store)
 
         again = claim(ledger)
-        older = sink.older(identity(again))
+        older = sink.older(redis_rows.identity(again))
         assert again.chunk_id == 1
         assert older is not None
         assert older.rows["item_index"].to_pylist() == [2, 3, 4, 5]
@@ -433,19 +251,6 @@ class TestRetry:
         events = [(event["generation"], event["state"]) for _, event in redis_client.xrange(keys.EVENTS)]
         assert events == [("0", "completed_with_errors"), ("1", "completed")]
 
-    def test_a_zombie_of_the_first_run_changes_nothing(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        zombie = self.end_with_errors(ledger, sink)
-        self.retry(ledger, store)
-        before = visible_rows(redis_client)
-
-        found = bring(sink, zombie, chunk_rows(0, writer="zombie"))
-
-        assert complete(ledger, zombie, found) == "stale"
-        assert visible_rows(redis_client) == before
-        assert pending_keys(redis_client) == []
-
     def test_rows_stay_while_it_runs_and_their_time_begins_anew_at_its_end(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
     ) -> None:
@@ -460,36 +265,13 @@ class TestRetry:
         work(ledger, sink, claim(ledger))
         assert redis_client.ttl(rows_key) <= 500
 
-    def test_a_job_without_failed_rows_has_nothing_to_retry(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink
-    ) -> None:
-        submit_job(ledger)
-        work(ledger, sink, claim(ledger))
-
-        assert not self.retry(ledger, store)
-        assert ledger.status("job").state is JobState.COMPLETED
-
-    def test_a_cancelled_job_goes_on_with_what_it_left(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
-        submit_job(ledger, chunks=3)
-        work(ledger, sink, claim(ledger))
-        claim(ledger)
-        ledger.cancel("job", ttl_seconds=60)
-
-        assert self.retry(ledger, store)
-
-        assert {work(ledger, sink, claim(ledger)) for _ in range(2)} == {"done", "ended"}
-        assert len(visible_rows(redis_client)) == 12
-        assert ledger.status("job").ok == 12
-
     def test_rows_that_have_expired_cannot_be_retried(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
     ) -> None:
         self.end_with_errors(ledger, sink)
         redis_client.delete(*RESULTS)
 
-        with pytest.raises(ResultsExpiredError, match="the rows of job job are gone"):
+        with pytest.raises(ResultsExpiredError, match="the rows of job job have expired"):
             self.retry(ledger, store)
 
         assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
@@ -504,18 +286,14 @@ class TestFullMemory:
         yield redis_client
         redis_client.config_set("maxmemory", 0)
 
-    def test_it_is_told_in_one_line_that_names_the_way_out(
-        self, ledger: Ledger, store: RedisStore, full: redis.Redis
-    ) -> None:
+    def test_it_is_said_with_the_way_out(self, ledger: Ledger, store: RedisStore, full: redis.Redis) -> None:
         submit_job(ledger, sealed=False)
         full.config_set("maxmemory", 1)
 
         with pytest.raises(RedisUnavailableError, match="its memory is full: raise maxmemory"):
             RedisOutput(store, "job").create("items", b"...")
 
-    def test_a_chunk_that_cannot_be_brought_is_released_to_wait_and_its_slices_make_room(
-        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
-    ) -> None:
+    def test_a_chunk_waits_and_makes_room(self, ledger: Ledger, sink: RedisSink, full: redis.Redis) -> None:
         submit_job(ledger, chunks=2)
         claimed = claim(ledger)
         bring(sink, claimed, chunk_rows(0).slice(0, 2))
@@ -532,9 +310,7 @@ class TestFullMemory:
         assert claim(ledger).chunk_id == 1
         assert ledger.status("job").due_chunks == 1
 
-    def test_what_was_brought_before_can_be_completed(
-        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
-    ) -> None:
+    def test_what_was_brought_is_completed(self, ledger: Ledger, sink: RedisSink, full: redis.Redis) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
         found = bring(sink, claimed, chunk_rows(0))
@@ -553,9 +329,7 @@ class TestFullMemory:
 
         assert full.zscore(keys.LEASES, "job:0") > server_now_ms(full)
 
-    def test_chunks_of_dead_workers_are_taken_back_and_their_jobs_finished(
-        self, ledger: Ledger, full: redis.Redis
-    ) -> None:
+    def test_chunks_are_taken_back_and_jobs_are_finished(self, ledger: Ledger, full: redis.Redis) -> None:
         add_job(ledger, "in-a-folder")
         ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds={})
         submit_job(ledger)

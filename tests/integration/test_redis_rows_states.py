@@ -18,16 +18,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.hints import Hints
@@ -39,22 +32,9 @@ from clipfleet.results.redis_rows import RedisRows
 from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks import redis as redis_sink
 from clipfleet_worker.sinks.redis import RedisSink
-from tests.support.ledger import (
-    keys_without_ttl,
-    let_back_offs_pass,
-    let_leases_expire,
-    try_claim,
-)
-from tests.support.redis_rows import (
-    chunk_rows,
-    complete,
-    counts,
-    identity,
-    pending_keys,
-    redis_job,
-    submit_job,
-    visible_rows,
-)
+from tests.support import redis_rows
+from tests.support.ledger import keys_without_ttl, let_back_offs_pass, let_leases_expire, try_claim
+from tests.support.redis_rows import chunk_rows, complete, counts, identity, pending_keys, visible_rows
 
 pytestmark = pytest.mark.long
 
@@ -80,7 +60,7 @@ class RowsMachine(RuleBasedStateMachine):
         super().__init__()
         client.flushall()
         self.client, self.ledger, self.store = client, ledger, store
-        self.job = redis_job(chunk_items=ITEMS)
+        self.job = redis_rows.redis_job(chunk_items=ITEMS)
         self.deliveries: list[Delivery] = []
         self.visible: dict[int, pa.Table] = {}
         self.done: set[int] = set()  # in this generation
@@ -91,7 +71,7 @@ class RowsMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        submit_job(self.ledger, chunks=CHUNKS, chunk_items=ITEMS)
+        redis_rows.submit_job(self.ledger, chunks=CHUNKS, chunk_items=ITEMS)
 
     # --- what may happen ---
 
@@ -289,10 +269,8 @@ class RowsMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
-def test_whatever_happens_whole_chunks_are_seen_once(
-    ledger: Ledger, redis_client: redis.Redis, store: RedisStore
-) -> None:
-    run_state_machine_as_test(
+def test_whole_chunks_are_seen_once(ledger: Ledger, redis_client: redis.Redis, store: RedisStore) -> None:
+    stateful.run_state_machine_as_test(
         lambda: RowsMachine(redis_client, ledger, store),
         settings=settings(
             max_examples=100,

@@ -15,17 +15,8 @@ from clipfleet.errors import JobConflictError, JobNotFoundError, QuotaExceededEr
 from clipfleet.ledger.jobs import Claim, Ledger, Quota
 from clipfleet.ledger.memory import MemoryLedger
 from tests.promises.conftest import PassTime
-from tests.support.ledger import (  # fmt: skip
-    add_finishing_job,
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    make_job,
-    new_token,
-    try_claim,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, complete, make_job, new_token, try_claim
 
 LANES = (Lane.HIGH, Lane.NORMAL, Lane.BULK)
 
@@ -75,6 +66,7 @@ class TestSubmit:
 
         with pytest.raises(QuotaExceededError, match="101 items would wait"):
             ledger.stage("job", 5, 1, 51)
+        assert ledger.staged_files("job") == [(0, 5)]
 
         assert ledger.stage("job", 5, 1, 50) == "staged"
         with pytest.raises(QuotaExceededError):
@@ -113,17 +105,13 @@ class TestStage:
         assert (ledger.status("job").chunks, ledger.status("job").total) == (2, 20)
 
     @pytest.mark.parametrize("first_chunk", [0, 1, 3])
-    def test_a_file_that_does_not_follow_the_last_one_is_a_gap(
-        self, ledger: Ledger, first_chunk: int
-    ) -> None:
+    def test_a_file_that_does_not_follow_the_last_is_a_gap(self, ledger: Ledger, first_chunk: int) -> None:
         add_job(ledger, chunks=2, sealed=False)
 
         assert ledger.stage("job", first_chunk, 1, 10) == "gap"
 
     @pytest.mark.parametrize("obstacle", ["seal", "seal and pause", "cancel"])
-    def test_a_job_that_is_sealed_or_over_takes_no_more_files_but_knows_its_own(
-        self, ledger: Ledger, obstacle: str
-    ) -> None:
+    def test_a_sealed_or_ended_job_takes_no_file_but_its_own(self, ledger: Ledger, obstacle: str) -> None:
         add_job(ledger, chunks=1, sealed=obstacle != "cancel")
         if obstacle == "cancel":
             ledger.cancel("job", ttl_seconds=60)
@@ -144,9 +132,7 @@ class TestStage:
 
         assert claim(ledger).chunk_id == 0
 
-    def test_staged_files_are_listed_in_order_so_that_a_killed_submit_can_resume(
-        self, ledger: Ledger
-    ) -> None:
+    def test_staged_files_are_listed_in_order_so_that_a_submit_can_resume(self, ledger: Ledger) -> None:
         files = [(0, 9), (9, 2), (11, 256)]
         add_job(ledger, chunks=0, sealed=False)
         for first, chunks in files:
@@ -167,17 +153,15 @@ class TestSeal:
     def test_a_seal_can_be_repeated_even_after_the_end(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=1)
         assert ledger.seal("job", 1, 10) == "sealed"
-        work_off(ledger)
-        ledger.finish(claim_finish(ledger), ttl_seconds=60)
+        steps.work_off(ledger)
+        ledger.finish(steps.claim_finish(ledger), ttl_seconds=60)
 
         assert ledger.seal("job", 1, 10) == "sealed"
 
         assert ledger.status("job").state is JobState.COMPLETED
 
     @pytest.mark.parametrize(("chunks", "items"), [(3, 20), (2, 21)])
-    def test_a_seal_with_other_numbers_than_were_staged_is_a_mismatch(
-        self, ledger: Ledger, chunks: int, items: int
-    ) -> None:
+    def test_a_seal_with_other_numbers_is_a_mismatch(self, ledger: Ledger, chunks: int, items: int) -> None:
         add_job(ledger, chunks=2, sealed=False)
 
         assert ledger.seal("job", chunks, items) == "mismatch"
@@ -193,7 +177,7 @@ class TestSeal:
     @pytest.mark.parametrize("chunks", [0, 2])
     def test_a_seal_after_the_last_chunk_makes_the_job_finishing(self, ledger: Ledger, chunks: int) -> None:
         add_job(ledger, chunks=chunks, sealed=False)
-        work_off(ledger)
+        steps.work_off(ledger)
 
         ledger.seal("job", chunks, 10 * chunks)
 
@@ -235,7 +219,7 @@ class TestClaim:
 
         assert try_claim(ledger) is None
 
-    def test_the_same_token_gets_the_same_chunk_again_with_a_whole_lease(
+    def test_the_same_token_gets_its_chunk_and_a_whole_lease(
         self, ledger: Ledger, pass_time: PassTime
     ) -> None:
         add_job(ledger, chunks=3)
@@ -249,9 +233,7 @@ class TestClaim:
         assert ledger.reconcile()[0] == 0
 
     @pytest.mark.parametrize("end", ["complete", "lost"])
-    def test_a_token_whose_chunk_is_complete_or_lost_gets_nothing_more(
-        self, ledger: Ledger, pass_time: PassTime, end: str
-    ) -> None:
+    def test_a_token_gets_no_second_chunk(self, ledger: Ledger, pass_time: PassTime, end: str) -> None:
         add_job(ledger, chunks=2)
         claimed = claim(ledger, token="delivery-1")
         if end == "complete":
@@ -282,9 +264,7 @@ class TestClaim:
 
         assert [claim(ledger).more, claim(ledger, lanes=[Lane.HIGH, Lane.BULK]).more] == [True, False]
 
-    def test_a_chunk_that_came_back_is_claimed_before_new_ones(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_chunk_that_came_back_is_claimed_first(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=3)
         claim(ledger)
         pass_time(601)
@@ -337,9 +317,7 @@ class TestOrder:
 
         assert claimed_jobs(ledger, 2) == ["a", "b"]
 
-    def test_a_job_that_returns_to_its_lane_does_not_jump_the_queue(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_job_that_returns_does_not_jump_the_queue(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, "older", chunks=2)
         complete(ledger, claim(ledger))
         add_job(ledger, "later", chunks=1)
@@ -376,7 +354,7 @@ class TestOrder:
         assert claim(ledger).job_id == "a"
 
     @pytest.mark.parametrize("obstacle", ["back-off", "excluded"])
-    def test_many_jobs_without_work_for_a_worker_do_not_hide_the_one_with_work(
+    def test_many_jobs_without_work_do_not_hide_the_one_with_work(
         self, ledger: Ledger, obstacle: str
     ) -> None:
         names = [f"other{number:02d}" for number in range(70)]
@@ -405,7 +383,7 @@ class TestClaimFinish:
         add_finishing_job(ledger)
         assert ledger.reconcile() == (0, 1)
 
-        found = claim_finish(ledger)
+        found = steps.claim_finish(ledger)
 
         assert (found.job_id, found.generation) == ("job", 0)
         assert (found.job_fingerprint, found.job_created_ms) == (

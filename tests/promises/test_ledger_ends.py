@@ -10,18 +10,8 @@ import pytest
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from tests.promises.conftest import PassTime
-from tests.support.ledger import (  # fmt: skip
-    add_finishing_job,
-    add_job,
-    bring_into,
-    claim,
-    claim_finish,
-    complete,
-    lease_of,
-    new_token,
-    try_claim,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, lease_of, new_token
 
 OPEN = [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED]
 OVER = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
@@ -31,19 +21,18 @@ class TestFinish:
     @pytest.mark.parametrize(("failed", "state"), [(0, "completed"), (3, "completed_with_errors")])
     def test_a_job_is_completed_with_or_without_errors(self, ledger: Ledger, failed: int, state: str) -> None:
         add_finishing_job(ledger, failed=failed)
-        before = ledger.status("job")
+        before, early_end = ledger.status("job"), ledger.last_early_end()
         assert before.finished_ms is None
 
         assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == state
 
+        assert ledger.last_early_end() == early_end
         status = ledger.status("job")
         assert (status.state, status.created_ms) == (state, before.created_ms)
         assert status.finished_ms is not None
         assert status.created_ms <= before.asked_ms <= status.finished_ms <= status.asked_ms
 
-    def test_a_claim_that_expired_is_taken_by_another_worker(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_claim_that_expired_is_taken_by_another(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_finishing_job(ledger)
         first = claim_finish(ledger)
         pass_time(601)
@@ -67,7 +56,7 @@ class TestFinish:
 
         assert ledger.claim_finish(new_token(), 600) is None
 
-    def test_a_job_with_open_chunks_of_another_generation_or_unknown_is_not_finished(
+    def test_a_job_that_is_open_of_another_generation_or_unknown_is_not_finished(
         self, ledger: Ledger
     ) -> None:
         add_finishing_job(ledger)
@@ -80,9 +69,7 @@ class TestFinish:
 
 
 class TestPostpone:
-    def test_it_is_claimed_again_after_the_delay_and_the_status_shows_why(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_it_is_claimed_after_the_delay_and_says_why(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_finishing_job(ledger)
         assert ledger.postpone_finish(claim_finish(ledger), 100, "the store is away") == "postponed"
         assert ledger.status("job").reason == "the store is away"
@@ -104,7 +91,7 @@ class TestPostpone:
         assert word == "paused"
         assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.PAUSED, "still away")
         assert ledger.claim_finish(new_token(), 600) is None
-        assert try_claim(ledger) is None
+        assert steps.try_claim(ledger) is None
         assert ledger.resume("job") == (True, JobState.FINISHING)
         assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed"
 
@@ -129,20 +116,18 @@ class TestPostpone:
 class TestEarlyEnd:
     @pytest.mark.parametrize("state", OPEN)
     def test_a_job_with_open_chunks_can_be_cancelled(self, ledger: Ledger, state: JobState) -> None:
-        bring_into(ledger, state)
+        steps.bring_into(ledger, state)
         before = ledger.last_early_end()
 
         assert ledger.cancel("job", ttl_seconds=60) == (True, JobState.CANCELLED)
 
-        assert try_claim(ledger) is None
+        assert steps.try_claim(ledger) is None
         assert ledger.last_early_end() != before
         assert not ledger.status("job").has_stopped_itself
 
     @pytest.mark.parametrize("state", [JobState.FINISHING, *OVER])
-    def test_a_job_that_is_finishing_or_over_cannot_be_cancelled(
-        self, ledger: Ledger, state: JobState
-    ) -> None:
-        bring_into(ledger, state)
+    def test_a_finishing_or_ended_job_cannot_be_cancelled(self, ledger: Ledger, state: JobState) -> None:
+        steps.bring_into(ledger, state)
         before = ledger.last_early_end()
 
         assert ledger.cancel("job", ttl_seconds=60) == (False, state)
@@ -150,10 +135,10 @@ class TestEarlyEnd:
         assert ledger.last_early_end() == before
 
     @pytest.mark.parametrize("state", [*OPEN, JobState.FINISHING])
-    def test_a_job_whose_rows_cannot_be_written_fails_with_the_reason(
+    def test_a_job_that_cannot_be_written_fails_with_the_reason(
         self, ledger: Ledger, state: JobState
     ) -> None:
-        bring_into(ledger, state)
+        steps.bring_into(ledger, state)
 
         for _ in range(2):
             ledger.fail("job", "no disk", ttl_seconds=60)
@@ -161,9 +146,7 @@ class TestEarlyEnd:
         assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.FAILED, "no disk")
         assert ledger.reconcile() == (0, 0)
 
-    def test_a_worker_without_the_lease_cannot_fail_the_job(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_one_without_the_lease_cannot_fail_the_job(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger)
         lost = claim(ledger)
         pass_time(601)
@@ -183,9 +166,7 @@ class TestEarlyEnd:
         assert ledger.renew([lease_of(claimed)], 60) == ["cancelled"]
         assert ledger.finish(claimed, ttl_seconds=60) == "failed"
 
-    def test_workers_that_held_chunks_are_writers_until_they_have_stopped(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_holders_are_writers_until_they_have_stopped(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=3)
         first, second, third = claim(ledger), claim(ledger), claim(ledger)
         assert ledger.writers("job", 100)[0] == 0
@@ -194,18 +175,23 @@ class TestEarlyEnd:
         ledger.release(first, "drain", reason="cancelled")
         count, seconds = ledger.writers("job", 100)
         assert (count, seconds) == (2, pytest.approx(700, abs=5))
-        complete(ledger, second)
+        steps.complete(ledger, second)
         assert ledger.writers("job", 100)[0] == 1
-        pass_time(705)
+        pass_time(650)
+        assert ledger.writers("job", 100)[0] == 1
+        pass_time(55)
         assert ledger.writers("job", 100) == (0, 0)
         assert ledger.renew([lease_of(third)], 600) == ["cancelled"]  # it is inside its write
         assert ledger.writers("job", 100)[0] == 1
+        ledger.fail("job", "no disk", ttl_seconds=6000, holder=third)
+        assert ledger.writers("job", 100)[0] == 0
+        assert ledger.status("job").state is JobState.CANCELLED
 
 
 def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
     add_job(ledger, chunks=5, lane=Lane.BULK)
     done, _leased, released = claim(ledger), claim(ledger), claim(ledger)
-    complete(ledger, done, ok=8, failed=2)
+    steps.complete(ledger, done, ok=8, failed=2)
     ledger.release(released, "waits", reason="store away")
 
     status = ledger.status("job")
@@ -273,7 +259,7 @@ class TestProgress:
         thread = threading.Thread(target=lambda: news.append(ledger.wait_for_progress("job", seen, 5)))
 
         thread.start()
-        complete(ledger, claim(ledger))
+        steps.complete(ledger, claim(ledger))
         thread.join(timeout=10)
 
         assert news == [ledger.last_progress("job")]
@@ -289,7 +275,7 @@ class TestProgress:
     def test_several_news_at_once_give_the_last_mark(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=3)
         first = ledger.last_progress("job")
-        work_off(ledger)
+        steps.work_off(ledger)
 
         assert ledger.wait_for_progress("job", first, 5) == ledger.last_progress("job") != first
 

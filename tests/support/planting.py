@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,25 +20,14 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError, RedisUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Errands
-from clipfleet.ledger.jobs import Claim, Draft, FinishClaim, Lease, Ledger, Quota, WorkerFacts
+from clipfleet.ledger.jobs import Claim, Draft, FinishClaim, Ledger, Quota, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.redis.connection import connect
 from clipfleet_worker.sinks.redis import RedisSink
+from tests.support import ledger as steps
 from tests.support import redis_rows
-from tests.support.ledger import (
-    LANES,
-    MODEL,
-    add_job,
-    claim,
-    let_back_offs_pass,
-    let_finish_claims_expire,
-    let_leases_expire,
-    make_job,
-    new_token,
-    server_now_ms,
-    try_claim,
-)
+from tests.support.ledger import MODEL, add_job, claim, make_job, try_claim
 
 EVIL, SOUND = "evil", "sound"
 CHUNKS = 2
@@ -66,10 +55,14 @@ class World:
 
     def close(self) -> None:
         """Close all connections."""
-        for one in (self.ledger, self.bounded, self.store, self.errands):
+        for one in (self.ledger, self.bounded, self.store, self.errands, self.client, self._raw):
             one.close()
-        self.client.close()
-        self._raw.close()
+
+    @property
+    def the_finish(self) -> FinishClaim:
+        """The finishing that a situation has claimed."""
+        assert self.finish is not None
+        return self.finish
 
     def snapshot(self) -> list[tuple[bytes, int, bytes]]:
         """All keys as they are now."""
@@ -118,7 +111,7 @@ class Case:
         world = self.world
         world.held, world.finish = self._held, self._finish
         world.restore(self._snapshot, plant)
-        with _nothing_raised() if self.situation.serves_all else told_of_a_job():
+        with nullcontext() if self.situation.serves_all else told_of_a_job():
             self.situation.act(world)
         work_off(world)
         status = world.ledger.status(SOUND)
@@ -127,15 +120,8 @@ class Case:
             with told_of_a_job():
                 evil = world.ledger.status(EVIL)
                 is_served = evil.model == MODEL  # else no worker of these would do it, planted or not
-                assert evil.state is not JobState.RUNNING or not (evil.sealed and is_served), (
-                    f"half way: {evil}"
-                )
-                assert evil.state is not JobState.FINISHING, f"half way: {evil}"
-
-
-@contextmanager
-def _nothing_raised() -> Iterator[None]:
-    yield
+                is_under_way = evil.state is JobState.RUNNING and evil.sealed and is_served
+                assert not is_under_way and evil.state is not JobState.FINISHING, f"half way: {evil}"
 
 
 @contextmanager
@@ -149,33 +135,35 @@ def told_of_a_job() -> Iterator[None]:
         pass
 
 
+def _may_tell_of(job_id: str) -> AbstractContextManager[None]:
+    return told_of_a_job() if job_id == EVIL else nullcontext()
+
+
 def work_off(world: World) -> None:
     """What workers do, until nothing is left: two of them, of which the first one dies."""
     ledger, client = world.ledger, world.client
     for job_id, held in world.held.items():
-        with told_of_a_job() if job_id == EVIL else _nothing_raised():
+        with _may_tell_of(job_id):
             _complete(world, held)
     for _ in range(2):
         for let_pass in (
-            partial(let_back_offs_pass, client, EVIL),
-            partial(let_back_offs_pass, client, SOUND),
-            partial(let_leases_expire, client),
-            partial(let_finish_claims_expire, client),
+            partial(steps.let_back_offs_pass, client, EVIL),
+            partial(steps.let_back_offs_pass, client, SOUND),
+            partial(steps.let_leases_expire, client),
+            partial(steps.let_finish_claims_expire, client),
         ):
             with suppress(redis.ResponseError):  # what is planted may be of another kind
                 let_pass()
         ledger.reconcile()
         claims = 0
-        while claimed := try_claim(ledger):
+        while claimed := try_claim(ledger) or ledger.claim_finish(steps.new_token(), 600):
             claims += 1
             assert claims < _MOST_CLAIMS, f"claimed again and again: {claimed}"
-            with told_of_a_job() if claimed.job_id == EVIL else _nothing_raised():
-                _complete(world, claimed)
-        while finishing := ledger.claim_finish(new_token(), 600):
-            claims += 1
-            assert claims < _MOST_CLAIMS, f"finished again and again: {finishing}"
-            with told_of_a_job() if finishing.job_id == EVIL else _nothing_raised():
-                ledger.finish(finishing, ttl_seconds=60)
+            with _may_tell_of(claimed.job_id):
+                if isinstance(claimed, Claim):
+                    _complete(world, claimed)
+                else:
+                    ledger.finish(claimed, ttl_seconds=60)
     ledger.backlog(keep_seconds=0.001)
 
 
@@ -188,6 +176,11 @@ def _complete(world: World, claimed: Claim) -> None:
                 return
     else:
         world.ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={"write": 0.5})
+
+
+def _complete_some(world: World, claimed: Claim) -> None:
+    codes, spent = {"not_found": 3}, {"write": 0.5}
+    world.ledger.complete(claimed, ok=7, failed=3, codes=codes, work_seconds=spent)
 
 
 # --- what situations begin with ---
@@ -209,13 +202,12 @@ def _claimed(world: World) -> None:
 def _with_history(world: World) -> None:
     _both(world)
     world.ledger.release(claim(world.ledger), "failures", reason="")
-    let_back_offs_pass(world.client, EVIL)
+    steps.let_back_offs_pass(world.client, EVIL)
 
 
 def _last_one(world: World) -> None:
     add_job(world.ledger, EVIL, chunks=CHUNKS)
-    failed = claim(world.ledger)
-    world.ledger.complete(failed, ok=7, failed=3, codes={"not_found": 3}, work_seconds={"write": 0.5})
+    _complete_some(world, claim(world.ledger))
     world.held[EVIL] = claim(world.ledger)
     add_job(world.ledger, SOUND, chunks=CHUNKS)
 
@@ -230,29 +222,26 @@ def _rows(world: World) -> None:
 def _expired(world: World) -> None:
     _claimed(world)
     world.held.clear()
-    let_leases_expire(world.client)
-    world.client.set(keys.RECONCILED, server_now_ms(world.client))
+    steps.let_leases_expire(world.client)
+    world.client.set(keys.RECONCILED, steps.server_now_ms(world.client))
 
 
 def _finishing(world: World) -> None:
     add_job(world.ledger, EVIL, chunks=CHUNKS)
-    while claimed := try_claim(world.ledger):
-        _complete(world, claimed)
+    steps.work_off(world.ledger)
     add_job(world.ledger, SOUND, chunks=CHUNKS)
 
 
 def _finish_claimed(world: World) -> None:
     _finishing(world)
-    world.finish = world.ledger.claim_finish(new_token(), 600)
-    assert world.finish is not None
+    world.finish = steps.claim_finish(world.ledger)
 
 
 def _cancelled(world: World) -> None:
     job = make_job(EVIL).model_copy(update={"on_finished": "myapp.handle"})
     add_job(world.ledger, job=job, chunks=CHUNKS)
-    held = claim(world.ledger)
+    claim(world.ledger)
     world.ledger.cancel(EVIL, ttl_seconds=60)
-    assert held.job_id == EVIL
     add_job(world.ledger, SOUND, chunks=CHUNKS)
 
 
@@ -280,37 +269,23 @@ def _open_rows(world: World) -> None:
 # --- the calls ---
 
 
-def _release(kind: str) -> Callable[[World], object]:
-    return lambda world: world.ledger.release(world.held[EVIL], kind, reason="away")
-
-
 def _renew(world: World) -> None:
-    leases = [Lease(one.job_id, str(one.chunk_id), one.token) for one in world.held.values()]
+    leases = [steps.lease_of(one) for one in world.held.values()]
     assert world.ledger.renew(leases, 600)[-1] == "held"
 
 
 def _renew_finish(world: World) -> None:
-    assert world.finish is not None
-    world.ledger.renew([Lease(EVIL, "finish", world.finish.token)], 600)
+    world.ledger.renew([steps.lease_of(world.the_finish)], 600)
 
 
-def _complete_some(world: World) -> None:
-    world.ledger.complete(
-        world.held[EVIL], ok=7, failed=3, codes={"not_found": 3}, work_seconds={"write": 0.5}
+def _postpone(world: World, *, is_lasting: bool) -> None:
+    world.ledger.postpone_finish(world.the_finish, 0, "away", outage_seconds=-1, is_lasting=is_lasting)
+
+
+def _rebuild(world: World) -> None:
+    world.ledger.drafts.rebuild(
+        make_job(EVIL), "draft", _DRAFT, state=JobState.RUNNING, generation=1, items=20, ttl_seconds=60
     )
-
-
-def _postpone(lasting: bool) -> Callable[[World], object]:
-    def act(world: World) -> None:
-        assert world.finish is not None
-        world.ledger.postpone_finish(world.finish, 0, "away", outage_seconds=-1, is_lasting=lasting)
-
-    return act
-
-
-def _end(world: World) -> None:
-    assert world.finish is not None
-    world.ledger.finish(world.finish, ttl_seconds=60)
 
 
 def _do_errands(world: World) -> None:
@@ -345,51 +320,45 @@ def _serve_all(world: World) -> None:
     world.errands.claim_announcement(600)
 
 
+def _release(kind: str) -> Callable[[World], object]:
+    return lambda w: w.ledger.release(w.held[EVIL], kind, reason="away")
+
+
 SITUATIONS: tuple[Situation, ...] = (
-    Situation("claim", _both, lambda world: [try_claim(world.ledger) for _ in range(2)], True),
-    Situation("claim what had trouble", _with_history, lambda world: try_claim(world.ledger), True),
-    Situation(
-        "claim once more",
-        _claimed,
-        lambda world: world.ledger.claim(world.held[EVIL].token, 600, LANES, [MODEL]),
-        True,
-    ),
-    Situation("complete", _claimed, lambda world: _complete(world, world.held[EVIL])),
-    Situation("complete with failures", _claimed, _complete_some),
-    Situation("complete the last one", _last_one, _complete_some),
-    Situation("complete rows", _rows, lambda world: _complete(world, world.held[EVIL])),
+    Situation("claim", _both, lambda w: [try_claim(w.ledger) for _ in range(2)], True),
+    Situation("claim what had trouble", _with_history, lambda w: try_claim(w.ledger), True),
+    Situation("claim once more", _claimed, lambda w: try_claim(w.ledger, token=w.held[EVIL].token), True),
+    Situation("complete", _claimed, lambda w: _complete(w, w.held[EVIL])),
+    Situation("complete with failures", _claimed, lambda w: _complete_some(w, w.held[EVIL])),
+    Situation("complete the last one", _last_one, lambda w: _complete_some(w, w.held[EVIL])),
+    Situation("complete rows", _rows, lambda w: _complete(w, w.held[EVIL])),
     Situation("renew", _claimed, _renew, True),
     *(Situation(f"release: {kind}", _claimed, _release(kind)) for kind in ("failures", "waits", "drain")),
-    Situation("reconcile", _expired, lambda world: world.ledger.reconcile(), True),
-    Situation("claim_finish", _finishing, lambda world: world.ledger.claim_finish("t", 0), True),
-    Situation("renew a finishing", _finish_claimed, _renew_finish, True),
-    Situation("finish", _finish_claimed, _end),
-    Situation("postpone_finish", _finish_claimed, _postpone(False), ends=False),
-    Situation("postpone_finish for good", _finish_claimed, _postpone(True)),
+    Situation("reconcile", _expired, lambda w: w.ledger.reconcile(), True),
+    Situation("claim_finish", _finishing, lambda w: w.ledger.claim_finish("t", 0), True),
+    Situation(
+        "renew a finishing",
+        _finish_claimed,
+        lambda w: w.ledger.renew([steps.lease_of(w.the_finish)], 600),
+        True,
+    ),
+    Situation("finish", _finish_claimed, lambda w: w.ledger.finish(w.the_finish, ttl_seconds=60)),
+    Situation("postpone_finish", _finish_claimed, partial(_postpone, is_lasting=False), ends=False),
+    Situation("postpone_finish for good", _finish_claimed, partial(_postpone, is_lasting=True)),
     Situation("do errands", _cancelled, _do_errands, True),
-    Situation("cancel", _claimed, lambda world: world.ledger.cancel(EVIL, ttl_seconds=60)),
-    Situation("writers", _cancelled, lambda world: world.ledger.writers(EVIL, 30)),
-    Situation("pause", _both, lambda world: world.ledger.pause(EVIL, ""), ends=False),
-    Situation("resume", _paused, lambda world: world.ledger.resume(EVIL)),
-    Situation("stage", _open, lambda world: world.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),
-    Situation("seal", _open, lambda world: world.ledger.seal(EVIL, CHUNKS, CHUNKS * 10), ends=False),
-    Situation("put_object", _open_rows, lambda world: RedisOutput(world.store, EVIL).replace("items", b"x")),
-    Situation("draft", _noted, lambda world: world.ledger.drafts.note(EVIL, "draft", _DRAFT), ends=False),
+    Situation("cancel", _claimed, lambda w: w.ledger.cancel(EVIL, ttl_seconds=60)),
+    Situation("writers", _cancelled, lambda w: w.ledger.writers(EVIL, 30)),
+    Situation("pause", _both, lambda w: w.ledger.pause(EVIL, ""), ends=False),
+    Situation("resume", _paused, lambda w: w.ledger.resume(EVIL)),
+    Situation("stage", _open, lambda w: w.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),
+    Situation("seal", _open, lambda w: w.ledger.seal(EVIL, CHUNKS, CHUNKS * 10), ends=False),
+    Situation("put_object", _open_rows, lambda w: RedisOutput(w.store, EVIL).replace("items", b"x")),
+    Situation("draft", _noted, lambda w: w.ledger.drafts.note(EVIL, "draft", _DRAFT), ends=False),
     Situation(
-        "retry",
-        _noted,
-        lambda world: world.ledger.drafts.retry(EVIL, "draft", _DRAFT, generation=1),
-        ends=False,
+        "retry", _noted, lambda w: w.ledger.drafts.retry(EVIL, "draft", _DRAFT, generation=1), ends=False
     ),
-    Situation(
-        "rebuild",
-        _noted,
-        lambda world: world.ledger.drafts.rebuild(
-            make_job(EVIL), "draft", _DRAFT, state=JobState.RUNNING, generation=1, items=20, ttl_seconds=60
-        ),
-        ends=False,
-    ),
-    Situation("submit again", _both, lambda world: world.ledger.submit(make_job(EVIL)), ends=False),
+    Situation("rebuild", _noted, _rebuild, ends=False),
+    Situation("submit again", _both, lambda w: w.ledger.submit(make_job(EVIL)), ends=False),
     Situation("look", _claimed, _look),
     Situation("serve all", _both, _serve_all, True),
 )
@@ -398,47 +367,14 @@ SITUATIONS: tuple[Situation, ...] = (
 
 PENDING = tuple(f":pending:t0k3n{suffix}" for suffix in keys.PENDING_SUFFIXES)
 ALL_SUFFIXES = (*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES, *PENDING)
-FIELDS = [
-    "fingerprint",
-    "state",
-    "lane",
-    "model",
-    "generation",
-    "staged_chunks",
-    "staged_items",
-    "next_chunk",
-    "sealed",
-    "done_chunks",
-    "ok",
-    "failed",
-    "turn",
-    "outage_since",
-    "created_ms",
-    "finished_ms",
-    "finish_token",
-    "sweeps_left",
-    "reason",
-    "retry_codes",
-    "draft_token",
-    "seconds:write",
-    "max_error_rate",
-    "carried",
-    "ran",
-    "ran_failed",
-    "meters",
-    "measured",
-    "measured:0",
-    "starved_since",
-    "starved_ms",
-    "has_troubles",
-    "job_ttl_ms",
-    "result_ttl_ms",
-    "row_schema",
-    "chunk_size",
-    "last_file",
-    "untold",
-    "traceparent",
-]
+FIELDS = (
+    "fingerprint", "state", "lane", "model", "generation", "staged_chunks", "staged_items", "next_chunk",
+    "sealed", "done_chunks", "ok", "failed", "turn", "outage_since", "created_ms", "finished_ms",
+    "finish_token", "sweeps_left", "reason", "retry_codes", "draft_token", "seconds:write",
+    "max_error_rate", "carried", "ran", "ran_failed", "meters", "measured", "measured:0", "starved_since",
+    "starved_ms", "has_troubles", "job_ttl_ms", "result_ttl_ms", "row_schema", "chunk_size", "last_file",
+    "untold", "traceparent",
+)  # fmt: skip
 VALUES: tuple[Any, ...] = (
     "x", "", "nan", "inf", "1e400", "-1", "1.5", "0x10", " 1", "9" * 30, "99999999999999", "x" * 50_000,
     b"\xff\xfe", "[]", "running",

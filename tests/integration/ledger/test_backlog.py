@@ -9,18 +9,7 @@ from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.values import LaneBacklog
-from tests.support.ledger import (
-    DAY_MS,
-    add_job,
-    claim,
-    complete,
-    server_now_ms,
-    work_off,
-)
-
-
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
+from tests.support.ledger import DAY_MS, add_job, claim, complete, server_now_ms, work_off
 
 
 def test_the_backlog_counts_pending_and_running_work(ledger: Ledger, redis_client: redis.Redis) -> None:
@@ -53,9 +42,7 @@ def test_the_backlog_of_nothing_is_empty(ledger: Ledger) -> None:
     assert (backlog.oldest_due_seconds, backlog.outage_seconds) == (0, 0)
 
 
-def test_the_backlog_is_counted_once_in_a_while_for_all_callers(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_the_backlog_is_counted_once_in_a_while(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=3)
     before = ledger.backlog(600)
     work_off(ledger)
@@ -93,9 +80,7 @@ def test_the_backlog_has_the_longest_outage(ledger: Ledger, redis_client: redis.
 
 
 @pytest.mark.parametrize("planted", ["", "[]", "{}", '{"lanes": 7}', "[" * 100_000, "no JSON", ["a", "list"]])
-def test_a_planted_backlog_is_counted_anew(
-    ledger: Ledger, redis_client: redis.Redis, planted: str | list[str]
-) -> None:
+def test_a_plant_is_not_believed(ledger: Ledger, redis_client: redis.Redis, planted: str | list[str]) -> None:
     add_job(ledger, chunks=3)
     if isinstance(planted, list):
         redis_client.rpush(keys.BACKLOG, *planted)
@@ -105,9 +90,7 @@ def test_a_planted_backlog_is_counted_anew(
     assert ledger.backlog().lanes[Lane.NORMAL].queued_chunks == 3
 
 
-def test_planted_jobs_do_not_keep_others_from_being_counted(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_planted_jobs_do_not_keep_others_uncounted(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=3)
     redis_client.zadd(
         keys.JOBS, {"of another kind": 1, "without facts": 2, "odd": 3, "nowhere": 4, "bytes": 5}

@@ -8,75 +8,44 @@ import redis
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
-from tests.support.ledger import (
-    DAY_MS,
-    add_finishing_job,
-    add_job,
-    bring_into,
-    claim,
-    claim_finish,
-    complete,
-    ends,
-    keys_without_ttl,
-    lease_of,
-    let_back_offs_pass,
-    let_finish_claims_expire,
-    let_leases_expire,
-    let_outage_grow_old,
-    lose,
-    make_job,
-    work_off,
-)
-
-
-def test_a_job_ends_once_however_many_workers_finish_it(ledger: Ledger, redis_client: redis.Redis) -> None:
-    add_finishing_job(ledger)
-    first = claim_finish(ledger)
-    let_finish_claims_expire(redis_client)
-    second = claim_finish(ledger)
-
-    words = [ledger.finish(claimed, ttl_seconds=60) for claimed in (first, second, first)]
-
-    assert words == ["completed"] * 3
-    assert ends(redis_client) == [("job", "0", "completed")]
+from tests.support import ledger as steps
+from tests.support.ledger import DAY_MS, add_finishing_job, add_job, bring_into, claim, claim_finish, complete
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state.is_final])
-def test_each_end_is_one_event_and_the_last_entry_of_the_stream(
-    ledger: Ledger, redis_client: redis.Redis, state: JobState
-) -> None:
+def test_each_end_is_one_event_and_entry(ledger: Ledger, redis_client: redis.Redis, state: JobState) -> None:
     bring_into(ledger, state)
     ledger.fail("job", "no disk", ttl_seconds=60)
     ledger.cancel("job", ttl_seconds=60)
 
-    assert ends(redis_client) == [("job", "0", state)]
+    assert steps.ends(redis_client) == [("job", "0", state)]
     assert redis_client.xrevrange(keys.job("job", keys.STREAM), count=1)[0][1] == {"state": state}
     assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.lane_queue("normal", "demo"))
 
 
 def test_every_key_has_a_ttl_at_every_step_of_a_job(ledger: Ledger, redis_client: redis.Redis) -> None:
     def check() -> None:
-        assert keys_without_ttl(redis_client) == []
+        assert steps.keys_without_ttl(redis_client) == []
 
     add_job(ledger, chunks=4, sealed=False)
     check()
     ledger.seal("job", 4, 40)
     done, lost, failed, waits = (claim(ledger) for _ in range(4))
     check()
-    ledger.renew([lease_of(done)], 60)
+    ledger.renew([steps.lease_of(done)], 60)
     check()
     ledger.release(failed, "failures", reason="")
     ledger.release(waits, "waits", reason="store away")
     check()
-    lose(ledger, redis_client, lost)
+    steps.lose(ledger, redis_client, lost)
     check()
     complete(ledger, done, ok=9, failed=1)
     check()
     ledger.pause("job", "for a while")
     check()
     ledger.resume("job")
-    let_back_offs_pass(redis_client, "job")
-    work_off(ledger)
+    steps.let_back_offs_pass(redis_client, "job")
+    steps.work_off(ledger)
     check()
     ledger.postpone_finish(claim_finish(ledger), 0)
     check()
@@ -92,18 +61,16 @@ def test_an_unfinished_job_is_kept_for_thirty_days(ledger: Ledger, redis_client:
 
 
 @pytest.mark.parametrize("end", ["completed_with_errors", "cancelled", "failed", "postponed for too long"])
-def test_after_the_end_a_job_is_kept_as_long_as_asked(
-    ledger: Ledger, redis_client: redis.Redis, end: str
-) -> None:
+def test_an_ended_job_is_kept_as_long_as_asked(ledger: Ledger, redis_client: redis.Redis, end: str) -> None:
     if end == "postponed for too long":
         add_finishing_job(ledger)
         for _ in range(2):
             ledger.postpone_finish(claim_finish(ledger), 0, "gone", ttl_seconds=60, is_lasting=True)
-            let_outage_grow_old(redis_client, "job")
+            steps.let_outage_grow_old(redis_client, "job")
     else:
         bring_into(ledger, JobState(end))  # for sixty seconds
 
-    ledger.submit(make_job())
+    ledger.submit(steps.make_job())
     ledger.stage("job", 0, 1, 10)
     ledger.seal("job", 1, 10)
 
@@ -123,20 +90,8 @@ def old_keys(client: redis.Redis) -> list[str]:
     return sorted(name for name in client.keys(f"{keys.PREFIX}:*") if client.pttl(name) < DAY_MS)
 
 
-def test_claims_alone_keep_alive_all_keys_of_a_long_job(ledger: Ledger, redis_client: redis.Redis) -> None:
-    add_job(ledger, chunks=3)
-    claim(ledger)
-    age(redis_client)
-
-    claim(ledger)
-
-    assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
-
-
 @pytest.mark.parametrize("touch", ["claim", "stage", "seal", "pause", "complete", "release", "reconcile"])
-def test_every_call_keeps_alive_all_keys_of_a_job(
-    ledger: Ledger, redis_client: redis.Redis, touch: str
-) -> None:
+def test_each_call_keeps_a_jobs_keys_alive(ledger: Ledger, redis_client: redis.Redis, touch: str) -> None:
     add_job(ledger, chunks=9, sealed=False)
     first, second, third, fourth = (claim(ledger) for _ in range(4))
     complete(ledger, first)
@@ -144,7 +99,7 @@ def test_every_call_keeps_alive_all_keys_of_a_job(
     age(redis_client)
 
     if touch == "reconcile":
-        let_leases_expire(redis_client, ("job", third.chunk_id))
+        steps.let_leases_expire(redis_client, ("job", third.chunk_id))
     calls = {
         "claim": lambda: claim(ledger),
         "stage": lambda: ledger.stage("job", 9, 1, 10),
@@ -159,9 +114,7 @@ def test_every_call_keeps_alive_all_keys_of_a_job(
     assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
 
 
-def test_a_finishing_that_is_retried_for_weeks_keeps_its_job_alive(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_finishing_retried_for_weeks_keeps_its_job_alive(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_finishing_job(ledger)
     age(redis_client)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,8 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from tests.support import jobs
-from tests.support.ledger import (
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    draft,
-    let_errands_be_due,
-    make_job,
-    new_token,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_job, claim, claim_finish, complete, let_errands_be_due
 from tests.support.waiting import wait_until
 
 TASK = "myapp.tasks.handle"
@@ -42,41 +35,41 @@ TASK = "myapp.tasks.handle"
 
 @pytest.fixture
 def errands(redis_url: str) -> Iterator[Errands]:
-    errands = Errands(redis_url)
-    yield errands
-    errands.close()
-
-
-@pytest.fixture
-def contexts(ledger: Ledger, redis_url: str, tmp_path: Path) -> Iterator[JobContexts]:
-    store = RedisStore(redis_url)
-    yield JobContexts(ledger, store, (tmp_path,))
-    store.close()
+    with closing(Errands(redis_url)) as errands:
+        yield errands
 
 
 @pytest.fixture
 def app(redis_url: str) -> Iterator[Celery]:
-    app = make_app(redis_url)
-    yield app
-    app.close()
+    with make_app(redis_url) as app:
+        yield app
 
 
-def submit(ledger: Ledger, job_id: str = "job", **values: Any) -> None:
-    """A job of one chunk with ten items, sealed."""
-    job = make_job(job_id).model_copy(update={"on_finished": TASK, **values})
-    ledger.submit(job)
-    ledger.stage(job_id, 0, 1, 10)
-    ledger.seal(job_id, 1, 10)
+@pytest.fixture
+def announcer(errands: Errands, app: Celery) -> Announcer:
+    return Announcer(errands, app)
 
 
-def announcement(errands: Errands) -> Announcement | None:
-    """The next one that is due."""
-    return errands.claim_announcement(60)
+def submit(ledger: Ledger, **values: Any) -> None:
+    """A job of one chunk whose end is announced."""
+    add_job(ledger, job=steps.make_job().model_copy(update={"on_finished": TASK, **values}))
 
 
 def finish(ledger: Ledger) -> None:
     complete(ledger, claim(ledger), ok=7, failed=3)
     ledger.finish(claim_finish(ledger), ttl_seconds=600)
+
+
+@pytest.fixture
+def ended(ledger: Ledger) -> None:
+    """A job has ended, and its user is not told yet."""
+    submit(ledger)
+    finish(ledger)
+
+
+def announcement(errands: Errands) -> Announcement | None:
+    """The next one that is due."""
+    return errands.claim_announcement(60)
 
 
 def cancel(ledger: Ledger) -> None:
@@ -87,14 +80,14 @@ def fail(ledger: Ledger) -> None:
     ledger.fail("job", "output_unreachable: away", ttl_seconds=600)
 
 
-@pytest.mark.parametrize(
-    ("end", "event"),
-    [
-        (finish, {"state": "completed_with_errors", "ok": 7, "failed": 3, "reason": ""}),
-        (cancel, {"state": "cancelled", "ok": 0, "failed": 0, "reason": ""}),
-        (fail, {"state": "failed", "ok": 0, "failed": 0, "reason": "output_unreachable: away"}),
-    ],
-)
+ENDS = [
+    (finish, {"state": "completed_with_errors", "ok": 7, "failed": 3, "reason": ""}),
+    (cancel, {"state": "cancelled", "ok": 0, "failed": 0, "reason": ""}),
+    (fail, {"state": "failed", "ok": 0, "failed": 0, "reason": "output_unreachable: away"}),
+]
+
+
+@pytest.mark.parametrize(("end", "event"), ENDS)
 def test_every_end_is_announced_once_with_its_counts(
     ledger: Ledger, errands: Errands, end: Callable[[Ledger], None], event: dict[str, Any]
 ) -> None:
@@ -102,7 +95,7 @@ def test_every_end_is_announced_once_with_its_counts(
     assert announcement(errands) is None
 
     end(ledger)
-    ledger.cancel("job", ttl_seconds=600)  # a repetition changes nothing
+    cancel(ledger)  # a repetition changes nothing
 
     found = announcement(errands)
     assert found is not None
@@ -118,11 +111,8 @@ def test_a_job_that_asks_for_none_has_none(ledger: Ledger, errands: Errands) -> 
     assert announcement(errands) is None
 
 
-def test_what_was_not_sent_is_handed_out_again_until_it_is_dropped(
-    ledger: Ledger, errands: Errands, redis_client: redis.Redis
-) -> None:
-    submit(ledger)
-    finish(ledger)
+@pytest.mark.usefixtures("ended")
+def test_one_that_was_not_sent_comes_until_it_is_dropped(errands: Errands, redis_client: redis.Redis) -> None:
     first = announcement(errands)
     assert announcement(errands) is None
 
@@ -137,32 +127,26 @@ def test_what_was_not_sent_is_handed_out_again_until_it_is_dropped(
     assert announcement(errands) is None
 
 
-def test_an_id_repeats_for_the_same_end_only() -> None:
-    def task_id(job_id: str, generation: int) -> str:
-        return Announcement("", TASK, "celery", {"job_id": job_id, "generation": generation}).task_id
+def task_id(job_id: str, generation: int) -> str:
+    return Announcement("", TASK, "celery", {"job_id": job_id, "generation": generation}).task_id
 
+
+def test_an_id_repeats_for_the_same_end_only() -> None:
     assert task_id("a", 0) == task_id("a", 0)
     assert len({task_id("a", 0), task_id("a", 1), task_id("b", 0)}) == 3
 
 
-def test_the_announcer_sends_a_task_that_celery_understands(
-    ledger: Ledger, errands: Errands, app: Celery, redis_client: redis.Redis
-) -> None:
+def test_celery_understands_the_task(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     submit(ledger, on_finished_queue="ends")
     finish(ledger)
-    Announcer(errands, app).run_once()
+    announcer.run_once()
 
     message = json.loads(redis_client.lpop("ends"))  # type: ignore[arg-type]
-    assert message["headers"]["task"] == TASK
-    assert message["headers"]["id"] == Announcement("", "", "", {"job_id": "job", "generation": 0}).task_id
+    assert (message["headers"]["task"], message["headers"]["id"]) == (TASK, task_id("job", 0))
     assert not redis_client.exists(keys.ANNOUNCEMENTS)
-    redis_client.delete("_kombu.binding.ends")
 
 
-def test_what_is_noted_just_before_a_worker_stops_is_still_sent(
-    ledger: Ledger, errands: Errands, app: Celery, redis_client: redis.Redis
-) -> None:
-    announcer = Announcer(errands, app)
+def test_a_stop_announces_a_late_end(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     announcer.start()
     submit(ledger)
     finish(ledger)
@@ -170,42 +154,33 @@ def test_what_is_noted_just_before_a_worker_stops_is_still_sent(
     announcer.stop()
 
     assert redis_client.llen("celery") == 1
-    redis_client.delete("celery", "_kombu.binding.celery")
 
 
-def test_a_broker_that_is_away_costs_no_announcement(
-    ledger: Ledger, errands: Errands, redis_client: redis.Redis, app: Celery
-) -> None:
-    submit(ledger)
-    finish(ledger)
-    away = make_app("redis://127.0.0.1:1/0")
-    Announcer(errands, away).run_once()
-    away.close()
+@pytest.mark.usefixtures("ended")
+def test_a_broker_may_be_away(errands: Errands, redis_client: redis.Redis, announcer: Announcer) -> None:
+    with make_app("redis://127.0.0.1:1/0") as away:
+        Announcer(errands, away).run_once()
     assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
 
     let_errands_be_due(redis_client)
-    announcer = Announcer(errands, app)
-    announcer.start()
-    wait_until(lambda: redis_client.llen("celery") == 1, "the end is announced")
-    announcer.stop()
-    redis_client.delete("celery", "_kombu.binding.celery")
+    announcer.run_once()
+
+    assert redis_client.llen("celery") == 1
 
 
-def test_a_refusal_of_rabbitmq_is_no_end_of_the_worker(
-    ledger: Ledger, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("ended")
+def test_rabbitmq_may_refuse_it(announcer: Announcer, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AccessRefused("ACCESS_REFUSED - access to queue 'celery' refused")
 
     monkeypatch.setattr(app, "send_task", refuse)
-    submit(ledger)
-    finish(ledger)
 
-    assert not Announcer(errands, app).do_one()
+    assert not announcer.do_one()
 
 
+@pytest.mark.usefixtures("ended")
 def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
-    ledger: Ledger, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
+    errands: Errands, announcer: Announcer, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses to declare a queue again with other properties, a quorum queue for example."""
     sent: list[str] = []
@@ -216,10 +191,8 @@ def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
         sent.append(f"{name} to {queue.name}")
 
     monkeypatch.setattr(app, "send_task", send_task)
-    submit(ledger)
-    finish(ledger)
 
-    assert Announcer(errands, app).do_one()
+    assert announcer.do_one()
     assert sent == [f"{TASK} to celery"]
     assert announcement(errands) is None
 
@@ -234,11 +207,11 @@ class Bench:
     sweeper: Sweeper
     folder: Path
 
-    def add(self, job_id: str, *, name: str = "") -> Job:
-        """A job of one chunk that a worker holds, with what it was writing when it was killed."""
+    def add(self, job_id: str = "job", *, name: str = "") -> Job:
+        """A job of one chunk, with what a worker was writing when it was killed."""
         job = jobs.make_job(self.folder / (name or job_id), job_id=job_id)
         jobs.place_job(FolderOutput(Path(job.output)), job)
-        add_job(self.ledger, job=job, chunks=1)
+        add_job(self.ledger, job=job)
         self.leave_scratch(job)
         return job
 
@@ -246,8 +219,8 @@ class Bench:
         (Path(job.output) / keys.TMP).mkdir(exist_ok=True)
         (Path(job.output) / keys.TMP / "half-written").write_bytes(b"half")
 
-    def scratch_files(self, job: Job) -> list[str]:
-        return [path.name for path in (Path(job.output) / keys.TMP).iterdir()]
+    def is_clean(self, job: Job) -> bool:
+        return not [*(Path(job.output) / keys.TMP).iterdir()]
 
     def sweep_all(self) -> int:
         count = 0
@@ -255,48 +228,43 @@ class Bench:
             count += 1
         return count
 
+    def sweep_later(self) -> int:
+        let_errands_be_due(self.client)
+        return self.sweep_all()
+
 
 @pytest.fixture
 def bench(
-    ledger: Ledger,
-    redis_client: redis.Redis,
-    errands: Errands,
-    contexts: JobContexts,
-    tmp_path: Path,
+    ledger: Ledger, redis_client: redis.Redis, errands: Errands, store: RedisStore, tmp_path: Path
 ) -> Bench:
-    return Bench(ledger, redis_client, Sweeper(errands, contexts), tmp_path)
+    sweeper = Sweeper(errands, JobContexts(ledger, store, (tmp_path,)))
+    return Bench(ledger, redis_client, sweeper, tmp_path)
 
 
-@pytest.mark.parametrize("end", ["cancelled", "failed"])
-def test_a_job_that_was_not_finished_is_swept_at_once_and_once_more(bench: Bench, end: str) -> None:
-    job = bench.add("job")
+@pytest.mark.parametrize("end", [cancel, fail])
+def test_an_unfinished_job_is_swept_at_once_and_again(bench: Bench, end: Callable[[Ledger], None]) -> None:
+    job = bench.add()
     claim(bench.ledger)
     assert bench.sweep_all() == 0
-    if end == "cancelled":
-        bench.ledger.cancel("job", ttl_seconds=600)
-    else:
-        bench.ledger.fail("job", "no disk", ttl_seconds=600)
+    end(bench.ledger)
 
     assert bench.sweep_all() == 1
-    assert bench.scratch_files(job) == []
+    assert bench.is_clean(job)
 
     bench.leave_scratch(job)  # somebody was late, and was killed
     assert bench.sweep_all() == 0
-    let_errands_be_due(bench.client)
-    assert bench.sweep_all() == 1
-    assert bench.scratch_files(job) == []
+    assert bench.sweep_later() == 1
+    assert bench.is_clean(job)
     assert bench.client.exists(keys.SWEEPS) == 0
 
 
 def test_a_finished_job_is_swept_once_more_later(bench: Bench) -> None:
-    job = bench.add("job")
-    complete(bench.ledger, claim(bench.ledger))
-    bench.ledger.finish(claim_finish(bench.ledger), ttl_seconds=600)
+    job = bench.add()
+    finish(bench.ledger)
 
     assert bench.sweep_all() == 0  # its finisher has done so
-    let_errands_be_due(bench.client)
-    assert bench.sweep_all() == 1
-    assert bench.scratch_files(job) == []
+    assert bench.sweep_later() == 1
+    assert bench.is_clean(job)
 
 
 def test_an_output_that_holds_another_job_by_now_is_left_alone(bench: Bench) -> None:
@@ -308,48 +276,45 @@ def test_an_output_that_holds_another_job_by_now_is_left_alone(bench: Bench) -> 
     output.remove(keys.JOB_FILE)
     new = bench.add("new", name="output")
 
-    let_errands_be_due(bench.client)
-    assert bench.sweep_all() == 1
-    assert bench.scratch_files(new) == ["half-written"]
+    assert bench.sweep_later() == 1
+    assert not bench.is_clean(new)
 
 
 def test_a_job_that_was_retried_is_left_to_its_next_end(bench: Bench) -> None:
-    job = bench.add("job")
-    bench.ledger.cancel("job", ttl_seconds=600)
-    token = new_token()
-    bench.ledger.drafts.begin("job", token)
-    bench.ledger.drafts.retry("job", token, draft(1), generation=1)
+    job = bench.add()
+    cancel(bench.ledger)
+    bench.ledger.drafts.begin("job", "token")
+    bench.ledger.drafts.retry("job", "token", steps.draft(1), generation=1)
 
     assert bench.sweep_all() == 0
-    assert bench.scratch_files(job) == ["half-written"]
+    assert not bench.is_clean(job)
 
-    bench.ledger.cancel("job", ttl_seconds=600)
+    cancel(bench.ledger)
     assert bench.sweep_all() == 1
-    assert bench.scratch_files(job) == []
+    assert bench.is_clean(job)
 
 
 def test_an_output_that_is_away_is_swept_when_it_is_back(bench: Bench) -> None:
-    job = bench.add("job")
-    bench.ledger.cancel("job", ttl_seconds=600)
+    job = bench.add()
+    cancel(bench.ledger)
     hidden = Path(job.output).rename(bench.folder / "unmounted")
 
     assert bench.sweep_all() == 1
     hidden.rename(job.output)
     assert bench.sweep_all() == 0  # not at once
-    let_errands_be_due(bench.client)
-    assert bench.sweep_all() == 1
-    assert bench.scratch_files(job) == []
+    assert bench.sweep_later() == 1
+    assert bench.is_clean(job)
 
 
 def test_rows_in_redis_leave_nothing_to_sweep(bench: Bench) -> None:
-    add_job(bench.ledger, job=jobs.make_job("redis://", job_id="here"), chunks=1)
-    bench.ledger.cancel("here", ttl_seconds=600)
+    add_job(bench.ledger, job=jobs.make_job("redis://", job_id="job"))
+    cancel(bench.ledger)
 
     assert bench.client.exists(keys.SWEEPS) == 0
 
 
 def test_an_output_that_hangs_delays_no_announcement_and_little_of_the_stop(
-    bench: Bench, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, may_end = threading.Event(), threading.Event()
 
@@ -359,7 +324,7 @@ def test_an_output_that_hangs_delays_no_announcement_and_little_of_the_stop(
 
     monkeypatch.setattr(FolderOutput, "sweep_scratch", hang)
     monkeypatch.setattr("clipfleet_worker.finish.errands._STOP_SECONDS", 0.1)
-    sweeper, announcer = Sweeper(errands, bench.sweeper._contexts), Announcer(errands, app)
+    sweeper = Sweeper(bench.sweeper._errands, bench.sweeper._contexts)
     bench.add("hanging")
     bench.ledger.cancel("hanging", ttl_seconds=600)
     sweeper.start()
@@ -375,4 +340,3 @@ def test_an_output_that_hangs_delays_no_announcement_and_little_of_the_stop(
     assert not may_end.is_set()  # nobody waited for the sweep
     may_end.set()
     wait_until(lambda: not sweeper._thread.is_alive(), "the sweep has ended")
-    bench.client.delete("celery", "_kombu.binding.celery")

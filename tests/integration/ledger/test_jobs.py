@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from contextlib import closing
 
 import pytest
 import redis
@@ -11,21 +11,8 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
-from tests.support.ledger import (
-    add_finishing_job,
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    make_job,
-    new_token,
-    server_now_ms,
-    try_claim,
-)
-
-
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, complete, make_job
 
 
 def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_client: redis.Redis) -> None:
@@ -61,12 +48,10 @@ def test_fields_of_a_newer_version_are_ignored(ledger: Ledger, redis_client: red
     assert ledger.backlog().jobs[JobState.FINISHING] == 1
 
 
-def test_nothing_is_left_of_a_worker_that_is_silent_or_has_ended(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_nothing_is_left_of_silent_or_ended_workers(ledger: Ledger, redis_client: redis.Redis) -> None:
     for worker_id in ("silent", "ended", "here"):
         ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
-    redis_client.zadd(keys.WORKERS, {"silent": server_now_ms(redis_client) - 45_000})
+    redis_client.zadd(keys.WORKERS, {"silent": steps.server_now_ms(redis_client) - 45_000})
 
     ledger.farewell("ended")
     ledger.reconcile(worker_silence_seconds=40)
@@ -101,31 +86,22 @@ def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis)
         redis_client.delete(*redis_client.keys(keys.job(name, "*")))
 
     assert claim(ledger).job_id == "here"
-    assert ledger.claim_finish(new_token(), 600) is None
+    assert ledger.claim_finish(steps.new_token(), 600) is None
 
     assert redis_client.exists(keys.FINISHING, keys.job("finishing"), keys.job("gone")) == 0
     assert redis_client.zrange(keys.lane_queue("normal", "demo"), 0, -1) == ["here"]
 
 
 def test_a_claim_that_finds_nothing_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
-    assert try_claim(ledger) is None
+    assert steps.try_claim(ledger) is None
 
     assert redis_client.keys("*") == []
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_waiting_caller_is_woken_by_the_next_chunk(ledger: Ledger, redis_url: str, protocol: int) -> None:
-    add_job(ledger, chunks=2)
+def test_progress_is_read_in_either_protocol(ledger: Ledger, redis_url: str, protocol: int) -> None:
+    add_job(ledger)
     complete(ledger, claim(ledger))
-    waiter = Ledger(f"{redis_url}?protocol={protocol}")
-    seen = waiter.wait_for_progress("job", "0", 5)
-    news: list[str] = []
-    thread = threading.Thread(target=lambda: news.append(waiter.wait_for_progress("job", seen, 5)))
 
-    thread.start()
-    complete(ledger, claim(ledger))
-    thread.join(timeout=10)
-    waiter.close()
-
-    assert news
-    assert news[0] != seen
+    with closing(Ledger(f"{redis_url}?protocol={protocol}")) as waiter:
+        assert waiter.wait_for_progress("job", "0", 5) == ledger.last_progress("job")

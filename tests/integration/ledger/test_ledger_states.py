@@ -21,31 +21,17 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.parts import PartCounts
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import FINISH, MAX_LOSSES, Claim, Draft, FinishClaim, Lease, Ledger
 from clipfleet.ledger.memory_job import CLAIMABLE, MemoryJob
-from tests.support.ledger import (
-    LANES,
-    keys_without_ttl,
-    let_back_offs_pass,
-    let_finish_claims_expire,
-    let_leases_expire,
-    let_outage_grow_old,
-    make_job,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import LANES, keys_without_ttl, let_back_offs_pass, let_finish_claims_expire
 from tests.support.ledger_model import ModelLedger, done, file_of, has_work
 
 pytestmark = pytest.mark.long
@@ -254,7 +240,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self._stage_or_seal(producer, position)
 
     def _produce(self, producer: Producer, times: int = 1) -> None:
-        job = make_job(
+        job = steps.make_job(
             producer.job_id,
             lane=producer.lane,
             model=producer.model,
@@ -555,7 +541,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _expire(self, chunks: list[tuple[str, int]]) -> None:
         if chunks:
-            let_leases_expire(self.client, *chunks)
+            steps.let_leases_expire(self.client, *chunks)
             self.model.leases_are_over(chunks)
 
     @rule(times=times)
@@ -573,7 +559,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _age_outages(self) -> None:
         for job_id in self.model.known:
-            let_outage_grow_old(self.client, job_id)
+            steps.let_outage_grow_old(self.client, job_id)
             self.model.outage_is_old(job_id)
 
     def _expire_finish_claims(self) -> None:
@@ -972,10 +958,8 @@ def _has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
-def test_whatever_happens_nothing_is_lost_and_nothing_counts_twice(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
-    run_state_machine_as_test(
+def test_nothing_is_lost_and_nothing_counts_twice(ledger: Ledger, redis_client: redis.Redis) -> None:
+    stateful.run_state_machine_as_test(
         lambda: LedgerMachine(redis_client, ledger),
         settings=settings(
             max_examples=EXAMPLES,

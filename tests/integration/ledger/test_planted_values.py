@@ -21,37 +21,23 @@ from clipfleet.ledger.jobs import Claim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_worker.finish.errands import Announcer
-from tests.support.ledger import (
-    MODEL,
-    add_job,
-    claim,
-    complete,
-    draft,
-    ends,
-    keys_without_ttl,
-    let_leases_expire,
-    make_job,
-    work_off,
-)
-from tests.support.planting import (
-    SITUATIONS,
-    Case,
-    Plant,
-    World,
-    fields_of_job,
-    kinds_of_job,
-    members_of_job,
-    random_plant,
-    shared_keys,
-)
+from tests.support import ledger as steps
+from tests.support import planting
+from tests.support.ledger import MODEL, add_job, claim, complete, draft, ends, let_leases_expire, make_job
+from tests.support.planting import SITUATIONS, Case, Plant, World, fields_of_job, kinds_of_job, members_of_job
 
 NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
 EVENT = {"job_id": "a", "generation": 0}
 ME = WorkerFacts("me", "here", 1, ("demo",))
 
 
-def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
+def measured(ledger: Ledger, claimed: Claim) -> str:
+    meters = Meters({"write": 1.5})
     return ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={}, meters=meters)
+
+
+def _stages(count: int) -> str:
+    return json.dumps({"seconds": {f"stage-{number}": 1 for number in range(count)}})
 
 
 def announcement(**values: object) -> str:
@@ -80,9 +66,7 @@ def announcer(redis_url: str) -> Iterator[Announcer]:
         announcement(queue=None),
     ],
 )
-def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
-    announcer: Announcer, redis_client: redis.Redis, planted: str
-) -> None:
+def test_junk_delays_no_announcement(announcer: Announcer, redis_client: redis.Redis, planted: str) -> None:
     redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
 
     announcer.run_once()
@@ -94,9 +78,7 @@ def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
 @pytest.mark.parametrize(
     "planted", [*NO_JSON, '{"models": 7}', '{"models": [7]}', '{"pid": "x"}', '{"host": []}']
 )
-def test_what_no_worker_has_said_of_itself_hides_no_worker(
-    ledger: Ledger, redis_client: redis.Redis, planted: str
-) -> None:
+def test_facts_of_nobody_hide_no_worker(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
     ledger.heartbeat(ME)
     redis_client.zadd(keys.WORKERS, {"planted": 10**15})
     redis_client.hset(keys.WORKER_FACTS, "planted", planted)
@@ -104,18 +86,15 @@ def test_what_no_worker_has_said_of_itself_hides_no_worker(
     assert ledger.workers() == [ME]
 
 
-@pytest.mark.parametrize("planted", ["", ":", "garbage", "a:b:c", "nobody:1", "job:finish"])
-def test_a_lease_of_nothing_does_not_keep_others_from_being_taken_back(
-    ledger: Ledger, redis_client: redis.Redis, planted: str
-) -> None:
+@pytest.mark.parametrize("planted", ["", ":", "garbage", "a:b:c", "nobody:1", "job:finish", "planted:0"])
+def test_a_lease_of_nothing_hides_no_other(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
     add_job(ledger, sealed=False)
     claim(ledger)
     let_leases_expire(redis_client, ("job", 0))
+    _plant_job(redis_client, "planted", {"state": "running"})  # without a lane
     redis_client.zadd(keys.LEASES, {planted: 0})
 
-    lost, _ = ledger.reconcile(lease_seconds=30)
-
-    assert lost == 1
+    assert ledger.reconcile(lease_seconds=30)[0] == 1
     assert not redis_client.exists(keys.LEASES)
 
 
@@ -146,26 +125,8 @@ SOUND = {
         SOUND,  # without a staged file
     ],
 )  # fmt: skip
-def test_a_job_that_nobody_submitted_keeps_nobody_from_being_claimed(
-    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
-) -> None:
+def test_a_planted_job_hides_nobody(ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]) -> None:
     _plant_job(redis_client, "planted", facts)
-    add_job(ledger, sealed=False)
-
-    assert claim(ledger).job_id == "job"
-
-
-@pytest.mark.parametrize("suffix", ["", keys.DUE, keys.STAGED, keys.OWNERS, keys.TROUBLES])
-@pytest.mark.parametrize("is_of_kind", [True, False])
-def test_keys_of_another_kind_and_what_is_no_chunk_keep_nobody_from_being_claimed(
-    ledger: Ledger, redis_client: redis.Redis, suffix: str, is_of_kind: bool
-) -> None:
-    _plant_job(redis_client, "planted", SOUND)
-    if not is_of_kind:
-        _replace(redis_client, keys.job("planted", suffix))
-    elif suffix in (keys.DUE, keys.STAGED):
-        redis_client.zadd(keys.job("planted", suffix), {"x": 0})
-        redis_client.expire(keys.job("planted", suffix), 60)
     add_job(ledger, sealed=False)
 
     assert claim(ledger).job_id == "job"
@@ -178,88 +139,38 @@ def _plant_job(client: redis.Redis, job_id: str, facts: dict[str, str]) -> None:
     client.expire(keys.lane_queue("normal", MODEL), 60)
 
 
-@pytest.mark.parametrize("suffix", ["", keys.DUE, keys.OWNERS, keys.TROUBLES])
-def test_keys_of_another_kind_do_not_keep_others_from_being_taken_back(
-    ledger: Ledger, redis_client: redis.Redis, suffix: str
-) -> None:
-    for job_id in ("planted", "sound"):
-        add_job(ledger, job_id, sealed=False)
-        claim(ledger)
-    let_leases_expire(redis_client)
-    _replace(redis_client, keys.job("planted", suffix))
-
-    ledger.reconcile(lease_seconds=30)
-
-    assert ledger.status("sound").due_chunks == 1
-    assert not redis_client.exists(keys.LEASES)
+FACTS = {
+    "a rate": {"max_error_rate": "x"},
+    "ten thousand stages": {"measured": "1", "measured:0": _stages(10_000)},
+    **{f"a count of {count}": {"measured": count} for count in ("1e300", "-1", "nan", "x")},
+    **{
+        f"meters {text:.9}": {"meters": text}
+        for text in ("nothing", "[" * 5000, '["a"]', '{"write": 1e999}', '{"write": [1]}')
+    },
+}
 
 
-def test_a_job_without_a_lane_does_not_keep_others_from_being_taken_back(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
-    add_job(ledger, sealed=False)
-    claim(ledger)
-    let_leases_expire(redis_client, ("job", 0))
-    redis_client.hset(keys.job("planted"), "state", "running")
-    redis_client.expire(keys.job("planted"), 60)
-    redis_client.zadd(keys.LEASES, {"planted:0": 0})
-
-    lost, _ = ledger.reconcile(lease_seconds=30)
-
-    assert lost == 1
-    assert not redis_client.exists(keys.LEASES)
-
-
-STAGES = {f"stage-{i}": 1 for i in range(10_000)}
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [{"max_error_rate": "x"}, {"measured": "1", "measured:0": json.dumps({"seconds": STAGES})}],
-    ids=["rate", "stages"],
-)
-def test_facts_of_nobodys_making_do_not_keep_a_job_from_its_end(
-    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
-) -> None:
-    add_job(ledger)
+@pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
+def test_planted_facts_stop_no_job(ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]) -> None:
+    add_job(ledger, chunks=2)
     redis_client.hset(keys.job("job"), mapping=facts)
 
-    assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "finishing"
+    assert [measured(ledger, claim(ledger)) for _ in range(2)] == ["done", "finishing"]
+    assert ledger.status("job").ok == 20
 
 
-def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
-    junk = [
-        "garbage",
-        "[",
-        "[]",
-        "[1.5]",
-        '{"seconds": 7}',
-        '{"seconds": {"fetch": "x"}}',
-        '{"meters": {"write": []}}',
-    ]
+def test_planted_measures_keep_no_chunk_open(ledger: Ledger, redis_client: redis.Redis) -> None:
+    junk = ["garbage", "[", "[]", "[1.5]"]
+    junk += ['{"seconds": 7}', '{"seconds": {"fetch": "x"}}', '{"meters": {"write": []}}']
     add_job(ledger, chunks=16, sealed=False)
     redis_client.hset(keys.job("job"), mapping={f"measured:{i}": text for i, text in enumerate(junk)})
     redis_client.hset(keys.job("job"), "measured", len(junk))
 
     assert ledger.status("job").meters == NO_METERS
     for _ in range(16):
-        assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "done"
+        assert measured(ledger, claim(ledger)) == "done"
 
     assert ledger.status("job").meters == Meters({"write": 24.0})
-
-
-@pytest.mark.parametrize("count", ["1e300", "-1", "nan", "x"])
-def test_a_count_of_nobodys_making_costs_nothing(
-    ledger: Ledger, redis_client: redis.Redis, count: str
-) -> None:
-    add_job(ledger, chunks=2, sealed=False)
-    redis_client.hset(keys.job("job"), "measured", count)
-
-    for _ in range(2):
-        assert ledger.status("job").ok <= 10
-        assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "done"
 
 
 # --- a job that cannot be read is quarantined ---
@@ -268,23 +179,22 @@ def test_a_count_of_nobodys_making_costs_nothing(
 @pytest.mark.parametrize(
     ("plant", "what"),
     [
-        (lambda client: client.hset(keys.job("job"), "ok", "x"), "field ok is 'x'"),
-        (lambda client: client.hset(keys.job("job"), "ran_failed", "1e400"), "field ran_failed is '1e400'"),
-        (lambda client: client.hset(keys.job("job"), "staged_chunks", "x"), "field staged_chunks is 'x'"),
-        (lambda client: client.hset(keys.job("job", keys.CODES), "not_found", "x"), "code is 'not_found'"),
-        (lambda client: _replace(client, keys.job("job", keys.STREAM)), "key :stream is a string"),
-        (lambda client: _replace(client, keys.job("job", keys.OWNERS)), "key :owners is a string"),
+        (lambda client, job: client.hset(job, "ok", "x"), "field ok is 'x'"),
+        (lambda client, job: client.hset(job, "ran_failed", "1e400"), "field ran_failed is '1e400'"),
+        (lambda client, job: client.hset(job, "staged_chunks", "x"), "field staged_chunks is 'x'"),
+        (lambda client, job: client.hset(job + keys.CODES, "not_found", "x"), "code is 'not_found'"),
+        (lambda client, job: _replace(client, job + keys.STREAM), "key :stream is a string"),
+        (lambda client, job: _replace(client, job + keys.OWNERS), "key :owners is a string"),
     ],
 )
 def test_a_job_that_cannot_be_read_fails_and_is_counted_and_its_chunk_is_free(
-    ledger: Ledger, redis_client: redis.Redis, plant: Callable[[redis.Redis], object], what: str
+    ledger: Ledger, redis_client: redis.Redis, plant: Callable[[redis.Redis, str], object], what: str
 ) -> None:
     add_job(ledger, chunks=2)
     held = claim(ledger)
-    plant(redis_client)
+    plant(redis_client, keys.job("job"))
 
-    assert complete(ledger, held, ok=9, failed=1) == "cancelled"
-    assert complete(ledger, held, ok=9, failed=1) == "cancelled"
+    assert [complete(ledger, held, ok=9, failed=1) for _ in range(2)] == ["cancelled"] * 2
 
     status = ledger.status("job")
     assert status.state is JobState.FAILED
@@ -300,9 +210,7 @@ def _replace(client: redis.Redis, key: str) -> None:
     client.set(key, "x", ex=60)
 
 
-def test_a_count_of_losses_that_is_none_keeps_nobodys_chunk(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_planted_count_of_losses_keeps_nobodys_chunk(ledger: Ledger, redis_client: redis.Redis) -> None:
     for job_id in ("evil", "sound"):
         add_job(ledger, job_id)
         claim(ledger)
@@ -335,7 +243,7 @@ def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redi
 
     counted = draft(2, done=[0], next_chunk=1, ok=10)
     assert ledger.drafts.retry("job", "draft", counted, generation=1) == ("started", JobState.RUNNING)
-    work_off(ledger)
+    steps.work_off(ledger)
 
     assert (ledger.status("job").state, ledger.status("job").ok) == (JobState.FINISHING, 20)
 
@@ -392,9 +300,7 @@ def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: red
     assert {status.job_id for status in ledger.jobs()} == {"one", "two"}
 
 
-def test_lost_announcements_are_made_anew_unless_they_were_sent(
-    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
-) -> None:
+def test_lost_announcements_return(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     for job_id in ("told", "untold"):
         ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
         ledger.cancel(job_id, ttl_seconds=60)
@@ -410,9 +316,7 @@ def test_lost_announcements_are_made_anew_unless_they_were_sent(
     assert redis_client.llen("celery") == 2
 
 
-def test_what_is_mended_of_an_ended_job_lives_no_longer_than_it(
-    ledger: Ledger, redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_what_is_mended_ends_with_its_job(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:
     ledger.submit(make_job("job"))
     ledger.cancel("job", ttl_seconds=60)
     redis_client.delete(keys.job("job", keys.SPEC))
@@ -421,7 +325,7 @@ def test_what_is_mended_of_an_ended_job_lives_no_longer_than_it(
         errands.claim_sweep(60)
 
     assert redis_client.exists(keys.job("job", keys.SPEC))
-    assert keys_without_ttl(redis_client) == []
+    assert steps.keys_without_ttl(redis_client) == []
 
 
 @pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100])
@@ -454,7 +358,7 @@ def _some(plants: Mapping[str, Plant], first: int) -> Iterator[tuple[str, Plant]
 @pytest.mark.long
 @pytest.mark.parametrize("group", range(_GROUPS))
 def test_nothing_that_is_planted_stops_a_sound_job_or_a_worker(world: World, group: int) -> None:
-    kinds, fields, members, shared = kinds_of_job(), fields_of_job(), members_of_job(), shared_keys()
+    kinds, fields, members, shared = kinds_of_job(), fields_of_job(), members_of_job(), planting.shared_keys()
     failed, count, situations = [], 0, SITUATIONS[group::_GROUPS]
     for number, situation in enumerate(situations):
         case = Case(situation, world)
@@ -474,4 +378,4 @@ def test_several_at_once_do_not_either(world: World) -> None:
     for number, situation in enumerate(SITUATIONS):
         case = Case(situation, world)
         for seed in range(4):
-            case.check(random_plant(1000 * number + seed))
+            case.check(planting.random_plant(1000 * number + seed))

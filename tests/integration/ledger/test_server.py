@@ -12,16 +12,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
-from tests.support.ledger import (
-    add_job,
-    claim,
-    complete,
-    work_off,
-)
-
-
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
+from tests.support.ledger import add_job, claim, complete, work_off
 
 
 @pytest.fixture
