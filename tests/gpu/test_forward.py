@@ -26,11 +26,7 @@ from tests.support.reference import cosines
 PROMPTS = [f"a photo of a {what} {n}" for n in range(40) for what in ("cat", "moon", "red heart", "bicycle")]
 
 # (mean, min) of the cosines with fp32 on the CPU: those of tests/integration/test_fidelity.py.
-BARS = {
-    Precision.FP32: (0.9999, 0.9999),
-    Precision.FP16: (0.9995, 0.997),
-    Precision.BF16: (0.9995, 0.997),
-}
+BARS = {Precision.FP32: (0.9999, 0.9999), Precision.FP16: (0.9995, 0.997), Precision.BF16: (0.9995, 0.997)}
 
 
 def begin(model: LoadedModel, pixels: np.ndarray) -> PendingFeatures:

@@ -355,10 +355,7 @@ class TestBackendsOfTheProcessor:
     "templates", [("a photo of a {}",), ("a photo of a {}", "an icon of a {}.", "{}", "the {}, drawn")]
 )
 def test_scores(
-    templates: tuple[str, ...],
-    features: np.ndarray,
-    demo: LoadedModel,
-    demo_reference: ReferenceModel,
+    templates: tuple[str, ...], features: np.ndarray, demo: LoadedModel, demo_reference: ReferenceModel
 ) -> None:
     names = _TWENTY_NAMES[:11]
     classifier = open_clip.build_zero_shot_classifier(

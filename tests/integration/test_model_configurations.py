@@ -47,7 +47,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
             "embed_dim": 48,
             "vision_cfg": {**_VISION, "image_size": 336, "patch_size": 14},
             "text_cfg": _TEXT,
-        },
+        }
     },
     "siglip": {
         "model_cfg": {
@@ -83,12 +83,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
             "vision_cfg": {**_VISION, "image_size": 96, "patch_size": 16},
             "text_cfg": _TEXT,
         },
-        "preprocess_cfg": {
-            **_HALF,
-            "interpolation": "bilinear",
-            "resize_mode": "longest",
-            "fill_color": 127,
-        },
+        "preprocess_cfg": {**_HALF, "interpolation": "bilinear", "resize_mode": "longest", "fill_color": 127},
     },
     "not square": {
         "model_cfg": {
