@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +145,7 @@ def through_a_batcher(model: LoadedModel) -> float:
     outcomes.wait()
     batcher.stop()
     right = loaded(TorchBackend).encode_images(pixels)
-    return float(cosines(np.stack(cast(list[np.ndarray], outcomes.features)), right).min())
+    return float(cosines(np.stack(outcomes.features), right).min())
 
 
 def rotated(features: torch.Tensor) -> torch.Tensor:
@@ -796,12 +796,8 @@ class TestWorker:
 
     def test_a_model_proves_itself_in_the_thread_of_the_device(self, worker: Worker) -> None:
         threads: list[str] = []
+        worker._load_model = lambda *of: of[-1](lambda: threads.append(threading.current_thread().name))
 
-        def load(*options: Any) -> LoadedModel:
-            options[-1](lambda: threads.append(threading.current_thread().name))
-            return cast(LoadedModel, FakeEncoder())
-
-        worker._load_model = load
         worker._load("demo", Precision.FP32, lambda _: None)
 
         assert threads == ["batcher"]
