@@ -288,7 +288,7 @@ def by_backend(request: pytest.FixtureRequest) -> LoadedModel:
     return model
 
 
-class TestBackendsOfTheProcessor:
+class TestBackendsOfTheCpu:
     """What a worker uses keeps the same bars, and gives the same labels."""
 
     def test_embeddings_by_the_fast_route(

@@ -157,7 +157,7 @@ class TestDevice:
         with pytest.raises(UsageError, match=f"CLIPFLEET_DEVICE is {setting}, .*{words}"):
             pick_device(setting)
 
-    def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_processor(
+    def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(
         self, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gpus(0)
@@ -229,7 +229,7 @@ class TestPrecision:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
         assert resolve_precision(Precision(requested), device) == resolved
 
-    def test_a_precision_that_the_processor_lacks_is_left_to_other_workers(self) -> None:
+    def test_a_precision_that_the_cpu_lacks_is_left_to_other_workers(self) -> None:
         with pytest.raises(ModelUnavailableError, match="fp16 needs a GPU"):
             resolve_precision(Precision.FP16, "cpu")
 
