@@ -26,11 +26,7 @@ from tests.support.reference import cosines
 PROMPTS = [f"a photo of a {what} {n}" for n in range(40) for what in ("cat", "moon", "red heart", "bicycle")]
 
 # (mean, min) of the cosines with fp32 on the CPU: those of tests/integration/test_fidelity.py.
-BARS = {
-    Precision.FP32: (0.9999, 0.9999),
-    Precision.FP16: (0.9995, 0.997),
-    Precision.BF16: (0.9995, 0.997),
-}
+BARS = {Precision.FP32: (0.9999, 0.9999), Precision.FP16: (0.9995, 0.997), Precision.BF16: (0.9995, 0.997)}
 
 
 def begin(model: LoadedModel, pixels: np.ndarray) -> PendingFeatures:
@@ -91,9 +87,8 @@ def test_a_graph_gives_what_its_steps_give_bit_for_bit(models: Models, pixels: n
     steps = models.demo(Precision.BF16, way=PLAIN)
 
     for count in (64, 20, 3):
-        np.testing.assert_array_equal(
-            graphs.encode_images(pixels[:count]), steps.encode_images(pixels[:count])
-        )
+        some = pixels[:count]
+        np.testing.assert_array_equal(graphs.encode_images(some), steps.encode_images(some))
 
 
 def test_the_graph_of_a_model_stays_right_when_others_come_and_go(models: Models, pixels: np.ndarray) -> None:
@@ -127,10 +122,8 @@ def test_a_model_is_loaded_while_another_one_works(models: Models, pixels: np.nd
     on_device = partial(batcher.call, lane=Lane.HIGH)
     make: MakeBackend = lambda towers, _: CudaBackend(towers, models.device, 64)  # noqa: E731
     with ThreadPoolExecutor(2) as pool:
-        loading = [
-            pool.submit(load_model, DEMO_MODEL, Precision.FP16, "cuda", make, on_device=on_device)
-            for _ in range(2)
-        ]
+        load = partial(load_model, DEMO_MODEL, Precision.FP16, "cuda", make, on_device=on_device)
+        loading = [pool.submit(load) for _ in range(2)]
         rounds = 0
         while rounds < 50 or not all(one.done() for one in loading):
             found = batcher.call(partial(busy.encode_images, pixels), Lane.NORMAL)
@@ -206,8 +199,7 @@ except RuntimeError as error:
 import os
 os._exit(0)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
     assert done.stdout.strip() == "lost", done.stdout + done.stderr

@@ -15,7 +15,7 @@ CUDA = {"CLIPFLEET_DEVICE": "cuda", "CLIPFLEET_BACKEND": "auto", "CLIPFLEET_PREC
 CPU = {"CLIPFLEET_DEVICE": "cpu", "CLIPFLEET_PRECISION": "fp32"}
 
 
-def test_vectors_are_those_of_the_processor(tmp_path: Path) -> None:
+def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:
     # Given images in two layouts, and one that nobody can decode
     images = tmp_path / "images"
     images.mkdir()

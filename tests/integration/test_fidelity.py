@@ -9,12 +9,10 @@ The figures are shown at the end of a run.
 from __future__ import annotations
 
 import io
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
-import safetensors.torch
 import simplejpeg
 import torch
 from PIL import Image
@@ -31,10 +28,12 @@ from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.score.ranking import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
+from tests.support.demo_model import DEMO, altered_demo
 from tests.support.images import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
@@ -92,6 +91,9 @@ class Compared:
         return difference_of(self.fast, self.reference_pixels)
 
 
+Comparisons = dict[int, list[Compared]]
+
+
 class JpegSpy:
     """Wraps simplejpeg's decoder; knows the shape of what it gave last to the calling thread."""
 
@@ -107,9 +109,7 @@ class JpegSpy:
 
     def take(self) -> tuple[int, ...]:
         """Shape of the last array; an error if there was none since the last call."""
-        shape: tuple[int, ...] = self._seen.shape
-        del self._seen.shape
-        return shape
+        return self._seen.__dict__.pop("shape")
 
 
 def _sizes(random: np.random.Generator) -> Iterator[tuple[int, int]]:
@@ -136,9 +136,8 @@ def _sample(seed: int, size: tuple[int, int]) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def demo_reference() -> Iterator[ReferenceModel]:
-    with as_file(files("clipfleet_worker") / "demo_model") as folder:
-        yield ReferenceModel(folder)
+def demo_reference() -> ReferenceModel:
+    return ReferenceModel(DEMO)
 
 
 @pytest.fixture(scope="module")
@@ -149,20 +148,19 @@ def demo() -> LoadedModel:
 @pytest.fixture(scope="module")
 def folder_of_224(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's architecture with an input of 224 pixels, and random weights."""
+
+    def alter(configuration: Any, weights: dict[str, torch.Tensor]) -> None:
+        configuration["model_cfg"]["vision_cfg"]["image_size"] = 224
+        torch.manual_seed(0)
+        weights.update(open_clip.CLIP(**configuration["model_cfg"]).state_dict())
+
     folder = tmp_path_factory.mktemp("model-224")
-    config = json.loads((files("clipfleet_worker") / "demo_model" / "open_clip_config.json").read_text())
-    config["model_cfg"]["vision_cfg"]["image_size"] = 224
-    torch.manual_seed(0)
-    weights = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    altered_demo(folder, alter)
     return folder
 
 
 @pytest.fixture(scope="module")
-def comparisons(
-    demo: LoadedModel, demo_reference: ReferenceModel, folder_of_224: Path
-) -> dict[int, list[Compared]]:
+def comparisons(demo: LoadedModel, demo_reference: ReferenceModel, folder_of_224: Path) -> Comparisons:
     """By size of the model, all images in the same order."""
     large = load_model(f"local-dir:{folder_of_224}", Precision.FP32, "cpu")
     pairs = ((demo, demo_reference), (large, ReferenceModel(folder_of_224)))
@@ -189,38 +187,41 @@ def _compared(
     spy: JpegSpy,
 ) -> Compared:
     tensor = theirs.tensor(image)
-    fast = decoder.decode(sample.data, ours.pixel_spec, DecodeRoute.FAST)
+    fast = decoder.decode(sample.data, ours.pixel_spec, DecodeRoute.FAST).pixels
     height, width = spy.take()[:2]
     exact = None
     if sample.pixels <= _EXACT_UP_TO_PIXELS:
         exact = decoder.decode(sample.data, ours.pixel_spec, DecodeRoute.EXACT).pixels
-    return Compared(
-        sample.kind, height * width < sample.pixels, tensor, theirs.pixels(tensor), fast.pixels, exact
-    )
+    return Compared(sample.kind, height * width < sample.pixels, tensor, theirs.pixels(tensor), fast, exact)
 
 
 @pytest.fixture(scope="module")
-def reference_features(comparisons: dict[int, list[Compared]], demo_reference: ReferenceModel) -> np.ndarray:
+def reference_features(comparisons: Comparisons, demo_reference: ReferenceModel) -> np.ndarray:
     return demo_reference.features([compared.reference for compared in comparisons[64]])
 
 
 @pytest.fixture(scope="module")
-def features(comparisons: dict[int, list[Compared]], demo: LoadedModel) -> np.ndarray:
-    return demo.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+def pixels(comparisons: Comparisons) -> np.ndarray:
+    """Of the fast route, for the demo model."""
+    return np.stack([compared.fast for compared in comparisons[64]])
 
 
-class TestImages:
-    def test_there_are_enough_of_every_sort(self, comparisons: dict[int, list[Compared]]) -> None:
-        assert len(comparisons[64]) >= 300
-        for found in comparisons.values():
-            scaled = [compared.kind for compared in found if compared.is_scaled]
-            assert set(scaled) == {*_KINDS, "grey"}
-            assert len(scaled) >= 20
+@pytest.fixture(scope="module")
+def features(pixels: np.ndarray, demo: LoadedModel) -> np.ndarray:
+    return demo.encode_images(pixels)
+
+
+def test_there_are_enough_images_of_every_sort(comparisons: Comparisons) -> None:
+    assert len(comparisons[64]) >= 300
+    for found in comparisons.values():
+        scaled = [compared.kind for compared in found if compared.is_scaled]
+        assert set(scaled) == {*_KINDS, "grey"}
+        assert len(scaled) >= 20
 
 
 @pytest.mark.parametrize("size", [64, 224])
 class TestPixels:
-    def test_the_exact_route_is_exact(self, comparisons: dict[int, list[Compared]], size: int) -> None:
+    def test_the_exact_route_is_exact(self, comparisons: Comparisons, size: int) -> None:
         differences = [
             difference_of(compared.exact, compared.reference_pixels)
             for compared in comparisons[size]
@@ -230,14 +231,14 @@ class TestPixels:
         assert len(differences) > 200
         assert max(int(values.max()) for values in differences) == 0
 
-    def test_the_fast_route_at_full_size(self, comparisons: dict[int, list[Compared]], size: int) -> None:
+    def test_the_fast_route_at_full_size(self, comparisons: Comparisons, size: int) -> None:
         differences = [found.difference for found in comparisons[size] if not found.is_scaled]
 
         print(f"\n{size} px, full size: {_figures(differences)}")
         assert max(int(values.max()) for values in differences) <= 3
         assert max(p999([values]) for values in differences) <= 1
 
-    def test_the_fast_route_scaled(self, comparisons: dict[int, list[Compared]], size: int) -> None:
+    def test_the_fast_route_scaled(self, comparisons: Comparisons, size: int) -> None:
         scaled = [found for found in comparisons[size] if found.is_scaled]
         for kind in sorted({found.kind for found in scaled}):
             of_kind = [found.difference for found in scaled if found.kind == kind]
@@ -255,69 +256,49 @@ def _figures(differences: Sequence[np.ndarray]) -> str:
     )
 
 
-class TestEmbeddings:
-    def test_fast_route_in_fp32(
-        self, comparisons: dict[int, list[Compared]], features: np.ndarray, reference_features: np.ndarray
-    ) -> None:
-        found = cosines(features, reference_features)
-        scaled = np.array([compared.is_scaled for compared in comparisons[64]])
+def test_embeddings_by_the_exact_route(
+    comparisons: Comparisons, demo: LoadedModel, reference_features: np.ndarray
+) -> None:
+    chosen = [n for n, compared in enumerate(comparisons[64]) if compared.exact is not None]
+    exact = np.stack([comparisons[64][n].exact for n in chosen])
 
-        print(
-            f"\ncosines fp32: full size min {found[~scaled].min():.6f}, scaled min {found[scaled].min():.6f}"
-        )
-        assert found[~scaled].min() >= 0.9999
-        assert found[scaled].min() >= 0.9995
+    found = cosines(demo.encode_images(exact), reference_features[chosen])
 
-    def test_exact_route_in_fp32(
-        self, comparisons: dict[int, list[Compared]], demo: LoadedModel, reference_features: np.ndarray
-    ) -> None:
-        chosen = [n for n, compared in enumerate(comparisons[64]) if compared.exact is not None]
-        pixels = [comparisons[64][n].exact for n in chosen]
-
-        found = cosines(demo.encode_images(np.stack(pixels)), reference_features[chosen])
-
-        print(f"\ncosines fp32, exact: min {found.min():.6f}")
-        assert found.min() >= 0.9999
-
-    def test_fast_route_in_bf16(
-        self, comparisons: dict[int, list[Compared]], reference_features: np.ndarray
-    ) -> None:
-        model = load_model(DEMO_MODEL, Precision.BF16, "cpu")
-        features = model.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
-
-        found = cosines(features, reference_features)
-
-        print(f"\ncosines bf16: mean {found.mean():.6f}, min {found.min():.6f}")
-        assert found.mean() >= 0.9995
-        assert found.min() >= 0.997
+    print(f"\ncosines fp32, exact: min {found.min():.6f}")
+    assert found.min() >= 0.9999
 
 
-BACKENDS = [(setting, precision) for setting in ("auto", "torch") for precision in ("fp32", "bf16")]
+BACKENDS = [(kind, precision) for kind in ("openvino", "torch", "plain") for precision in ("fp32", "bf16")]
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids="-".join)
 def by_backend(request: pytest.FixtureRequest) -> LoadedModel:
-    """As a worker loads it: OpenVINO where it is installed, torch's passes side by side."""
-    setting, precision = request.param
-    if setting == "auto" and find_spec("openvino") is None:
+    """As a worker loads it: OpenVINO where it is installed, torch's passes side by side; or torch's alone."""
+    kind, precision = request.param
+    if kind == "openvino" and find_spec("openvino") is None:
         service_is_missing("openvino is not installed")
+    make = {"openvino": cpu_backends("auto"), "torch": cpu_backends("torch"), "plain": TorchBackend}[kind]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        model = load_model(DEMO_MODEL, Precision(precision), "cpu", cpu_backends(setting))
+        model = load_model(DEMO_MODEL, Precision(precision), "cpu", make)
     finally:
         torch.set_num_threads(before)
-    assert model.backend_name == {"auto": "openvino", "torch": "torch"}[setting]
+    assert model.backend_name == ("openvino" if kind == "openvino" else "torch")
     return model
 
 
-class TestBackendsOfTheProcessor:
+class TestBackendsOfTheCpu:
     """What a worker uses keeps the same bars, and gives the same labels."""
 
-    def test_fast_route(
-        self, comparisons: dict[int, list[Compared]], by_backend: LoadedModel, reference_features: np.ndarray
+    def test_embeddings_by_the_fast_route(
+        self,
+        comparisons: Comparisons,
+        pixels: np.ndarray,
+        by_backend: LoadedModel,
+        reference_features: np.ndarray,
     ) -> None:
-        features = by_backend.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+        features = by_backend.encode_images(pixels)
         found = cosines(features, reference_features)
         scaled = np.array([compared.is_scaled for compared in comparisons[64]])
 
@@ -332,14 +313,12 @@ class TestBackendsOfTheProcessor:
             assert found.min() >= 0.997
 
     def test_labels(
-        self, by_backend: LoadedModel, comparisons: dict[int, list[Compared]], features: np.ndarray,
-        demo: LoadedModel,
-    ) -> None:  # fmt: skip
+        self, by_backend: LoadedModel, pixels: np.ndarray, features: np.ndarray, demo: LoadedModel
+    ) -> None:
         """Where torch's fp32 prefers one of twenty names clearly, so does this one; texts by itself too."""
         names = [f"a drawing of a {word}" for word in _TWENTY_NAMES]
-        theirs = by_backend.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
         expected = features @ demo.encode_texts(names).T
-        found = theirs @ by_backend.encode_texts(names).T
+        found = by_backend.encode_images(pixels) @ by_backend.encode_texts(names).T
 
         best = np.sort(expected, axis=1)
         is_clear = best[:, -1] - best[:, -2] > (1e-4 if by_backend.precision is Precision.FP32 else 0.01)
@@ -355,10 +334,7 @@ class TestBackendsOfTheProcessor:
     "templates", [("a photo of a {}",), ("a photo of a {}", "an icon of a {}.", "{}", "the {}, drawn")]
 )
 def test_scores(
-    templates: tuple[str, ...],
-    features: np.ndarray,
-    demo: LoadedModel,
-    demo_reference: ReferenceModel,
+    templates: tuple[str, ...], features: np.ndarray, demo: LoadedModel, demo_reference: ReferenceModel
 ) -> None:
     names = _TWENTY_NAMES[:11]
     classifier = open_clip.build_zero_shot_classifier(

@@ -8,10 +8,8 @@ figures are shown at the end of a run.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
+from tests.support.demo_model import DEMO
 from tests.support.image_files import FILES
 from tests.support.images import photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
@@ -45,9 +44,8 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Iterator[ReferenceModel]:
-    with as_file(files("clipfleet_worker") / "demo_model") as folder:
-        yield ReferenceModel(folder)
+def reference() -> ReferenceModel:
+    return ReferenceModel(DEMO)
 
 
 @pytest.fixture(scope="module")
@@ -95,28 +93,26 @@ def test_the_fast_route(comparisons: list[Compared]) -> None:
     assert max(p999([values]) for values in differences) <= 1
 
 
-@pytest.mark.parametrize("route", ["fast", "exact"])
+@pytest.mark.parametrize(
+    ("route", "precision", "mean", "least"),
+    [("exact", "fp32", 0.9999, 0.9999), ("fast", "fp32", 0.9999, 0.9999), ("fast", "bf16", 0.9995, 0.997)],
+)
 def test_embeddings(
-    comparisons: list[Compared], demo: LoadedModel, reference: ReferenceModel, route: str
+    comparisons: list[Compared],
+    reference: ReferenceModel,
+    route: str,
+    precision: str,
+    mean: float,
+    least: float,
 ) -> None:
     expected = reference.features([found.reference for found in comparisons])
-    ours = demo.encode_images(np.stack([getattr(found, route) for found in comparisons]))
+    model = load_model(DEMO_MODEL, Precision(precision), "cpu")
 
-    found = cosines(ours, expected)
+    found = cosines(model.encode_images(np.stack([getattr(one, route) for one in comparisons])), expected)
 
-    print(f"\n{route}: min cosine {found.min():.6f}")
-    assert found.min() >= 0.9999
-
-
-def test_embeddings_in_bf16(comparisons: list[Compared], reference: ReferenceModel) -> None:
-    expected = reference.features([found.reference for found in comparisons])
-    model = load_model(DEMO_MODEL, Precision.BF16, "cpu")
-
-    found = cosines(model.encode_images(np.stack([found.fast for found in comparisons])), expected)
-
-    print(f"\nbf16: mean {found.mean():.6f}, min {found.min():.6f}")
-    assert found.mean() >= 0.9995
-    assert found.min() >= 0.997
+    print(f"\n{route}, {precision}: mean cosine {found.mean():.6f}, min {found.min():.6f}")
+    assert found.mean() >= mean
+    assert found.min() >= least
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # workers silence them, pytest brings them back

@@ -44,61 +44,39 @@ _HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "336 px": {
         "model_cfg": {
-            "embed_dim": 48,
-            "vision_cfg": {**_VISION, "image_size": 336, "patch_size": 14},
+            "embed_dim": 48, "vision_cfg": {**_VISION, "image_size": 336, "patch_size": 14},
             "text_cfg": _TEXT,
         },
     },
     "siglip": {
         "model_cfg": {
-            "embed_dim": 96,
-            "init_logit_bias": -10,
-            "custom_text": True,
+            "embed_dim": 96, "init_logit_bias": -10, "custom_text": True,
             "vision_cfg": {
-                "image_size": 160,
-                "timm_model_name": "test_vit3",
-                "timm_model_pretrained": False,
-                "timm_pool": "map",
-                "timm_proj": "none",
+                "image_size": 160, "timm_model_name": "test_vit3", "timm_model_pretrained": False,
+                "timm_pool": "map", "timm_proj": "none",
             },
             "text_cfg": {
-                "context_length": 64,
-                "vocab_size": 32000,
-                "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
-                "tokenizer_kwargs": {"clean": "canonicalize"},
-                "width": 96,
-                "heads": 2,
-                "layers": 1,
-                "no_causal_mask": True,
-                "proj_bias": True,
-                "pool_type": "last",
-                "norm_kwargs": {"eps": 1e-6},
+                "context_length": 64, "vocab_size": 32000, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+                "tokenizer_kwargs": {"clean": "canonicalize"}, "width": 96, "heads": 2, "layers": 1,
+                "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
             },
         },
         "preprocess_cfg": {**_HALF, "interpolation": "bicubic", "resize_mode": "squash"},
     },
     "padded": {
         "model_cfg": {
-            "embed_dim": 48,
-            "vision_cfg": {**_VISION, "image_size": 96, "patch_size": 16},
-            "text_cfg": _TEXT,
+            "embed_dim": 48, "vision_cfg": {**_VISION, "image_size": 96, "patch_size": 16}, "text_cfg": _TEXT,
         },
-        "preprocess_cfg": {
-            **_HALF,
-            "interpolation": "bilinear",
-            "resize_mode": "longest",
-            "fill_color": 127,
-        },
+        "preprocess_cfg": {**_HALF, "interpolation": "bilinear", "resize_mode": "longest", "fill_color": 127},
     },
     "not square": {
         "model_cfg": {
-            "embed_dim": 48,
-            "vision_cfg": {**_VISION, "image_size": [96, 160], "patch_size": 16},
+            "embed_dim": 48, "vision_cfg": {**_VISION, "image_size": [96, 160], "patch_size": 16},
             "text_cfg": _TEXT,
         },
         "preprocess_cfg": {"interpolation": "bilinear", "resize_mode": "shortest"},
     },
-}
+}  # fmt: skip
 _SPECS = {  # (width, height, interpolation, resize mode, fill colour)
     "336 px": (336, 336, "bicubic", "shortest", 0),
     "siglip": (160, 160, "bicubic", "squash", 0),

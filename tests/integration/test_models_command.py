@@ -8,28 +8,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clipfleet.contract.jobs import DEFAULT_MODEL
+from tests.support.demo_model import DEMO, WEIGHTS
 from tests.support.hub_site import HubSite
 
 pytestmark = pytest.mark.long
 
-_DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"
 _DATACOMP = "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"
 _REPOSITORIES: dict[str, dict[str, bytes]] = {
-    _DATACOMP: {"open_clip_model.safetensors": b"weights"},
+    _DATACOMP: {WEIGHTS: b"weights"},
     "timm/ViT-B-16-SigLIP": {
         "open_clip_pytorch_model.bin": b"weights of torch",
         "tokenizer.json": b"{}",
         "tokenizer_config.json": b"{}",
         "README.md": b"not needed",
     },
-    "org/demo": {path.name: path.read_bytes() for path in _DEMO.glob("open_clip_*")},
+    "org/demo": {path.name: path.read_bytes() for path in DEMO.glob("open_clip_*")},
     "org/clip": {
         "config.json": b'{"model_type": "clip"}',
         "model.safetensors": b"weights",
@@ -48,28 +47,21 @@ class Models:
     """The command with a cache of its own."""
 
     def __init__(self, home: Path, endpoint: str) -> None:
-        self._home = home
-        self._endpoint = endpoint
+        self._settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint}
 
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("CLIPFLEET_", "HF_"))
         }
-        settings = {"HF_HOME": str(self._home), "HF_ENDPOINT": self._endpoint}
         return subprocess.run(
             [sys.executable, "-m", "clipfleet_worker", "models", *arguments],
-            env=clean | settings | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+            env=clean | self._settings | variables, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
 
-    def json(self, *arguments: str, **variables: str) -> list[dict[str, Any]]:
+    def json(self, *arguments: str, **variables: str) -> Any:
         result = self(*arguments, "--json", **variables)
         assert result.returncode == 0, result.stderr
-        found: list[dict[str, Any]] = json.loads(result.stdout)["models"]
-        return found
+        return json.loads(result.stdout)["models"]
 
 
 def test_what_was_pulled_is_listed_and_served_without_the_network(hub: HubSite, tmp_path: Path) -> None:
@@ -79,7 +71,7 @@ def test_what_was_pulled_is_listed_and_served_without_the_network(hub: HubSite, 
     pulled = models.json("pull", *names)
 
     assert [model["model"] for model in pulled] == names
-    sizes = [7, 16, len(_REPOSITORIES["org/demo"]["open_clip_model.safetensors"]), 7]
+    sizes = [7, 16, len(_REPOSITORIES["org/demo"][WEIGHTS]), 7]
     assert [model["size_bytes"] for model in pulled] == sizes
     assert all(Path(model["folder"]).is_relative_to(tmp_path) for model in pulled)
     assert {path.name for path in Path(pulled[1]["folder"]).iterdir()} == {
@@ -87,21 +79,16 @@ def test_what_was_pulled_is_listed_and_served_without_the_network(hub: HubSite, 
     }  # fmt: skip
     assert (Path(pulled[3]["folder"]) / "preprocessor_config.json").is_file()
 
-    asked = len(hub.requests)
-    listed = models.json("list", CLIPFLEET_MODELS=f"demo,{DEFAULT_MODEL},ViT-L-14:openai")
-    again = models.json("pull", *names)
+    asked, served = len(hub.requests), ["demo", DEFAULT_MODEL, "ViT-L-14:openai"]
+    listed = models.json("list", CLIPFLEET_MODELS=",".join(served))
+    assert models.json("pull", *names) == pulled
     assert len(hub.requests) == asked
-    assert again == pulled
+    assert [model["model"] for model in listed if model["served"]] == served
     found = {model["model"]: model for model in listed}
-    assert [model["model"] for model in listed if model["served"]] == [
-        "demo",
-        DEFAULT_MODEL,
-        "ViT-L-14:openai",
-    ]
     assert found["ViT-L-14:openai"]["folder"] is None
     for model in pulled:
-        assert found[model["model"]]["folder"] == model["folder"]
-        assert found[model["model"]]["size_bytes"] == model["size_bytes"]
+        for fact in ("folder", "size_bytes"):
+            assert found[model["model"]][fact] == model[fact]
 
 
 def test_a_table_for_people(tmp_path: Path) -> None:
@@ -112,7 +99,7 @@ def test_a_table_for_people(tmp_path: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     assert lines[0].split() == ["model", "served", "size", "where"]
-    assert lines[2].split() == ["demo", "yes", "16", "MB", str(_DEMO)]
+    assert lines[2].split() == ["demo", "yes", "16", "MB", str(DEMO)]
     assert "open_clip knows no weights 'no-such-weights' of ViT-B-32" in lines[3]
     (large,) = [line.split() for line in lines if line.startswith("ViT-L-14:openai ")]
     assert large == ["ViT-L-14:openai", "not", "on", "this", "machine"]

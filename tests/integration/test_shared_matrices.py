@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-import redis
+from redis import Redis
 
 from clipfleet.contract.jobs import Lane
 from clipfleet.contract.label_sets import LabelSet
@@ -21,10 +21,12 @@ from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.score import text_matrices
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.failing import failing
 from tests.support.ledger import keys_without_ttl
 
 LABELS = LabelSet(labels=("cat", "dog", "car", "house"))
 NAME = keys.text_matrix(FakeEncoder().fingerprint, LABELS.hash)
+LOCK = f"{NAME}:lock"
 LABEL_COUNT, DIMENSION = 4, FakeEncoder().embedding_dimension
 
 
@@ -67,11 +69,13 @@ class Worker:
         return cast(np.ndarray, values.numpy())
 
 
+Make = Callable[..., Worker]
 EXPECTED = FakeEncoder().encode_texts([f"a photo of a {label}" for label in LABELS.labels])
 
 
 @pytest.fixture
-def workers(redis_url: str, redis_client: redis.Redis) -> Iterator[Callable[..., Worker]]:
+def worker(redis_url: str, redis_client: Redis) -> Iterator[Make]:
+    """Makes workers."""
     made: list[Worker] = []
 
     def make(encodes: Callable[[], None] = still_alive) -> Worker:
@@ -90,32 +94,27 @@ def check(worker: Worker, *, encodings: int) -> None:
     assert worker.encodings == encodings
 
 
-def test_the_second_worker_takes_over_what_the_first_has_encoded(
-    workers: Callable[..., Worker], redis_client: redis.Redis
-) -> None:
-    check(workers(), encodings=1)
+def test_the_second_worker_takes_over_what_the_first_has_encoded(worker: Make, redis_client: Redis) -> None:
+    check(worker(), encodings=1)
 
-    check(workers(), encodings=0)
+    check(worker(), encodings=0)
 
-    assert not redis_client.exists(f"{NAME}:lock")
+    assert not redis_client.exists(LOCK)
 
 
-def test_who_comes_meanwhile_waits_and_may_leave(workers: Callable[..., Worker]) -> None:
+def test_who_comes_meanwhile_waits_and_may_leave(worker: Make) -> None:
     entered, go, waited = threading.Event(), threading.Event(), threading.Event()
 
     def slowly() -> None:
         entered.set()
         assert go.wait(PATIENCE_SECONDS)
 
-    first = InThread(workers(slowly).get)
+    first = InThread(worker(slowly).get)
     assert entered.wait(PATIENCE_SECONDS)
 
-    def lost() -> None:
-        raise ChunkInterrupted("lost")
-
     with pytest.raises(ChunkInterrupted):
-        workers().get(lost)
-    other = workers()
+        worker().get(failing(ChunkInterrupted("lost")))
+    other = worker()
     second = InThread(lambda: other.get(waited.set))
     assert waited.wait(PATIENCE_SECONDS)
     go.set()
@@ -124,75 +123,59 @@ def test_who_comes_meanwhile_waits_and_may_leave(workers: Callable[..., Worker])
     assert other.encodings == 0
 
 
-def test_a_worker_that_died_while_it_encoded_is_replaced(
-    workers: Callable[..., Worker], redis_client: redis.Redis
-) -> None:
-    redis_client.set(f"{NAME}:lock", "somebody who is gone", px=300)
+def test_a_worker_that_died_while_it_encoded_is_replaced(worker: Make, redis_client: Redis) -> None:
+    redis_client.set(LOCK, "somebody who is gone", px=300)
 
-    check(workers(), encodings=1)
+    check(worker(), encodings=1)
 
 
 def test_the_lock_is_renewed_before_each_slice(
-    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    worker: Make, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", 1)
     left: list[int] = []
 
     def encodes() -> None:
-        left.append(redis_client.pttl(f"{NAME}:lock"))
-        redis_client.pexpire(f"{NAME}:lock", 5_000)
+        left.append(redis_client.pttl(LOCK))
+        redis_client.pexpire(LOCK, 5_000)
 
-    check(workers(encodes), encodings=4)
+    check(worker(encodes), encodings=4)
 
     assert min(left) > 30_000
 
 
-def test_a_lock_that_was_lost_meanwhile_costs_nothing(
-    workers: Callable[..., Worker], redis_client: redis.Redis
-) -> None:
-    check(workers(lambda: redis_client.set(f"{NAME}:lock", "another worker", px=60_000)), encodings=1)
+def test_a_lock_that_was_lost_meanwhile_costs_nothing(worker: Make, redis_client: Redis) -> None:
+    check(worker(lambda: redis_client.set(LOCK, "another worker", px=60_000)), encodings=1)
 
-    assert redis_client.get(f"{NAME}:lock") == "another worker"
+    assert redis_client.get(LOCK) == "another worker"
 
 
-def test_a_failure_frees_the_lock_and_is_not_shared(
-    workers: Callable[..., Worker], redis_client: redis.Redis
-) -> None:
-    def fails() -> None:
-        raise MemoryError("device")
-
+def test_a_failure_frees_the_lock_and_is_not_shared(worker: Make, redis_client: Redis) -> None:
     with pytest.raises(MemoryError):
-        workers(fails).get()
+        worker(failing(MemoryError("device"))).get()
 
     assert redis_client.keys(f"{NAME}*") == []
 
 
 @pytest.mark.parametrize("data", [b"", b"xy", b"\1\0\0\0\1\0\0\0", b"\xff" * 40, *PLANTED])
-def test_what_is_no_matrix_is_encoded_anew(
-    workers: Callable[..., Worker], redis_client: redis.Redis, data: bytes
-) -> None:
+def test_what_is_no_matrix_is_encoded_anew(worker: Make, redis_client: Redis, data: bytes) -> None:
     redis_client.set(NAME, data, ex=60)
 
-    check(workers(), encodings=1)
-    check(workers(), encodings=0)
+    check(worker(), encodings=1)
+    check(worker(), encodings=0)
 
 
-def test_a_very_large_one_is_not_shared(
-    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("_SHARED_BYTES", EXPECTED.nbytes - 1), ("_SHARED_FROM_PROMPTS", LABEL_COUNT + 1)],
+    ids=["a large one", "a small one"],
+)
+def test_a_very_large_or_small_one_is_not_shared(
+    worker: Make, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(text_matrices, "_SHARED_BYTES", EXPECTED.nbytes - 1)
+    monkeypatch.setattr(text_matrices, limit, value)
 
-    check(workers(), encodings=1)
-
-    assert not redis_client.exists(NAME)
-
-
-def test_a_small_one_is_not_shared(
-    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_matrices, "_SHARED_FROM_PROMPTS", LABEL_COUNT + 1)
-
-    check(workers(), encodings=1)
+    check(worker(), encodings=1)
 
     assert not redis_client.exists(NAME)
 

@@ -33,7 +33,9 @@ def test_what_was_kept_comes_back_by_kind_and_key() -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
-def test_a_folder_that_is_not_the_users_alone_is_not_used(mode: int) -> None:
+def test_a_folder_that_is_not_the_users_alone_is_not_used_and_a_warning_says_so_once(
+    mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
     keep("kind", A, VALUES)
     cache_folder().chmod(mode)
 
@@ -41,19 +43,9 @@ def test_a_folder_that_is_not_the_users_alone_is_not_used(mode: int) -> None:
 
     assert recall("kind", A) == {}
     assert not kept_file("kind", B).exists()
-
-
-def test_a_warning_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    cache_folder().mkdir(parents=True)
-    cache_folder().chmod(0o775)
-
-    for key in (A, B):
-        keep("kind", key, VALUES)
-        recall("kind", key)
-
-    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"others may write to {cache_folder()} too" in record.getMessage()
-    assert f"mount a volume at {cache_folder().parent}" in record.getMessage()
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"others may write to {cache_folder()} too" in said
+    assert f"mount a volume at {cache_folder().parent}" in said
 
 
 @pytest.mark.parametrize("place", [-1, 100])
@@ -69,8 +61,7 @@ def test_what_is_damaged_is_not_there(place: int) -> None:
 def test_what_is_forgotten_is_not_there() -> None:
     keep("kind", A, VALUES)
 
-    assert forget("kind", A)
-    assert recall("kind", A) == {}
+    assert forget("kind", A) and recall("kind", A) == {}
     assert forget("kind", B)  # as it was not there
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -15,11 +15,12 @@ from clipfleet.contract.jobs import DEFAULT_MODEL, ErrorCode, Precision
 from clipfleet_worker.failures import ItemFailure, ModelUnavailableError
 from clipfleet_worker.models.files import Layout, fetch_files, find_configuration, find_files
 from clipfleet_worker.models.loader import load_model
+from tests.support.demo_model import CONFIG, DEMO, WEIGHTS, altered_demo
+from tests.support.failing import failing
 from tests.support.hub_cache import HubCache
 
-DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"
+CLIP = b'{"model_type": "clip"}'
 DATACOMP = "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"
-OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 @pytest.fixture
@@ -31,74 +32,54 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
 
 class TestTheHubsCache:
     def test_weights_that_open_clip_knows_by_name(self, hub: HubCache) -> None:
-        folder = hub.add(DATACOMP, {OPEN_CLIP_WEIGHTS: b"12345"})
+        folder = hub.add(DATACOMP, {WEIGHTS: b"12345"})
 
         found = find_files(DEFAULT_MODEL)
 
-        assert found is not None
-        assert (found.layout, found.weights) == (Layout.NAMED, (folder / OPEN_CLIP_WEIGHTS,))
+        assert (found.layout, found.weights) == (Layout.NAMED, (folder / WEIGHTS,))
         assert (found.size_bytes, found.configuration["embed_dim"], found.tokenizer) == (5, 512, None)
         assert fetch_files(DEFAULT_MODEL) == found
 
     def test_an_older_kind_of_file_serves_if_there_is_no_better_one(self, hub: HubCache) -> None:
         folder = hub.add(DATACOMP, {"open_clip_pytorch_model.bin": b"1"})
-        found = find_files(DEFAULT_MODEL)
-        assert found is not None
-        assert found.weights == (folder / "open_clip_pytorch_model.bin",)
+        assert find_files(DEFAULT_MODEL).weights == (folder / "open_clip_pytorch_model.bin",)
 
-    def test_preprocessing_is_that_of_the_weights(self, hub: HubCache) -> None:
-        hub.add("timm/ViT-B-16-SigLIP", {OPEN_CLIP_WEIGHTS: b"1", "tokenizer.json": b"{}"})
+    def test_preprocessing_and_tokenizer_are_those_of_the_weights(self, hub: HubCache) -> None:
+        hub.add("timm/ViT-B-16-SigLIP", {WEIGHTS: b"1"})
+        assert find_files("ViT-B-16-SigLIP:webli") is None
+
+        hub.add("timm/ViT-B-16-SigLIP", {"tokenizer.json": b"{}"})
         found = find_files("ViT-B-16-SigLIP:webli")
-        assert found is not None
         assert found.preprocessing["resize_mode"] == "squash"
         assert found.preprocessing["mean"] == (0.5, 0.5, 0.5)
         assert found.tokenizer == found.folder
 
-    def test_a_tokenizer_that_is_missing_is_missed(self, hub: HubCache) -> None:
-        hub.add("timm/ViT-B-16-SigLIP", {OPEN_CLIP_WEIGHTS: b"1"})
-        assert find_files("ViT-B-16-SigLIP:webli") is None
-
     def test_a_repository_in_open_clips_layout(self, hub: HubCache) -> None:
-        folder = hub.add("org/demo", {name: DEMO / name for name in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)})
+        folder = hub.add("org/demo", {name: DEMO / name for name in (CONFIG, WEIGHTS)})
         found = find_files("hf-hub:org/demo")
-        assert found is not None
         assert (found.layout, found.folder) == (Layout.OPEN_CLIP, folder)
         assert find_configuration("hf-hub:org/demo") == found.configuration
 
     def test_a_repository_in_the_layout_of_transformers(self, hub: HubCache) -> None:
-        config = json.dumps({"model_type": "clip"}).encode()
-        folder = hub.add("openai/clip", {"config.json": config, "model.safetensors": b"1"})
-        found = find_files("hf-hub:openai/clip")
-        assert found is not None
+        folder = hub.add("org/clip", {"config.json": CLIP, "model.safetensors": b"1"})
+        found = find_files("hf-hub:org/clip")
         assert (found.layout, found.weights) == (Layout.TRANSFORMERS, (folder / "model.safetensors",))
 
     def test_one_in_both_layouts_is_read_by_open_clips(self, hub: HubCache) -> None:
-        hub.add("org/both", {
-            "config.json": b'{"model_type": "clip"}', "model.safetensors": b"1",
-            OPEN_CLIP_CONFIG: DEMO / OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS: b"1",
-        })  # fmt: skip
+        ours = {CONFIG: DEMO / CONFIG, WEIGHTS: b"1"}
+        folder = hub.add("org/both", {"config.json": CLIP, "model.safetensors": b"1", **ours})
         found = find_files("hf-hub:org/both")
-        assert found is not None
-        assert (found.layout, found.weights[0].name) == (Layout.OPEN_CLIP, OPEN_CLIP_WEIGHTS)
+        assert (found.layout, found.weights[0]) == (Layout.OPEN_CLIP, folder / WEIGHTS)
 
     def test_weights_in_several_files_count_once_all_are_there(self, hub: HubCache) -> None:
-        index = {
-            "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
-        }
-        repository = {
-            "config.json": b'{"model_type": "clip"}',
-            "model.safetensors.index.json": json.dumps(index).encode(),
-            "model-1.safetensors": b"12",
-        }
-        hub.add("org/large", repository)
+        first, second = "model-1.safetensors", "model-2.safetensors"
+        index = json.dumps({"weight_map": {"a": first, "b": second, "c": first}}).encode()
+        hub.add("org/large", {"config.json": CLIP, "model.safetensors.index.json": index, first: b"12"})
         assert find_files("hf-hub:org/large") is None
 
-        hub.add("org/large", {"model-2.safetensors": b"345"})
+        folder = hub.add("org/large", {second: b"345"})
         found = find_files("hf-hub:org/large")
-        assert found is not None
-        assert ([path.name for path in found.weights], found.size_bytes) == (
-            ["model-1.safetensors", "model-2.safetensors"], 5,
-        )  # fmt: skip
+        assert (found.weights, found.size_bytes) == ((folder / first, folder / second), 5)
 
     @pytest.mark.parametrize("name", [DEFAULT_MODEL, "hf-hub:org/none", "ViT-B-16-SigLIP:webli"])
     def test_what_is_not_there_is_told_in_one_line_with_the_ways_out(self, hub: HubCache, name: str) -> None:
@@ -110,31 +91,23 @@ class TestTheHubsCache:
             assert word in message
         assert "\n" not in message
 
-    def test_the_ways_out_are_not_what_a_row_cuts_off(
-        self, hub: HubCache, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("endpoint", ["nonsense", f"nonsense {'of many words ' * 20}"])
+    def test_of_an_address_that_is_none_a_row_does_not_cut_off_the_ways_out(
+        self, hub: HubCache, monkeypatch: pytest.MonkeyPatch, endpoint: str
     ) -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", f"nonsense {'of many words ' * 20}")
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         name = "hf-hub:laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
-        with pytest.raises(ModelUnavailableError) as caught:
+        with pytest.raises(ModelUnavailableError, match="unknown url type: 'nonsense") as caught:
             fetch_files(name)
         detail = ItemFailure(ErrorCode.MODEL_UNAVAILABLE, str(caught.value)).error.detail
         for word in (f"clipfleet-worker models pull {name}", "./FOLDER", "`demo`"):
             assert word in detail
 
-    def test_an_address_of_the_hub_that_is_none_is_no_bug(
-        self, hub: HubCache, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", "nonsense")
-        with pytest.raises(ModelUnavailableError, match="unknown url type: 'nonsense'"):
-            fetch_files(DEFAULT_MODEL)
-
 
 class TestFolders:
     def test_open_clips_layout(self) -> None:
         found = find_files(f"local-dir:{DEMO}")
-        assert found is not None
         assert found == find_files("demo")
         assert (found.layout, found.folder) == (Layout.OPEN_CLIP, DEMO)
 
@@ -144,31 +117,24 @@ class TestFolders:
             find_files(f"ViT-B-32:{weights}")
         weights.write_bytes(b"1")
         found = find_files(f"ViT-B-32:{weights}")
-        assert found is not None
         assert (found.layout, found.weights) == (Layout.NAMED, (weights,))
 
     def test_its_own_tokenizer_goes_before_the_hubs(self, tmp_path: Path, hub: HubCache) -> None:
-        shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
-        config = json.loads((DEMO / OPEN_CLIP_CONFIG).read_text())
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
-        (tmp_path / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
-        assert find_files(f"local-dir:{tmp_path}") is None
+        def alter(configuration: Any, _: object) -> None:
+            configuration["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
+
+        name = altered_demo(tmp_path, alter)
+        assert find_files(name) is None
 
         of_the_hub = hub.add("org/words", {"tokenizer.json": b"{}"})
-        found = find_files(f"local-dir:{tmp_path}")
-        assert found is not None
-        assert found.tokenizer == of_the_hub
+        assert find_files(name).tokenizer == of_the_hub
 
         (tmp_path / "tokenizer.json").write_text("{}")
-        found = find_files(f"local-dir:{tmp_path}")
-        assert found is not None
-        assert found.tokenizer == tmp_path
+        assert find_files(name).tokenizer == tmp_path
 
     def test_a_folder_of_somebody_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refused(path: Path) -> bool:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-        monkeypatch.setattr(Path, "is_file", refused)
+        error = PermissionError(errno.EACCES, "Permission denied", f"{tmp_path}/{CONFIG}")
+        monkeypatch.setattr(Path, "is_file", failing(error))
         with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+: user \d+ may not read it$"):
             find_files(f"local-dir:{tmp_path}")
 
@@ -177,33 +143,22 @@ class TestFolders:
         [
             (None, "there is no folder"),
             ({}, "holds no model: neither open_clip_config.json nor config.json"),
-            ({OPEN_CLIP_CONFIG: "{"}, "cannot be read"),
-            ({OPEN_CLIP_CONFIG: "[]"}, "no JSON object"),
-            ({OPEN_CLIP_CONFIG: '{"model_cfg": {}}'}, "no model_cfg of open_clip"),
-            (
-                {OPEN_CLIP_CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {}}}'},
-                "holds no weights: put open_clip_model.safetensors there",
-            ),
-            (
-                {OPEN_CLIP_CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}}}'},
-                "no model_cfg of open_clip",
-            ),
+            ({CONFIG: "{"}, "cannot be read"),
+            ({CONFIG: "[]"}, "no JSON object"),
+            ({CONFIG: '{"model_cfg": {}}'}, "no model_cfg of open_clip"),
+            ({CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}}}'}, "no model_cfg of open_clip"),
+            ({CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {}}}'},
+             "holds no weights: put open_clip_model.safetensors there"),
             ({"config.json": '{"model_type": "clip"}'}, "holds no weights: put model.safetensors there"),
             ({"config.json": '{"model_type": "clip", "text_config": 3}'}, "cannot be used"),
-            (
-                {"config.json": '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'},
-                "cannot be used",
-            ),
-            (
-                {
-                    "config.json": '{"model_type": "clip"}',
-                    "model.safetensors.index.json": '{"weight_map": {"a": "../../1.safetensors"}}',
-                },
-                "lacks 1.safetensors",
-            ),
+            ({"config.json": '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'},
+             "cannot be used"),
+            ({"config.json": '{"model_type": "clip"}',
+              "model.safetensors.index.json": '{"weight_map": {"a": "../../1.safetensors"}}'},
+             "lacks 1.safetensors"),
         ],
         ids=str,
-    )
+    )  # fmt: skip
     def test_what_is_wrong_with_a_folder_is_told(
         self, contents: dict[str, str] | None, words: str, tmp_path: Path
     ) -> None:
@@ -220,25 +175,22 @@ class TestFolders:
 
 
 def test_a_model_is_the_same_wherever_it_lies(hub: HubCache, tmp_path: Path) -> None:
-    hub.add("org/demo", {name: DEMO / name for name in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)})
+    hub.add("org/demo", {name: DEMO / name for name in (CONFIG, WEIGHTS)})
     shutil.copytree(DEMO, tmp_path / "copy")
 
     names = ("demo", "hf-hub:org/demo", f"local-dir:{DEMO}", f"local-dir:{tmp_path / 'copy'}")
-    found = {load_model(name, Precision.FP32, "cpu").fingerprint for name in names}
-
-    assert len(found) == 1
+    assert len({load_model(name, Precision.FP32, "cpu").fingerprint for name in names}) == 1
 
 
-class TestMistakes:
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("ViT-B-23:openai", "no architecture 'ViT-B-23' .*ViT-B-32"),
-            ("ViT-B-32:datacomp_xl", "no weights 'datacomp_xl' of ViT-B-32 .*datacomp_xl_s13b_b90k"),
-            ("zzz:openai", "no architecture 'zzz'; `clipfleet-worker models list --all`"),
-        ],
-    )
-    def test_a_name_that_open_clip_does_not_know_meets_those_it_knows(self, name: str, words: str) -> None:
-        for ask in (find_files, fetch_files):
-            with pytest.raises(ModelUnavailableError, match=words):
-                ask(name)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ViT-B-23:openai", "no architecture 'ViT-B-23' .*ViT-B-32"),
+        ("ViT-B-32:datacomp_xl", "no weights 'datacomp_xl' of ViT-B-32 .*datacomp_xl_s13b_b90k"),
+        ("zzz:openai", "no architecture 'zzz'; `clipfleet-worker models list --all`"),
+    ],
+)
+def test_a_name_that_open_clip_does_not_know_meets_those_it_knows(name: str, words: str) -> None:
+    for ask in (find_files, fetch_files):
+        with pytest.raises(ModelUnavailableError, match=words):
+            ask(name)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process import device as device_module
 from clipfleet_worker.process.device import is_lost, pick_device, resolve_precision
+from tests.support.demo_model import WEIGHTS, altered_demo
+from tests.support.failing import failing
 
 SIZE = 8
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a .safetensors
@@ -37,24 +36,24 @@ class TinyModule(torch.nn.Module):
         self.error: BaseException | None = None
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        if self.error is not None:
-            raise self.error
-        return images[:, 0, 0, :4]
+        return self._or_fail(images[:, 0, 0, :4])
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._or_fail(tokens.float())
+
+    def _or_fail(self, features: torch.Tensor) -> torch.Tensor:
         if self.error is not None:
             raise self.error
-        return tokens.float()
+        return features
 
 
 def tokenizer(prompts: list[str]) -> torch.Tensor:
     return torch.tensor([[len(prompt), 1, 0, 0] for prompt in prompts])
 
 
-def loaded(module: TinyModule, **values: Any) -> LoadedModel:
-    spec = FakeEncoder(size=SIZE).pixel_spec
+def loaded(module: TinyModule, size: int = SIZE, **values: Any) -> LoadedModel:
     facts = {"embedding_dimension": 4, "precision": Precision.FP32, "device": "cpu", **values}
-    return LoadedModel("tiny", module, tokenizer, spec, **facts)
+    return LoadedModel("tiny", module, tokenizer, FakeEncoder(size=size).pixel_spec, **facts)
 
 
 ENCODE: dict[str, Callable[[LoadedModel], object]] = {
@@ -70,9 +69,7 @@ class TestEncoding:
         pixels[0, 0, :4, 0] = [255, 0, 255, 0]
 
         np.testing.assert_allclose(model.encode_images(pixels), [[0.5**0.5, 0, 0.5**0.5, 0]], atol=1e-6)
-
-    def test_the_scale_is_the_models(self) -> None:
-        assert loaded(TinyModule()).logit_scale == pytest.approx(100)
+        assert model.logit_scale == pytest.approx(100)
 
     @pytest.mark.parametrize("value", [100.0, np.nan])
     def test_a_scale_that_would_make_each_score_nan_is_refused(self, value: float) -> None:
@@ -84,74 +81,69 @@ class TestEncoding:
 
     @pytest.mark.parametrize("what", ENCODE)
     @pytest.mark.parametrize(
-        "error",
+        ("error", "kind"),
         [
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), MemoryError),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"), MemoryError),
             # What would otherwise count as a GPU that is lost, and end the process.
-            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-            RuntimeError("CUDA driver error: out of memory"),
-            RuntimeError("Triton Error [CUDA]: out of memory"),
+            (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported"), MemoryError),
+            (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED at `cublasCreate(handle)`"), MemoryError),
+            (RuntimeError("CUDA driver error: out of memory"), MemoryError),
+            (RuntimeError("Triton Error [CUDA]: out of memory"), MemoryError),
+            (RuntimeError("cuDNN error"), RuntimeError),
         ],
     )
-    def test_too_little_memory_is_a_memory_error(self, error: Exception, what: str) -> None:
+    def test_too_little_memory_is_a_memory_error_and_all_else_what_it_is(
+        self, error: Exception, kind: type[Exception], what: str
+    ) -> None:
         module = TinyModule()
         model = loaded(module)
         module.error = error
 
-        with pytest.raises(MemoryError):
+        with pytest.raises(Exception) as caught:
             ENCODE[what](model)
+        assert type(caught.value) is kind
         assert not is_lost(error)
 
     def test_a_model_that_does_not_fit_is_no_bug_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object, **__: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-        monkeypatch.setattr(TinyModule, "to", full)
+        monkeypatch.setattr(TinyModule, "to", failing(torch.OutOfMemoryError("CUDA out of memory")))
 
         with pytest.raises(MemoryError):
             loaded(TinyModule())
 
-    @pytest.mark.parametrize("what", ENCODE)
-    def test_other_errors_stay_what_they_are(self, what: str) -> None:
-        module = TinyModule()
-        model = loaded(module)
-        module.error = RuntimeError("cuDNN error")
 
-        with pytest.raises(RuntimeError, match="cuDNN"):
-            ENCODE[what](model)
+def test_weights_preprocessing_precision_and_decode_route_count_in_a_fingerprint() -> None:
+    other_weights = TinyModule()
+    other_weights.logit_scale.data += 1
+    models = [
+        loaded(TinyModule()),
+        loaded(other_weights),
+        loaded(TinyModule(), precision=Precision.BF16),
+        loaded(TinyModule(), SIZE + 1),
+    ]
 
+    prints = {model.fingerprint_for(route) for model in models for route in DecodeRoute}
 
-class TestFingerprint:
-    def test_weights_preprocessing_precision_and_decode_route_count(self) -> None:
-        other_weights = TinyModule()
-        other_weights.logit_scale.data += 1
-        spec = FakeEncoder(size=SIZE + 1).pixel_spec
-        facts: dict[str, Any] = {"embedding_dimension": 4, "precision": Precision.FP32, "device": "cpu"}
-        models = [
-            loaded(TinyModule()),
-            loaded(other_weights),
-            loaded(TinyModule(), precision=Precision.BF16),
-            LoadedModel("tiny", TinyModule(), tokenizer, spec, **facts),
-        ]
-
-        prints = {model.fingerprint_for(route) for model in models for route in DecodeRoute}
-
-        assert len(prints) == len(models) * len(DecodeRoute)
-
-    def test_the_same_model_has_the_same_one_whatever_it_is_called(self) -> None:
-        assert loaded(TinyModule()).fingerprint == loaded(TinyModule()).fingerprint
+    assert len(prints) == len(models) * len(DecodeRoute)
+    assert loaded(TinyModule()).fingerprint == models[0].fingerprint
 
 
 class TestDevice:
-    def test_auto_is_the_processor_where_there_is_no_gpu(self, gpus: Callable[[int], None]) -> None:
-        gpus(0)
-        assert (pick_device("auto"), pick_device("cpu")) == ("cpu", "cpu")
-
-    def test_auto_is_the_gpu_where_there_is_one(self, gpus: Callable[[int], None]) -> None:
-        gpus(2)
-        assert (pick_device("auto"), pick_device("cuda"), pick_device("cuda:1")) == ("cuda", "cuda", "cuda:1")
+    @pytest.mark.parametrize(
+        ("count", "setting", "device"),
+        [
+            (0, "auto", "cpu"),
+            (0, "cpu", "cpu"),
+            (2, "auto", "cuda"),
+            (2, "cuda", "cuda"),
+            (2, "cuda:1", "cuda:1"),
+        ],
+    )
+    def test_auto_is_the_gpu_where_there_is_one(
+        self, gpus: Callable[[int], None], count: int, setting: str, device: str
+    ) -> None:
+        gpus(count)
+        assert pick_device(setting) == device
 
     @pytest.mark.parametrize(
         ("count", "setting", "words"),
@@ -165,7 +157,7 @@ class TestDevice:
         with pytest.raises(UsageError, match=f"CLIPFLEET_DEVICE is {setting}, .*{words}"):
             pick_device(setting)
 
-    def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_processor(
+    def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_cpu(
         self, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gpus(0)
@@ -220,53 +212,52 @@ class TestPrecision:
     @pytest.mark.parametrize(
         ("requested", "device", "has_bf16", "resolved"),
         [
-            (Precision.AUTO, "cpu", False, Precision.FP32),
-            (Precision.AUTO, "cpu", True, Precision.BF16),
-            (Precision.AUTO, "cuda:1", True, Precision.BF16),
-            (Precision.AUTO, "cuda", False, Precision.FP16),
-            (Precision.FP16, "cuda", False, Precision.FP16),
-            (Precision.BF16, "cpu", False, Precision.BF16),
-            (Precision.FP32, "cuda", True, Precision.FP32),
+            ("auto", "cpu", False, "fp32"),
+            ("auto", "cpu", True, "bf16"),
+            ("auto", "cuda:1", True, "bf16"),
+            ("auto", "cuda", False, "fp16"),
+            ("fp16", "cuda", False, "fp16"),
+            ("bf16", "cpu", False, "bf16"),
+            ("fp32", "cuda", True, "fp32"),
         ],
     )
     def test_auto_asks_the_hardware(
-        self, monkeypatch: pytest.MonkeyPatch, requested: Precision, device: str, has_bf16: bool,
-        resolved: Precision,
-    ) -> None:  # fmt: skip
+        self, monkeypatch: pytest.MonkeyPatch, requested: str, device: str, has_bf16: bool, resolved: str
+    ) -> None:
         monkeypatch.setattr(device_module, "_cpu_has_bf16", lambda: has_bf16)
         capability = (9, 0) if has_bf16 else (7, 5)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
-        assert resolve_precision(requested, device) is resolved
+        assert resolve_precision(Precision(requested), device) == resolved
 
-    def test_a_precision_that_the_processor_lacks_is_left_to_other_workers(self) -> None:
+    def test_a_precision_that_the_cpu_lacks_is_left_to_other_workers(self) -> None:
         with pytest.raises(ModelUnavailableError, match="fp16 needs a GPU"):
             resolve_precision(Precision.FP16, "cpu")
 
 
-class TestNames:
-    def test_the_length_of_vectors_is_known_without_loading(self) -> None:
-        assert embedding_dimension("demo") == 128
-        assert embedding_dimension("ViT-B-32:openai") == 512
-        assert embedding_dimension("hf-hub:org/name") is None
-        assert embedding_dimension("local-dir:/nowhere") is None
-        assert embedding_dimension("no-such-architecture:x") is None
+def test_the_length_of_vectors_is_known_without_loading() -> None:
+    assert embedding_dimension("demo") == 128
+    assert embedding_dimension("ViT-B-32:openai") == 512
+    for name in ("hf-hub:org/name", "local-dir:/nowhere", "no-such-architecture:x"):
+        assert embedding_dimension(name) is None
 
-    def test_weights_that_are_no_weights_are_unavailable(self, tmp_path: Path) -> None:
-        with as_file(files("clipfleet_worker") / "demo_model") as demo:
-            shutil.copy(demo / "open_clip_config.json", tmp_path)
-            weights = (demo / "open_clip_model.safetensors").read_bytes()
+
+class TestFilesThatDoNotFit:
+    def refused(self, name: str) -> str:
+        with pytest.raises(ModelUnavailableError, match=r"files in .* do not fit") as caught:
+            load_model(name, Precision.FP32, "cpu")
+        return str(caught.value)
+
+    def test_weights_that_are_no_weights(self, tmp_path: Path) -> None:
+        name = altered_demo(tmp_path, lambda *_: None)
+        weights = (tmp_path / WEIGHTS).read_bytes()
         for data in (b"", b"not weights", weights[:-1000], NO_TENSORS):
-            (tmp_path / "open_clip_model.safetensors").write_bytes(data)
-            with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit") as caught:
-                load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
-            assert "\n" not in str(caught.value)
+            (tmp_path / WEIGHTS).write_bytes(data)
+            said = self.refused(name)
+            assert str(tmp_path) in said and "\n" not in said
 
     @pytest.mark.parametrize("mean", ["abc", 5, [0.5], [0.5, 0.5, "x"]])
-    def test_a_preprocessing_that_is_none_is_unavailable(self, tmp_path: Path, mean: object) -> None:
-        with as_file(files("clipfleet_worker") / "demo_model") as demo:
-            shutil.copy(demo / "open_clip_model.safetensors", tmp_path)
-            configuration = json.loads((demo / "open_clip_config.json").read_text())
-        configuration["preprocess_cfg"]["mean"] = mean
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(configuration))
-        with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit"):
-            load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
+    def test_a_preprocessing_that_is_none(self, tmp_path: Path, mean: object) -> None:
+        def alter(configuration: Any, _: object) -> None:
+            configuration["preprocess_cfg"]["mean"] = mean
+
+        self.refused(altered_demo(tmp_path, alter))

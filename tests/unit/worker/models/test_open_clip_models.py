@@ -36,14 +36,11 @@ def test_all_names_have_a_place_on_the_hub() -> None:
 @pytest.mark.parametrize(
     ("name", "repository", "file_names"),
     [
-        (
-            DEFAULT_MODEL,
-            "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
-            ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-        ),
+        (DEFAULT_MODEL, "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+         ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
         ("ViTamin-S:datacomp1b", "jienengchen/ViTamin-S", ("pytorch_model.safetensors", "pytorch_model.bin")),
     ],
-)
+)  # fmt: skip
 def test_where_weights_are(name: str, repository: str, file_names: tuple[str, ...]) -> None:
     found = known_weights(*name.split(":"))
 
@@ -53,11 +50,8 @@ def test_where_weights_are(name: str, repository: str, file_names: tuple[str, ..
 
 def test_a_configuration_may_be_changed_without_harm() -> None:
     configuration_of("ViT-B-32")["embed_dim"] = 1
-    assert (
-        configuration_of("ViT-B-32")["embed_dim"]
-        == open_clip.get_model_config("ViT-B-32")["embed_dim"]
-        == 512
-    )
+    assert configuration_of("ViT-B-32")["embed_dim"] == 512
+    assert open_clip.get_model_config("ViT-B-32")["embed_dim"] == 512
 
 
 @pytest.mark.parametrize(
@@ -78,18 +72,18 @@ def test_the_weights_of_a_folder(names: list[str], chosen: str | None, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "pretrained", "warns"),
+    ("name", "warns"),
     [
-        ("ViT-B-32", "openai", True),
-        ("ViT-B-32-quickgelu", "openai", False),
-        ("ViT-B-32", "datacomp_xl_s13b_b90k", False),
-        ("ViT-B-32", "/a/file.pt", False),
+        ("ViT-B-32:openai", True),
+        ("ViT-B-32-quickgelu:openai", False),
+        ("ViT-B-32:datacomp_xl_s13b_b90k", False),
+        ("ViT-B-32:/a/file.pt", False),
     ],
 )
 def test_weights_trained_with_another_activation_are_warned_of(
-    architecture: str, pretrained: str, warns: bool, caplog: pytest.LogCaptureFixture
+    name: str, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_other_activation(architecture, pretrained)
+    warn_of_other_activation(*name.split(":"))
 
     advice = [record.getMessage().rpartition("; ")[2] for record in caplog.records]
     assert advice == ["use the model ViT-B-32-quickgelu:openai"] * warns
@@ -105,10 +99,9 @@ def test_what_a_model_wants_to_see_is_known_before_it_is_built() -> None:
         if ahead is None:
             assert "timm_model_name" in configuration_of(name)["vision_cfg"]
             continue
+        options = {"device": "meta", "force_preprocess_cfg": said, "pretrained_text": False}
         with torch.device("meta"):
-            module = open_clip.create_model(
-                name, device="meta", force_preprocess_cfg=said, pretrained_text=False
-            )
+            module = open_clip.create_model(name, **options)
         built = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
         told[name] = ahead.configuration.pop("size")
         sizes = asdict(built).pop("size")

@@ -47,8 +47,7 @@ def load(folder: Path) -> LoadedModel:
 def features(output: Any) -> np.ndarray:
     """Normalised features, from what transformers 4 and 5 return."""
     tensor = getattr(output, "pooler_output", output)
-    array: np.ndarray = torch.nn.functional.normalize(tensor, dim=-1).detach().numpy()
-    return array
+    return torch.nn.functional.normalize(tensor, dim=-1).detach().numpy()
 
 
 @pytest.mark.parametrize("variant", [{}, {"hidden_act": "gelu"}, {"layer_norm_eps": 1e-2}], ids=str)
@@ -62,14 +61,15 @@ def test_features_are_those_of_transformers(variant: dict[str, Any], tmp_path: P
 
     spec = ours.pixel_spec
     normalised = (torch.from_numpy(pixels) / 255 - torch.tensor(spec.mean)) / torch.tensor(spec.std)
-    images = features(theirs.get_image_features(normalised.permute(0, 3, 1, 2)))
-    assert (ours.encode_images(pixels) * images).sum(axis=1).min() >= 0.9999
-    assert np.ptp(images @ images.T) > 0.01  # or any features would do
     tokens = ours._tokenizer(texts)  # the same ones for both
     assert tokens.max() == theirs.config.text_config.eos_token_id
-    expected = features(theirs.get_text_features(tokens))
-    assert (ours.encode_texts(texts) * expected).sum(axis=1).min() >= 0.9999
-    assert np.ptp(expected @ expected.T) > 0.01
+    for found, output in (
+        (ours.encode_images(pixels), theirs.get_image_features(normalised.permute(0, 3, 1, 2))),
+        (ours.encode_texts(texts), theirs.get_text_features(tokens)),
+    ):
+        expected = features(output)
+        assert (found * expected).sum(axis=1).min() >= 0.9999
+        assert np.ptp(expected @ expected.T) > 0.01  # or any features would do
     assert ours.logit_scale == pytest.approx(float(theirs.logit_scale.detach().exp()))
     assert (ours.embedding_dimension, embedding_dimension(f"local-dir:{tmp_path}")) == (48, 48)
 
@@ -83,9 +83,7 @@ def test_several_files_and_files_of_torch_hold_the_same_model(tmp_path: Path) ->
     torch.save(state, tmp_path / "torch" / "pytorch_model.bin")
     assert len(list((tmp_path / "several").glob("*.safetensors"))) > 1
 
-    found = {load(tmp_path / name).fingerprint for name in ("one", "several", "torch")}
-
-    assert len(found) == 1
+    assert len({load(tmp_path / name).fingerprint for name in ("one", "several", "torch")}) == 1
 
 
 def test_the_processors_preprocessing_counts(tmp_path: Path) -> None:
@@ -116,16 +114,17 @@ class TestPreprocessing:
         assert preprocessing_of(config, 64) == {"resize_mode": resize_mode, "interpolation": "bicubic"}
 
     @pytest.mark.parametrize(
-        "config",
-        [{"size": 72, "crop_size": 64}, {"size": 64, "crop_size": 60}, {"size": {"height": 64, "width": 32}}],
+        ("config", "words"),
+        [
+            ({"size": 72, "crop_size": 64}, "64 x 64, which the model takes"),
+            ({"size": 64, "crop_size": 60}, "64 x 64, which the model takes"),
+            ({"size": {"height": 64, "width": 32}}, "64 x 64, which the model takes"),
+            ({"resample": 1}, "resample 1"),
+        ],
     )
-    def test_images_of_another_size_are_refused(self, config: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="64 x 64, which the model takes"):
+    def test_another_size_or_resampling_is_refused(self, config: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
             preprocessing_of(config, 64)
-
-    def test_another_resampling_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="resample 1"):
-            preprocessing_of({"resample": 1}, 64)
 
 
 class TestConfiguration:

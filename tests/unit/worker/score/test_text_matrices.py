@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -16,9 +16,10 @@ from clipfleet_worker.encode.batcher import Batcher, Encoder
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.score import text_matrices
-from clipfleet_worker.score.ranking import prompts_of
-from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
+from clipfleet_worker.score.ranking import prompts_of, text_matrix_of
+from clipfleet_worker.score.text_matrices import Alive, TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.failing import failing
 
 
 class FakeBatcher:
@@ -39,9 +40,14 @@ class FakeBatcher:
         return encoder.encode_texts(list(prompts))
 
 
-def made() -> tuple[FakeBatcher, TextMatrices]:
-    batcher = FakeBatcher()
-    return batcher, TextMatrices(cast(Batcher, batcher))
+@pytest.fixture
+def batcher() -> FakeBatcher:
+    return FakeBatcher()
+
+
+@pytest.fixture
+def matrices(batcher: FakeBatcher) -> TextMatrices:
+    return TextMatrices(cast(Batcher, batcher))
 
 
 def labels(*names: str) -> LabelSet:
@@ -51,51 +57,38 @@ def labels(*names: str) -> LabelSet:
 def get(
     matrices: TextMatrices,
     label_set: LabelSet,
-    *,
     encoder: FakeEncoder | None = None,
-    alive: Callable[[], None] = lambda: None,
+    alive: Alive = lambda: None,
 ) -> TextMatrix:
     return matrices.get(encoder or FakeEncoder(), label_set, Lane.BULK, alive)
 
 
-def test_rows_are_in_the_order_of_the_labels() -> None:
-    _, matrices = made()
-
-    matrix = get(matrices, labels("blue", "red"))
-
-    expected = FakeEncoder().encode_texts(["a photo of a blue", "a photo of a red"])
-    np.testing.assert_allclose(matrix.values.numpy(), expected, rtol=1e-6)
-    assert matrix.labels == ("blue", "red")
-
-
-def test_a_label_set_is_encoded_once_per_model_in_the_lane_of_who_came_first() -> None:
-    batcher, matrices = made()
+def test_a_label_set_is_encoded_once_per_model_in_the_lane_of_who_came_first(
+    batcher: FakeBatcher, matrices: TextMatrices
+) -> None:
     for fingerprint, names in (("m", "ab"), ("m", "ab"), ("m", "ac"), ("n", "ab"), ("m", "ab")):
-        get(matrices, labels(*names), encoder=FakeEncoder(fingerprint))
+        get(matrices, labels(*names), FakeEncoder(fingerprint))
 
     assert [prompts[1][-1] for prompts, _ in batcher.asked] == ["b", "c", "b"]
     assert {lane for _, lane in batcher.asked} == {Lane.BULK}
 
 
 @pytest.mark.parametrize("prompts_per_pass", [1, 6, 7, 1000])
-def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, prompts_per_pass: int) -> None:
+def test_rows_are_in_the_order_of_the_labels_whatever_the_slices(
+    monkeypatch: pytest.MonkeyPatch, batcher: FakeBatcher, matrices: TextMatrices, prompts_per_pass: int
+) -> None:
     monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", prompts_per_pass)
-    batcher, matrices = made()
     many = LabelSet(labels=tuple(f"thing {n}" for n in range(10)), templates=("a {}", "the {}", "{}"))
 
     matrix = get(matrices, many)
 
-    expected = (
-        FakeEncoder().encode_texts(prompts_of(many.labels, many.templates)).reshape(10, 3, -1).mean(axis=1)
-    )
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(matrix.values.numpy(), expected, rtol=1e-6)
+    expected = FakeEncoder().encode_texts(prompts_of(many.labels, many.templates))
+    np.testing.assert_allclose(matrix.values.numpy(), text_matrix_of(expected, 10), rtol=1e-6)
+    assert matrix.labels == many.labels
     assert max(len(prompts) for prompts, _ in batcher.asked) <= max(prompts_per_pass, 3)
 
 
-def test_a_preset_has_the_labels_that_open_clip_brings(monkeypatch: pytest.MonkeyPatch) -> None:
-    batcher, matrices = made()
-
+def test_a_preset_has_the_labels_that_open_clip_brings(batcher: FakeBatcher, matrices: TextMatrices) -> None:
     matrix = get(matrices, LabelSet(preset=Preset.IMAGENET1K))
 
     assert (matrix.labels[0], len(matrix.labels), matrix.values.shape) == ("tench", 1000, (1000, 16))
@@ -103,39 +96,35 @@ def test_a_preset_has_the_labels_that_open_clip_brings(monkeypatch: pytest.Monke
     assert sum(len(prompts) for prompts, _ in batcher.asked) == 80_000
 
 
-def test_many_threads_that_ask_at_once_cause_one_encoding() -> None:
-    batcher, matrices = made()
+def test_many_threads_that_ask_at_once_cause_one_encoding(
+    batcher: FakeBatcher, matrices: TextMatrices
+) -> None:
     batcher.go.clear()
     calls = [InThread(lambda: get(matrices, labels("a", "b"))) for _ in range(8)]
     assert batcher.entered.wait(PATIENCE_SECONDS)
     batcher.go.set()
 
-    found = [call.result() for call in calls]
-
+    assert len({id(call.result()) for call in calls}) == 1
     assert len(batcher.asked) == 1
-    assert all(matrix is found[0] for matrix in found)
 
 
-def test_who_waits_for_another_thread_says_that_it_is_alive_and_may_leave() -> None:
-    batcher, matrices = made()
+def test_who_waits_for_another_thread_says_that_it_is_alive_and_may_leave(
+    batcher: FakeBatcher, matrices: TextMatrices
+) -> None:
     batcher.go.clear()
     first = InThread(lambda: get(matrices, labels("a")))
     assert batcher.entered.wait(PATIENCE_SECONDS)
 
-    def lost() -> None:
-        raise ChunkInterrupted("lost")
-
     with pytest.raises(ChunkInterrupted):
-        get(matrices, labels("a"), alive=lost)
+        get(matrices, labels("a"), alive=failing(ChunkInterrupted("lost")))
     batcher.go.set()
     assert first.result().values.shape == (1, 16)
 
 
 def test_a_chunk_that_is_lost_ends_the_encoding_and_the_next_one_does_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, batcher: FakeBatcher, matrices: TextMatrices
 ) -> None:
     monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", 2)
-    batcher, matrices = made()
     six = labels(*"abcdef")
 
     def lost() -> None:
@@ -149,8 +138,7 @@ def test_a_chunk_that_is_lost_ends_the_encoding_and_the_next_one_does_it(
     assert get(matrices, six).values.shape == (6, 16)
 
 
-def test_a_failure_is_not_kept() -> None:
-    batcher, matrices = made()
+def test_a_failure_is_not_kept(batcher: FakeBatcher, matrices: TextMatrices) -> None:
     batcher.error = MemoryError("no room")
     with pytest.raises(MemoryError):
         get(matrices, labels("a"))
@@ -159,56 +147,50 @@ def test_a_failure_is_not_kept() -> None:
     assert get(matrices, labels("a")).values.shape == (1, 16)
 
 
+@pytest.mark.parametrize(
+    ("kept_bytes", "encoded"),
+    [(3 * 16 * 4, "abcdb"), (1, "abcadab")],  # three labels of 16 floats; none, but for the newest
+)
 def test_the_least_recently_used_matrix_goes_when_there_are_too_many_bytes(
     monkeypatch: pytest.MonkeyPatch,
+    batcher: FakeBatcher,
+    matrices: TextMatrices,
+    kept_bytes: int,
+    encoded: str,
 ) -> None:
-    monkeypatch.setattr(text_matrices, "_KEPT_BYTES", 3 * 16 * 4)  # three labels of 16 floats
-    batcher, matrices = made()
-    for name in ("a", "b", "c", "a", "d"):
+    monkeypatch.setattr(text_matrices, "_KEPT_BYTES", kept_bytes)
+
+    for name in "abccadaabb":
         get(matrices, labels(name))
-    assert len(batcher.asked) == 4
 
-    get(matrices, labels("a"))
-    assert len(batcher.asked) == 4
-    get(matrices, labels("b"))
-    assert len(batcher.asked) == 5
+    assert "".join(prompts[0][-1] for prompts, _ in batcher.asked) == encoded
 
 
-def test_the_newest_matrix_stays_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_matrices, "_KEPT_BYTES", 1)
-    batcher, matrices = made()
-
-    assert get(matrices, labels("a")) is get(matrices, labels("a"))
-    assert len(batcher.asked) == 1
-
-
-def test_too_little_memory_of_the_device_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    _, matrices = made()
-    monkeypatch.setattr(torch.Tensor, "to", refuse)
+def test_too_little_memory_of_the_device_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, matrices: TextMatrices
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "to", failing(torch.OutOfMemoryError("CUDA out of memory")))
 
     with pytest.raises(MemoryError, match="out of memory"):
         get(matrices, labels("cat"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_a_label_without_a_vector_is_named_and_nothing_is_kept(value: float) -> None:
+def test_a_label_without_a_vector_is_named_and_nothing_is_kept(
+    batcher: FakeBatcher, matrices: TextMatrices, value: float
+) -> None:
     class Overflowing(FakeEncoder):
         def encode_texts(self, prompts: list[str]) -> np.ndarray:
             features = super().encode_texts(prompts)
             features[["red" in prompt for prompt in prompts]] = value
             return features
 
-    batcher, matrices = made()
     encoder = Overflowing()
     encoder.precision = Precision.BF16
-    for _ in range(2):
-        with pytest.raises(ItemFailure) as told:
-            get(matrices, labels("blue", "red", "green"), encoder=encoder)
+    for times in (1, 2):
+        with pytest.raises(ItemFailure, match="the label 'red'") as told:
+            get(matrices, labels("blue", "red", "green"), encoder)
 
         assert told.value.error.code is ErrorCode.CRASHED
         assert told.value.error.detail.startswith("the model overflows in bf16; set CLIPFLEET_PRECISION=fp32")
-        assert "the label 'red'" in told.value.error.detail
-    assert len(batcher.asked) == 2
+        assert len(batcher.asked) == times

@@ -19,11 +19,12 @@ from clipfleet.outputs.parquet import footer, open_parquet
 from clipfleet.results import rows as results
 from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
+from tests.support.failing import failing
 
 OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=2, codes={"not_found": 1, "timeout": 1})
-OTHER_JOB, OTHER_CHUNK = replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4)
-RETRIED = replace(OURS, generation=1)
+OTHER_CHUNK = replace(OURS, chunk_id=4)
+OF_OURS = {"job_id": "job-a", "chunk_id": "3", "generation": "0", "ok": "1", "failed": "0", "codes": "{}"}
 
 
 def rows(*uris: str, dimension: int = 2) -> pa.Table:
@@ -39,9 +40,7 @@ def put(output: FolderOutput, identity: PartIdentity, name: str) -> None:
     """Another writer's part, under any name."""
     elsewhere = FolderOutput(Path(output.uri, "elsewhere"))
     PartSink(elsewhere).write(identity, rows("/theirs.jpg"), PartCounts(1, 0, {}))
-    data = elsewhere.read(keys.part(identity.chunk_id))
-    assert data is not None
-    output.replace(name, data)
+    output.replace(name, elsewhere.read(keys.part(identity.chunk_id)))
 
 
 def uris(output: FolderOutput) -> list[str]:
@@ -65,15 +64,8 @@ class TestWriting:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
 
         file = open_parquet(output, keys.part(3))
-        assert footer(file) == {
-            "job_id": "job-a",
-            "chunk_id": "3",
-            "generation": "0",
-            "ok": "1",
-            "failed": "2",
-            "codes": '{"not_found": 1, "timeout": 1}',
-            "schema_version": str(SCHEMA_VERSION),
-        }
+        counts = {"ok": "1", "failed": "2", "codes": '{"not_found": 1, "timeout": 1}'}
+        assert footer(file) == {**OF_OURS, **counts, "schema_version": str(SCHEMA_VERSION)}
         file.close(force=True)
 
     def test_a_part_without_vectors_does_not_set_the_length_of_all_others(
@@ -89,44 +81,26 @@ class TestWriting:
 
         assert [row["embedding"] for row in results.rows(PartRows(output))] == [None, [0.5, -0.5]]
 
-    def test_the_part_of_another_chunk_in_its_place_is_a_conflict_and_stays(
+
+class TestFinding:
+    def test_a_part_of_another_chunk_is_a_conflict_and_stays(
         self, sink: PartSink, output: FolderOutput
     ) -> None:
         put(output, OTHER_CHUNK, keys.part(3))
 
-        with pytest.raises(OutputConflictError, match=f"job {OTHER_CHUNK.job_id!r}"):
-            sink.write(OURS, rows("/a.jpg"), COUNTS)
-
-        assert uris(output) == ["/theirs.jpg"]
-
-
-class TestFinding:
-    def test_a_part_of_another_chunk_is_a_conflict(self, sink: PartSink, output: FolderOutput) -> None:
-        put(output, OTHER_CHUNK, keys.part(3))
-
         with pytest.raises(OutputConflictError) as caught:
             sink.find(OURS)
-
         for word in (keys.part(3), OTHER_CHUNK.job_id, f"chunk {OTHER_CHUNK.chunk_id}"):
             assert word in str(caught.value)
+        with pytest.raises(OutputConflictError, match=f"job {OTHER_CHUNK.job_id!r}"):
+            sink.write(OURS, rows("/a.jpg"), COUNTS)
+        assert uris(output) == ["/theirs.jpg"]
 
     @pytest.mark.parametrize(
         "metadata",
-        [
-            {},
-            {"job_id": "job-a"},
-            {
-                "job_id": "job-a",
-                "chunk_id": "three",
-                "generation": "0",
-                "ok": "1",
-                "failed": "0",
-                "codes": "{}",
-            },
-            {"job_id": "job-a", "chunk_id": "3", "generation": "0", "ok": "1", "failed": "0", "codes": "{"},
-            {"job_id": "job-a", "chunk_id": "3", "generation": "0", "ok": "1", "failed": "0", "codes": "[1]"},
-        ],
-    )
+        [{}, {"job_id": "job-a"}, OF_OURS | {"chunk_id": "three"}, OF_OURS | {"codes": "{"},
+         OF_OURS | {"codes": "[1]"}],
+    )  # fmt: skip
     def test_a_file_of_another_program_is_a_conflict(
         self, sink: PartSink, output: FolderOutput, metadata: dict[str, str]
     ) -> None:
@@ -140,9 +114,7 @@ class TestFinding:
     @pytest.mark.parametrize("keep", [0, 3, 100, -9, -2])
     def test_a_damaged_file_is_a_conflict(self, sink: PartSink, output: FolderOutput, keep: int) -> None:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
-        data = output.read(keys.part(3))
-        assert data is not None
-        output.replace(keys.part(3), data[:keep])
+        output.replace(keys.part(3), output.read(keys.part(3))[:keep])
 
         with pytest.raises(OutputConflictError, match=r"part-00000003\.parquet is not a part"):
             sink.find(OURS)
@@ -161,11 +133,7 @@ class TestFinding:
 class TestTheWorldFails:
     def test_a_read_that_fails_is_no_conflict(self, sink: PartSink, monkeypatch: pytest.MonkeyPatch) -> None:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
-
-        def stale(*_: object) -> None:
-            raise OSError(errno.ESTALE, "Stale file handle")
-
-        monkeypatch.setattr(pq, "ParquetFile", stale)
+        monkeypatch.setattr(pq, "ParquetFile", failing(OSError(errno.ESTALE, "Stale file handle")))
 
         with pytest.raises(OutputUnavailableError, match="Stale file handle") as caught:
             sink.find(OURS)
@@ -174,10 +142,7 @@ class TestTheWorldFails:
     def test_no_right_to_read_is_no_conflict(
         self, sink: PartSink, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(name: str) -> pa.NativeFile:
-            raise OutputUnreachableError(f"{name}: Permission denied")
-
-        monkeypatch.setattr(output, "open", refuse)
+        monkeypatch.setattr(output, "open", failing(OutputUnreachableError("Permission denied")))
 
         with pytest.raises(OutputUnreachableError, match="Permission denied"):
             sink.find(OURS)

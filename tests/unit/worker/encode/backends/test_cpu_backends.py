@@ -23,97 +23,80 @@ from clipfleet_worker.encode.backends.openvino_backend import CompiledTower, Unc
 from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
+from tests.support.failing import failing
 from tests.unit.worker.models.test_loaded import TinyModule, tokenizer
 
 
 def towers_of(module: torch.nn.Module) -> Towers:
-    return Towers(
-        module, FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16, lambda _: True
-    )
+    spec = FakeEncoder(size=8).pixel_spec
+    return Towers(module, spec, tokenizer(["a"]), Precision.FP32, "0" * 16, lambda _: True)
 
 
-TOWERS = towers_of(torch.nn.Linear(2, 2))
+KNOWN = torch.nn.Linear(2, 2)
+UNKNOWN = torch.nn.Sequential(torch.nn.Linear(2, 2), TinyModule())
 
 
 class TestChoice:
-    @pytest.mark.parametrize(
-        ("setting", "installed", "chosen"),
-        [
-            ("auto", True, "openvino"),
-            ("auto", False, "torch"),
-            ("torch", True, "torch"),
-            ("torch", False, "torch"),
-            ("openvino", True, "openvino"),
-        ],
-    )
-    def test_openvino_where_it_is_installed_and_not_turned_off(
-        self, monkeypatch: pytest.MonkeyPatch, setting: str, installed: bool, chosen: str
-    ) -> None:
-        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object() if installed else None)
-        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", NamedOpenVino)
-
-        assert cpu_backends.cpu_backends(setting)(TOWERS, "cpu").name == chosen
-
-    @pytest.mark.parametrize(("setting", "chosen"), [("auto", "torch"), ("openvino", "openvino")])
-    def test_what_was_not_tried_with_openvino_is_so_only_where_it_is_named(
-        self, monkeypatch: pytest.MonkeyPatch, setting: str, chosen: str
-    ) -> None:
-        # It ends the process for some models, when it compiles them: a worker would start for ever.
+    @pytest.fixture
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
         monkeypatch.setattr(cpu_backends, "OpenVinoBackend", NamedOpenVino)
-        towers = towers_of(torch.nn.Sequential(torch.nn.Linear(2, 2), TinyModule()))
 
-        assert cpu_backends.cpu_backends(setting)(towers, "cpu").name == chosen
+    @pytest.fixture
+    def missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: None)
 
+    @pytest.mark.usefixtures("installed")
     @pytest.mark.parametrize(
-        ("module", "chosen"),
+        ("setting", "module", "chosen"),
         [
-            (torch.nn.Linear(2, 2), SideBySideBackend),
-            (torch.nn.Sequential(torch.nn.Linear(2, 2), TinyModule()), TorchBackend),
+            ("auto", KNOWN, "openvino"),
+            ("torch", KNOWN, "torch"),
+            ("openvino", KNOWN, "openvino"),
+            # It ends the process for some models, when it compiles them: a worker would start for ever.
+            ("auto", UNKNOWN, "torch"),
+            ("openvino", UNKNOWN, "openvino"),
         ],
     )
+    def test_openvino_where_it_was_tried_or_is_named(
+        self, setting: str, module: torch.nn.Module, chosen: str
+    ) -> None:
+        assert cpu_backends.cpu_backends(setting)(towers_of(module), "cpu").name == chosen
+
+    @pytest.mark.usefixtures("missing")
+    @pytest.mark.parametrize("setting", ["auto", "torch"])
+    def test_torch_where_openvino_is_missing(self, setting: str) -> None:
+        assert cpu_backends.cpu_backends(setting)(towers_of(KNOWN), "cpu").name == "torch"
+
+    @pytest.mark.parametrize(("module", "chosen"), [(KNOWN, SideBySideBackend), (UNKNOWN, TorchBackend)])
     def test_a_model_whose_parts_are_not_known_has_one_pass_at_a_time(
         self, monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module, chosen: type
     ) -> None:
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         # They might keep something between two calls.
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         assert type(cpu_backends.cpu_backends("torch")(towers_of(module), "cpu")) is chosen
 
-    def test_another_device_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
-
+    @pytest.mark.usefixtures("installed")
+    def test_another_device_is_torchs(self) -> None:
         assert cpu_backends.cpu_backends("auto", "cuda") is TorchBackend
-
-    def test_a_missing_extra_is_named_with_the_line_that_mends_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: None)
-
-        with pytest.raises(UsageError, match=r'pip install "clipfleet\[openvino\]"'):
-            cpu_backends.cpu_backends("openvino")
-
-    def test_openvino_on_a_gpu_is_a_mistake(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
-
         with pytest.raises(UsageError, match="the device is cuda:1"):
             cpu_backends.cpu_backends("openvino", "cuda:1")
 
+    @pytest.mark.usefixtures("missing")
+    def test_a_missing_extra_is_named_with_the_line_that_mends_it(self) -> None:
+        with pytest.raises(UsageError, match=r'pip install "clipfleet\[openvino\]"'):
+            cpu_backends.cpu_backends("openvino")
+
+    @pytest.mark.usefixtures("installed")
     def test_a_model_that_does_not_convert_goes_to_torch_with_the_reason(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refuse(*_: object) -> None:
-            raise Unconvertible("no such operation")
+        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", failing(Unconvertible("no such operation")))
 
-        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
-        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", refuse)
+        assert cpu_backends.cpu_backends("openvino")(towers_of(KNOWN), "cpu").name == "torch"
 
-        with caplog.at_level(logging.WARNING):
-            backend = cpu_backends.cpu_backends("openvino")(TOWERS, "cpu")
-
-        assert backend.name == "torch"
-        assert [record.getMessage() for record in caplog.records] == [
-            "torch runs this model, OpenVINO cannot: no such operation"
-        ]
+        (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert said == "torch runs this model, OpenVINO cannot: no such operation"
 
 
 class NamedOpenVino(TorchBackend):
@@ -160,16 +143,13 @@ class SilentRequest:
 
 @pytest.mark.parametrize("later", [2, 3])
 def test_what_the_batch_before_gave_is_never_taken_for_this_one(later: int) -> None:
-    made: list[SilentRequest] = []
+    requests = [SilentRequest(), SilentRequest()]
+    waiting = iter(requests)
 
-    def make() -> SilentRequest:
-        made.append(SilentRequest())
-        return made[-1]
-
-    tower = CompiledTower(SimpleNamespace(create_infer_request=make))
+    tower = CompiledTower(SimpleNamespace(create_infer_request=lambda: next(waiting)))
     assert tower.encode(np.array([[3, 4], [1, 1]])) == pytest.approx(np.array([[3, 3, 4, 4], [1] * 4]) / [
         [50**0.5], [2]])  # fmt: skip
-    made[0].runs = False
+    requests[0].runs = False
     with pytest.raises(MemoryError):
         tower.encode(np.ones((later, 2)))
     assert tower.encode(np.ones((later, 2))) == pytest.approx(np.full((later, 4), 0.5))  # by a new request
@@ -250,9 +230,8 @@ class TestAttention:
         [{"batch_first": False}, {"kdim": 16, "vdim": 16}, {"add_bias_kv": True}, {"add_zero_attn": True}],
     )
     def test_what_is_not_plain_stays(self, options: dict[str, Any]) -> None:
-        parent = torch.nn.ModuleDict(
-            {"attention": torch.nn.MultiheadAttention(32, 4, **{"batch_first": True, **options})}
-        )
+        attention = torch.nn.MultiheadAttention(32, 4, **{"batch_first": True, **options})
+        parent = torch.nn.ModuleDict({"attention": attention})
         keep_batch_first(parent)
 
-        assert type(parent["attention"]) is torch.nn.MultiheadAttention
+        assert parent["attention"] is attention

@@ -13,21 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract.jobs import DEMO_MODEL, Lane, Precision
-from clipfleet_worker.encode.backends import PendingFeatures, Towers
+from clipfleet_worker.encode.backends import PendingFeatures
 from clipfleet_worker.encode.backends.certificate import GRAPH, PLAIN
 from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.backends.cuda_device import CudaDevice, why_no_graphs
 from clipfleet_worker.encode.backends.pixel_ring import PixelRing
-from clipfleet_worker.encode.batcher import Batcher
-from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.encode.kept_arrays import keep
-from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import load_model
-from clipfleet_worker.outcomes import Outcomes
-from tests.promises.test_backend import BATCH, SIZE, TOKENS, Module, towers
-from tests.support.fake_device import FakeDevice, Schedule
-from tests.support.reference import cosines
+from tests.promises.test_backend import BATCH, TOKENS, Module, right_images, right_texts, towers
+from tests.promises.test_backend import pixels as images
+from tests.support.failing import failing
+from tests.support.fake_device import FakeDevice, FakeStream, Schedule
 
 Work = Callable[[], object]
 
@@ -38,19 +33,8 @@ def make(device: FakeDevice, way: str = PLAIN) -> CudaBackend:
     return backend
 
 
-def images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-
-
-def expected_of(pixels: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return torch.nn.functional.normalize(Module().encode_image(images), dim=-1).numpy()
-
-
-def expected_of_texts(tokens: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return torch.nn.functional.normalize(Module().encode_text(tokens), dim=-1).numpy()
+def require_right(pending: PendingFeatures, pixels: np.ndarray) -> None:
+    np.testing.assert_allclose(pending.result(), right_images(pixels), atol=1e-5)
 
 
 def begin(backend: CudaBackend, pixels: np.ndarray) -> PendingFeatures:
@@ -70,9 +54,15 @@ def run_many(backend: CudaBackend, counts: list[int]) -> float:
         if len(under_way) == backend.batches_in_flight or seed == len(counts) - 1:
             for _ in range(1 if seed < len(counts) - 1 else len(under_way)):
                 sent, pending = under_way.popleft()
-                difference = np.abs(pending.result() - expected_of(sent)).max()
+                difference = np.abs(pending.result() - right_images(sent)).max()
                 worst = max(worst, float(np.nan_to_num(difference, nan=9.0)))
     return worst
+
+
+def begin_seven(backend: CudaBackend) -> tuple[list[np.ndarray], list[PendingFeatures]]:
+    """More batches than there are arrays."""
+    batches = [images(8, n) for n in range(7)]
+    return batches, [begin(backend, pixels) for pixels in batches]
 
 
 ALL_SCHEDULES = [(schedule, 0) for schedule in Schedule] + [(Schedule.ANYHOW, seed) for seed in range(1, 6)]
@@ -89,65 +79,46 @@ class TestOrder:
         assert device.replays == (COUNTS.count(BATCH) if way == GRAPH else 0)
 
     def test_also_where_no_result_is_asked_for_until_the_end(self, schedule: Schedule, seed: int) -> None:
-        # Given more batches begun than there are arrays
-        backend = make(FakeDevice(schedule, seed))
-        batches = [images(8, n) for n in range(7)]
-
-        pending = [begin(backend, pixels) for pixels in batches]
+        batches, pending = begin_seven(make(FakeDevice(schedule, seed)))
 
         for pixels, features in zip(batches, pending, strict=True):
-            np.testing.assert_allclose(features.result(), expected_of(pixels), atol=1e-5)
+            require_right(features, pixels)
 
-    def test_pixels_that_lie_elsewhere_are_taken_too(self, schedule: Schedule, seed: int) -> None:
-        backend, pixels = make(FakeDevice(schedule, seed)), images(6)
-
-        first = backend.begin_images(pixels)
-        second = backend.begin_images(pixels[::-1])
-
-        np.testing.assert_allclose(first.result(), expected_of(pixels), atol=1e-5)
-        np.testing.assert_allclose(second.result(), expected_of(pixels)[::-1], atol=1e-5)
-
-    def test_texts_go_in_between(self, schedule: Schedule, seed: int) -> None:
+    def test_texts_and_pixels_from_elsewhere_go_in_between(self, schedule: Schedule, seed: int) -> None:
         backend, pixels = make(FakeDevice(schedule, seed)), images(8)
         tokens = torch.arange(150 * TOKENS).reshape(150, TOKENS) % 97
-        pending = begin(backend, pixels)
+        first, second = begin(backend, pixels), backend.begin_images(pixels[::-1])
 
-        np.testing.assert_allclose(backend.encode_texts(tokens), expected_of_texts(tokens), atol=1e-5)
-        np.testing.assert_allclose(pending.result(), expected_of(pixels), atol=1e-5)
+        np.testing.assert_allclose(backend.encode_texts(tokens), right_texts(tokens), atol=1e-5)
+        require_right(first, pixels)
+        require_right(second, pixels[::-1])
 
 
 class TestTheDeviceItself:
     """It must find what is not ordered, or the tests above prove nothing."""
 
-    def worst(self, schedule: Schedule) -> float:
-        return run_many(make(FakeDevice(schedule)), COUNTS)
+    @pytest.mark.parametrize(
+        ("schedule", "owner", "name", "broken"),
+        [
+            (Schedule.LATE, PixelRing, "lend", lambda ring, n: ring._slots[ring._next].source[:n].numpy()),
+            (Schedule.COPIES_FIRST, PixelRing, "note_read", lambda *_: None),
+            (Schedule.FORWARDS_FIRST, FakeStream, "wait_for", lambda *_: None),
+        ],
+        ids=["lent before it was fetched", "written before it was read", "computed before it was there"],
+    )
+    def test_what_is_not_ordered_goes_wrong(
+        self, monkeypatch: pytest.MonkeyPatch, schedule: Schedule, owner: type, name: str, broken: object
+    ) -> None:
+        monkeypatch.setattr(owner, name, broken)
 
-    def test_an_array_that_is_lent_before_it_was_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(PixelRing, "lend", lambda ring, n: ring._slots[ring._next].source[:n].numpy())
-        backend = make(FakeDevice(Schedule.LATE))
-        batches = [images(8, n) for n in range(7)]
-        pending = [begin(backend, pixels) for pixels in batches]
+        batches, pending = begin_seven(make(FakeDevice(schedule)))
 
-        assert np.abs(pending[0].result() - expected_of(batches[0])).max() > 0.01
+        assert np.nanmax(np.abs(pending[0].result() - right_images(batches[0]))) > 0.01
 
-    def test_a_pass_that_does_not_wait_for_its_pixels(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        device = FakeDevice(Schedule.FORWARDS_FIRST)
-        monkeypatch.setattr(device.forwards, "wait_for", lambda event: None)
-
-        assert run_many(make(device), COUNTS) > 0.01
-
-    def test_memory_that_is_written_before_it_was_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(PixelRing, "note_read", lambda *_: None)
-        backend = make(FakeDevice(Schedule.COPIES_FIRST))
-        batches = [images(8, n) for n in range(7)]
-        pending = [begin(backend, pixels) for pixels in batches]
-
-        assert np.abs(pending[0].result() - expected_of(batches[0])).max() > 0.01
-
-    def test_features_that_are_read_before_they_are_there(self) -> None:
+    def test_features_are_not_there_before_somebody_waits(self) -> None:
         pending = begin(make(FakeDevice(Schedule.LATE)), images(8))
 
-        assert not np.allclose(pending.features.numpy(), expected_of(images(8)))  # type: ignore[attr-defined]
+        assert not np.allclose(pending.features.numpy(), right_images(images(8)))
 
 
 def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], None]:
@@ -165,12 +136,18 @@ def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], 
 
 class TestMemory:
     @pytest.fixture
+    def device(self) -> FakeDevice:
+        return FakeDevice()
+
+    @pytest.fixture
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clipfleet_worker.encode.backends.cuda_backend._FIRST_PATIENCE", 4)
 
-    def test_what_was_too_much_is_free_before_less_is_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_too_much_is_free_before_less_is_tried(
+        self, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # An exception holds on to the variables of the functions that it came through.
-        device, made, alive = FakeDevice(), [], []
+        made, alive = [], []
         backend = make(device)
 
         def check(work: Work) -> None:
@@ -199,31 +176,32 @@ class TestMemory:
         ]
         assert device.forgotten == 3  # once at the start
 
-    def test_the_second_part_of_a_batch_may_find_no_memory(self) -> None:
-        device = FakeDevice()
-        backend, pixels = make(device), images(8)
-        limits = iter([4, 4, 2, 2, 2, 2])
+    def test_the_second_part_of_a_batch_may_find_no_memory(self, device: FakeDevice) -> None:
+        backend, limits = make(device), iter([4, 4, 2, 2, 2, 2])
         device.before_run = lambda work: refuses(next(limits))(work)
 
-        np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
+        require_right(begin(backend, images(8)), images(8))
         assert backend.largest_batch == 2
 
-    def test_what_was_halved_grows_again_once_others_have_gone(self, impatient: None) -> None:
+    def test_what_was_halved_grows_again_once_others_have_gone(
+        self, device: FakeDevice, impatient: None
+    ) -> None:
         # Given a device that was full while many processes loaded
-        device = FakeDevice()
-        backend, pixels = make(device, GRAPH), images(8)
+        backend = make(device, GRAPH)
         device.before_run = refuses(2)
-        begin(backend, pixels).result()
+        begin(backend, images(8)).result()
         device.before_run = refuses(8)
 
         for _ in range(10):
-            np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
+            require_right(begin(backend, images(8)), images(8))
 
         assert backend.largest_batch == BATCH
         assert device.replays > 0
 
-    def test_where_the_device_stays_full_it_is_tried_ever_less_often(self, impatient: None) -> None:
-        device, refused = FakeDevice(), []
+    def test_where_it_stays_full_it_is_tried_ever_less_often(
+        self, device: FakeDevice, impatient: None
+    ) -> None:
+        refused: list[int] = []
         backend, pixels = make(device), images(8)
 
         def batches_to_the_next_try() -> int:
@@ -243,8 +221,7 @@ class TestMemory:
         device.before_run = refuses(4, refused)
         assert [batches_to_the_next_try() for _ in range(2)] == [1, 2]
 
-    def test_a_device_without_memory_for_one_image_says_so(self) -> None:
-        device = FakeDevice()
+    def test_a_device_without_memory_for_one_image_says_so(self, device: FakeDevice) -> None:
         backend = make(device)
         device.before_run = refuses(0)
 
@@ -252,19 +229,16 @@ class TestMemory:
             begin(backend, images(8))
 
         device.before_run = lambda work: None
-        pixels = images(3)
-        np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
+        require_right(begin(backend, images(3)), images(3))
 
-    def test_texts_are_halved_too(self) -> None:
-        device = FakeDevice()
+    def test_texts_are_halved_too(self, device: FakeDevice) -> None:
         backend = make(device)
         device.before_run = refuses(2)
         tokens = torch.arange(5 * TOKENS).reshape(5, TOKENS)
 
-        np.testing.assert_allclose(backend.encode_texts(tokens), expected_of_texts(tokens), atol=1e-5)
+        np.testing.assert_allclose(backend.encode_texts(tokens), right_texts(tokens), atol=1e-5)
 
-    def test_where_not_even_a_batch_fits_no_graph_is_recorded(self) -> None:
-        device = FakeDevice()
+    def test_where_not_even_a_batch_fits_no_graph_is_recorded(self, device: FakeDevice) -> None:
         backend = make(device)
         device.before_run = refuses(4)
         begin(backend, images(8)).result()
@@ -303,49 +277,16 @@ class TestGraphs:
         assert why_no_graphs("2.13.1", ["a GPU", "2.13.1"]) == ""
 
 
-class TestFailures:
-    def test_what_goes_wrong_on_the_device_shows_at_the_result(self) -> None:
-        device = FakeDevice()
-        backend = make(device)
-        first = begin(backend, images(8))
-        device.forwards.run(lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: device-side assert")))
-        second = begin(backend, images(8))
+def test_what_goes_wrong_on_the_device_shows_at_the_result() -> None:
+    device = FakeDevice()
+    backend = make(device)
+    first = begin(backend, images(8))
+    device.forwards.run(failing(RuntimeError("CUDA error: device-side assert")))
+    second = begin(backend, images(8))
 
-        np.testing.assert_allclose(first.result(), expected_of(images(8)), atol=1e-5)
-        with pytest.raises(RuntimeError, match="device-side assert"):
-            second.result()
-
-
-def test_through_the_batcher_every_image_gets_its_features() -> None:
-    # Given the demo model on a device that works on its own, and images of two chunks
-    model = load_model(DEMO_MODEL, Precision.FP32, "cpu", lambda towers, _: demo_on(towers, 16))
-    plain = load_model(DEMO_MODEL, Precision.FP32, "cpu")
-    random = np.random.default_rng(0)
-    chunks = [random.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8) for count in (40, 23)]
-    outcomes = [Outcomes(len(pixels)) for pixels in chunks]
-    batcher = Batcher(16, ring_batches=100)
-    for pixels, ended in zip(chunks, outcomes, strict=True):
-        batcher.submit(ItemSlice(model, Lane.NORMAL, list(pixels), list(range(len(pixels))), ended))
-
-    batcher.start()
-
-    for pixels, ended in zip(chunks, outcomes, strict=True):
-        ended.wait()
-        assert cosines(np.stack(ended.features), plain.encode_images(pixels)).min() >= 0.99999  # type: ignore[arg-type]
-    prompts = ["a photo of a cat", "moon"] * 40
-    assert cosines(model.encode_texts(prompts), plain.encode_texts(prompts)).min() >= 0.99999
-    batcher.stop()
-
-
-def demo_on(towers: Towers, batch: int) -> CudaBackend:
-    return CudaBackend(towers, FakeDevice(Schedule.ANYHOW), batch)
-
-
-def test_a_loaded_model_tells_its_backend() -> None:
-    model = load_model(DEMO_MODEL, Precision.FP32, "cpu", lambda towers, _: demo_on(towers, 4))
-
-    assert isinstance(model, LoadedModel)
-    assert (model.backend_name, model.batches_in_flight) == ("cuda", 2)
+    require_right(first, images(8))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        second.result()
 
 
 class TestRecording:

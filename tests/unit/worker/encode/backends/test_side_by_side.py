@@ -67,19 +67,6 @@ class Cramped(TinyModule):
                 self.room += len(images)
 
 
-class Unequal(TinyModule):
-    """The part whose first value is 255 takes as long as the test wants."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go_on = threading.Event()
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        if float(images[0, 0, 0, 0]) == 1.0:
-            assert self.go_on.wait(PATIENCE_SECONDS)
-        return super().encode_image(images)
-
-
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     """As on a machine of four cores."""
@@ -117,10 +104,16 @@ def test_the_parts_of_a_batch_are_worked_on_at_the_same_time() -> None:
     assert sorted(module.sizes) == [3, 4]
 
 
-def test_there_is_room_when_the_first_part_has_ended() -> None:
-    module = Unequal()
-    backend = backend_of(module)
-    batch = images(2)
+def test_there_is_room_when_the_first_part_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a part that takes as long as the test wants: the one whose first value is 255
+    go_on, encode = threading.Event(), TinyModule.encode_image
+
+    def encode_image(module: TinyModule, images: torch.Tensor) -> torch.Tensor:
+        assert float(images[0, 0, 0, 0]) != 1.0 or go_on.wait(PATIENCE_SECONDS)
+        return encode(module, images)
+
+    monkeypatch.setattr(TinyModule, "encode_image", encode_image)
+    backend, batch = backend_of(TinyModule()), images(2)
     batch[1] = 255
     pending = backend.begin_images(batch)
 
@@ -128,7 +121,7 @@ def test_there_is_room_when_the_first_part_has_ended() -> None:
 
     behind = backend.begin_images(images(1))
     assert len(behind.result()) == 1  # while the second part of the first batch is under way
-    module.go_on.set()
+    go_on.set()
     assert len(pending.result()) == 2
 
 
@@ -165,9 +158,7 @@ def test_a_part_without_memory_is_told_when_the_result_is_asked_for() -> None:
     assert len(backend.begin_images(images(1)).result()) == 1
 
 
-def test_a_bug_ends_its_thread_and_with_it_a_worker_and_nobody_waits_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_bug_ends_its_thread_and_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     died: list[BaseException | None] = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: died.append(arguments.exc_value))
     module = TinyModule()
@@ -207,11 +198,8 @@ import threading
 from clipfleet_worker.encode.backends.side_by_side import Passes
 Passes(2).submit(threading.Event().wait)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, timeout=60, check=False
-    )
-
-    assert done.returncode == 0
+    path = {"PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=path, timeout=60, check=True)
 
 
 @pytest.mark.parametrize(
