@@ -36,7 +36,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
             return BoundFolderOutput(tmp_path / "out", [tmp_path.resolve()])
         case "s3":
             return s3_output(f"{request.getfixturevalue('s3').uri}/jobs/one", make_client())
-    submit_job(request.getfixturevalue("ledger"), sealed=False)
+    submit_job(request.getfixturevalue("redis_ledger"), sealed=False)
     return RedisOutput(request.getfixturevalue("store"), "job")
 
 
