@@ -131,9 +131,7 @@ def test_the_same_part_is_written_twice_without_harm(files: PartFiles, output: F
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"PAR1", b"\xff\n", b"[1]\n", b'{"item_index": "many"}\n'])
-def test_what_is_not_a_part_of_clipfleet_is_damaged_or_has_no_footer(
-    files: PartFiles, output: FolderOutput, data: bytes
-) -> None:
+def test_what_is_no_part_is_damaged(files: PartFiles, output: FolderOutput, data: bytes) -> None:
     output.create(files.name(3), data)
 
     with (
@@ -144,9 +142,7 @@ def test_what_is_not_a_part_of_clipfleet_is_damaged_or_has_no_footer(
         list(part.batches())
 
 
-def test_a_part_that_was_changed_no_longer_passes_for_the_written_one(
-    files: PartFiles, output: FolderOutput
-) -> None:
+def test_a_part_that_was_cut_is_damaged_or_has_no_footer(files: PartFiles, output: FolderOutput) -> None:
     name = put(files, output, two_rows())
     data = output.read(name) or b""
     output.replace(name, data[: len(data) // 2])
@@ -155,9 +151,7 @@ def test_a_part_that_was_changed_no_longer_passes_for_the_written_one(
         part.footer()
 
 
-def test_a_part_copied_alone_has_the_same_rows(
-    files: PartFiles, output: FolderOutput, tmp_path: Path
-) -> None:
+def test_a_part_copied_alone_has_its_rows(files: PartFiles, output: FolderOutput, tmp_path: Path) -> None:
     name = put(files, output, two_rows())
     part_format = PartFormat(name.rpartition(".")[2])
     place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
@@ -169,7 +163,7 @@ def test_a_part_copied_alone_has_the_same_rows(
     assert list(stored.batches) == list(expected.batches)
 
 
-def test_parts_written_before_the_model_was_known_are_read_in_the_common_schema(
+def test_parts_without_a_model_are_read_in_the_schema_of_others(
     files: PartFiles, output: FolderOutput
 ) -> None:
     part_format = PartFormat(files.name(0).rpartition(".")[2])

@@ -137,9 +137,7 @@ def opened(pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str) -> Source:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_images_are_the_same_rows_in_the_same_order(
-    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_same_images_are_the_same_rows(pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     found = items(opened(pile, monkeypatch, kind))
 
     _, ids, has_columns = KINDS[kind]
@@ -151,9 +149,7 @@ def test_the_same_images_are_the_same_rows_in_the_same_order(
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"stdin", "stdin, JSON", "generator"}))
-def test_the_same_source_has_the_same_description(
-    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_description_stays_the_same(pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(pile.folder)
     given = KINDS[kind][0](pile)
 

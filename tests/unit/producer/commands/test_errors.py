@@ -300,9 +300,7 @@ def test_a_wrong_setting_is_named(
         "redis://h\udce9",
     ],
 )
-def test_a_redis_url_that_cannot_be_used_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_a_useless_redis_url_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", url)
 
@@ -356,9 +354,7 @@ class TestWorker:
         assert "CLIPFLEET_DEVICE: 'gpu' is none of auto, cpu, cuda, cuda:1" in answer.err
         assert answer.err.count("\n") == 1
 
-    def test_all_gpus_of_a_machine_without_one_are_an_error(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_all_gpus_where_there_is_none(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker_cli, "find_gpus", lambda: ())
 
         answer = run("clipfleet-worker", "run", "--devices", "all")
@@ -401,9 +397,7 @@ class TestWorker:
 
         assert found == ["cuda", "cpu"]
 
-    def test_models_on_the_command_line_are_checked_like_the_setting(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_models_that_are_given_are_checked(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLIPFLEET_MODELS", "demo")  # restored after the command has changed it
 
         answer = run("clipfleet-worker", "run", "--models", "ViT-L-14")
@@ -413,9 +407,7 @@ class TestWorker:
         assert "does not name its weights" in answer.err
 
     @pytest.mark.parametrize("models", ["", " , "])
-    def test_no_models_on_the_command_line_are_not_the_usual_ones(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, models: str
-    ) -> None:
+    def test_no_models_are_an_error(self, run: Run, monkeypatch: pytest.MonkeyPatch, models: str) -> None:
         monkeypatch.setenv("CLIPFLEET_MODELS", "demo")
         monkeypatch.delenv("CLIPFLEET_REDIS_URL", raising=False)
 
@@ -425,9 +417,7 @@ class TestWorker:
         assert "--models names no model" in answer.err
         assert answer.err.count("\n") == 1
 
-    def test_without_a_redis_a_worker_has_nothing_to_do(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_worker_needs_a_redis(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CLIPFLEET_REDIS_URL")
 
         answer = run("clipfleet-worker", "run")

@@ -43,7 +43,7 @@ def test_a_full_name(name: str, meaning: str) -> None:
         ("ViT-B-32:/weights.pt", "ViT-B-32:/weights.pt"),
     ],
 )
-def test_paths_count_from_the_current_folder(
+def test_paths_count_from_here(
     name: str, meaning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

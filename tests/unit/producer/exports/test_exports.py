@@ -102,9 +102,7 @@ class TestClipRetrieval:
         assert re.search(r"'descr': '([<f0-9]+)'", first_line)[1] == "<f2"  # type: ignore[index]
         assert "'fortran_order': False" in first_line
 
-    def test_metadata_begin_with_what_clip_retrieval_knows(
-        self, output: FolderOutput, tmp_path: Path
-    ) -> None:
+    def test_metadata_begin_with_what_readers_know(self, output: FolderOutput, tmp_path: Path) -> None:
         uris = ["/p/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg", "data:image/png;base64,AA", ""]
         rows = [
             {**embedded(index, 0.5, 0.5), "uri": uri, "caption": f"text {index}", "shelf": "7"}
@@ -123,9 +121,7 @@ class TestClipRetrieval:
         assert table["url"].to_pylist() == [None, uris[1], uris[2], None, None]
         assert table["caption"].to_pylist() == [f"text {index}" for index in range(5)]
 
-    def test_columns_of_the_source_never_take_the_place_of_others(
-        self, output: FolderOutput, tmp_path: Path
-    ) -> None:
+    def test_columns_of_the_source_replace_no_others(self, output: FolderOutput, tmp_path: Path) -> None:
         extra = ["url", "source_url", "image_path", "source_label", "i"]
         add_part(output, 0, [embedded(0, 1.0, 0.0) | {name: f"my {name}" for name in extra}], extra=extra)
 
@@ -141,9 +137,7 @@ class TestClipRetrieval:
         assert len(set(table.column_names)) == len(table.column_names)
 
     @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.int64(), pa.timestamp("ns")])
-    def test_a_caption_that_is_no_text_is_a_column_like_others(
-        self, output: FolderOutput, tmp_path: Path, kind: pa.DataType
-    ) -> None:
+    def test_a_caption_may_be_no_text(self, output: FolderOutput, tmp_path: Path, kind: pa.DataType) -> None:
         value: Any = ["a", "b"] if pa.types.is_list(kind) else 7
         add_part(output, 0, [{**embedded(0, 1.0, 0.0), "caption": value}], types={"caption": kind})
 
@@ -203,9 +197,7 @@ class TestClipRetrieval:
 
 
 class TestOpenaiBatch:
-    def test_ok_rows_are_the_output_and_failed_ones_the_errors(
-        self, finished: FolderOutput, tmp_path: Path
-    ) -> None:
+    def test_ok_rows_are_output_and_failed_ones_errors(self, finished: FolderOutput, tmp_path: Path) -> None:
         counts = export(PartRows(finished), Layout.OPENAI_BATCH, tmp_path / "to")
 
         assert (counts.rows, counts.left_out, counts.notes) == (7, 0, ())
@@ -258,7 +250,7 @@ class TestOpenaiBatch:
         }  # fmt: skip
 
     @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
-    def test_the_batch_object_tells_of_an_early_end(
+    def test_the_batch_object_of_an_early_end(
         self, output: FolderOutput, tmp_path: Path, state: JobState
     ) -> None:
         add_part(output, 0, [embedded(0, 0.5, 1.0)])
@@ -307,9 +299,7 @@ class TestOpenaiBatch:
         assert (batch["output_file_id"], batch["error_file_id"]) == (None, "error.jsonl")
         assert batch["status"] == "in_progress"
 
-    def test_ids_that_are_shared_are_replaced_by_the_index(
-        self, output: FolderOutput, tmp_path: Path
-    ) -> None:
+    def test_shared_ids_are_replaced_by_the_index(self, output: FolderOutput, tmp_path: Path) -> None:
         add_part(output, 0, [{**embedded(0, 1.0, 0.0), "item_id": "1"}, {**failed(1), "item_id": "x"}])
         add_part(output, 1, [{**embedded(2, 1.0, 0.0), "item_id": "x"}])
 
@@ -358,9 +348,7 @@ class TestTheFolder:
         with pytest.raises(UsageError, match="not empty"):
             export(PartRows(finished), layout, tmp_path / "to")
 
-    def test_an_empty_folder_will_do_and_parents_are_made(
-        self, finished: FolderOutput, tmp_path: Path
-    ) -> None:
+    def test_an_empty_folder_will_do(self, finished: FolderOutput, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         for to in (tmp_path / "a", tmp_path / "b" / "c"):
             export(PartRows(finished), Layout.CSV, to)

@@ -67,7 +67,7 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 @pytest.mark.parametrize("where", ["folder", keys.INTERNAL, keys.TMP])
-def test_a_folder_that_is_a_link_is_not_followed(
+def test_a_linked_folder_is_not_used(
     root: Path, output: BoundFolderOutput, outside: Path, where: str
 ) -> None:
     link = root / "job" if where == "folder" else root / "job" / where
@@ -83,7 +83,7 @@ def test_a_folder_that_is_a_link_is_not_followed(
         assert contents(outside) == before, name
 
 
-def test_a_file_that_is_a_link_is_neither_read_nor_written_to(
+def test_a_linked_file_is_neither_read_nor_written(
     root: Path, output: BoundFolderOutput, outside: Path
 ) -> None:
     (root / "job" / "part-1").symlink_to(outside / "part-1")
@@ -119,9 +119,7 @@ def test_links_that_stay_below_the_roots_are_followed(root: Path, output: BoundF
     assert (root / "elsewhere" / "part-2").read_bytes() == b"y"
 
 
-def test_a_folder_that_turns_into_a_link_again_and_again(
-    root: Path, output: BoundFolderOutput, outside: Path
-) -> None:
+def test_a_folder_that_turns_into_a_link(root: Path, output: BoundFolderOutput, outside: Path) -> None:
     """Whatever moment the swap hits: nothing outside is read, made, changed or removed."""
     (root / "link").symlink_to(outside)
     before, stop = contents(outside), threading.Event()

@@ -178,9 +178,7 @@ class TestTakingOver:
         assert bench.holder() == "before"
         assert bench.output.read(keys.part(0)) == b"theirs"
 
-    def test_an_earlier_job_of_the_same_id_that_the_ledger_has_forgotten_is_another_job(
-        self, bench: Bench
-    ) -> None:
+    def test_a_forgotten_job_of_the_same_id_is_another_job(self, bench: Bench) -> None:
         submit = bench.submit(job=bench.job("before").model_copy(update={"top_k": 3}))
         bench.ledger_has(None)
         with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):

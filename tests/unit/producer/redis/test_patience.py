@@ -160,9 +160,7 @@ def first_call(server: Server) -> str:
     [*NOT_READY, redis.exceptions.ClusterDownError("The cluster is down")],
     ids=str,
 )
-def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(
-    server: Server, error: redis.RedisError
-) -> None:
+def test_a_first_call_waits_for_a_server_that_starts(server: Server, error: redis.RedisError) -> None:
     server.go_away(5, error)
 
     assert first_call(server) == "answer"
@@ -183,9 +181,7 @@ def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(
     ],
     ids=str,
 )
-def test_a_first_call_does_not_wait_where_the_address_may_be_wrong(
-    server: Server, error: redis.RedisError
-) -> None:
+def test_a_first_call_waits_for_no_wrong_address(server: Server, error: redis.RedisError) -> None:
     server.go_away(5, error)
 
     with pytest.raises(type(error)):

@@ -146,17 +146,13 @@ class TestClient:
         attempt_seconds = settings.connect_timeout + settings.read_timeout
         assert settings.retries["total_max_attempts"] * attempt_seconds < STAGE_SECONDS + LEASE_SECONDS
 
-    def test_the_endpoint_of_s3_goes_before_the_endpoint_of_everything(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_endpoint_of_s3_goes_before_the_common_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other.internal")
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.internal:9000")
 
         assert make_client().meta.endpoint_url == "http://store.internal:9000"
 
-    def test_a_profile_brings_its_own_endpoint_and_region(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_a_profile_has_endpoint_and_region(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "config").write_text(
             "[profile lab]\nregion = eu-west-3\nendpoint_url = http://lab.internal:8333\n"
         )

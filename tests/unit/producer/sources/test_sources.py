@@ -60,9 +60,7 @@ class TestFolder:
 
         assert ids(tmp_path / "in") == ["a.jpg", "gone.jpg", "link.jpg", "self.jpg"]
 
-    def test_the_folder_itself_may_be_a_link_or_relative(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_folder_may_be_a_relative_link(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(tmp_path, "real/a.jpg")
         (tmp_path / "link").symlink_to(tmp_path / "real")
         monkeypatch.chdir(tmp_path)
@@ -105,9 +103,7 @@ class TestFolder:
         assert str(tmp_path) in message
         assert ".jpg" in message and ".webp" in message and "hidden" in message
 
-    def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_gap(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_that_cannot_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(tmp_path, "a/1.jpg", "b/2.jpg", "c/3.jpg")
         scandir = os.scandir
 
@@ -120,9 +116,7 @@ class TestFolder:
 
         assert problem(tmp_path) == f"{tmp_path}/b: cannot be read: Permission denied"
 
-    def test_the_first_batch_comes_before_the_rest_is_walked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_first_batch_comes_early(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given 20 folders of 100 images
         touch(tmp_path, *(f"{folder:02d}/{number:03d}.jpg" for folder in range(20) for number in range(100)))
         read: list[str] = []
@@ -138,9 +132,7 @@ class TestFolder:
         assert len(read) == 8
         assert 512 + sum(batch.num_rows for batch in batches) == 2000
 
-    def test_more_names_than_are_sorted_at_once_still_come_sorted(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_very_many_names_come_sorted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(walk, "_RUN", 7)
         monkeypatch.setattr(walk, "_PACK", 3)
         names = [f"{number * 37 % 100:02d}.jpg" for number in range(100)]
@@ -188,18 +180,14 @@ class TestGlob:
         assert ids(tree / "l*/1.jpg") == ["link/1.jpg"]
         assert ids(tree / "**/1.jpg") == ["a/1.jpg", "d/1.jpg"]
 
-    def test_a_relative_pattern_gives_absolute_paths(
-        self, tree: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_relative_pattern_is_made_absolute(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tree)
 
         assert uris("a/*.jpg") == [f"{tree}/a/1.jpg"]
         assert open_source("a/*.jpg").description.uri == f"{tree}/a/*.jpg"
         assert open_source("a/*.jpg").description.kind == "glob"
 
-    def test_what_exists_by_this_name_comes_first(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_exists_comes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(tmp_path, "set[1]/a[1].jpg", "set[1]/a1.jpg", "set1/wrong.jpg")
 
         assert ids(tmp_path / "set[1]") == ["a1.jpg", "a[1].jpg"]

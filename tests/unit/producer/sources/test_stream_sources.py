@@ -173,9 +173,7 @@ class TestStdin:
 
 
 class TestIterable:
-    def test_urls_paths_images_and_dicts_in_one_list(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_all_kinds_in_one_list(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         source = source_of(
             [

@@ -184,9 +184,7 @@ class TestDamage:
             (b"", "empty"),
         ],
     )
-    def test_a_damaged_archive_loses_nothing_in_silence(
-        self, tmp_path: Path, data: bytes, words: str
-    ) -> None:
+    def test_a_damaged_archive_is_an_error(self, tmp_path: Path, data: bytes, words: str) -> None:
         (tmp_path / "a.tar").write_bytes(data)
 
         with pytest.raises(SourceError, match=rf"^{tmp_path}/a\.tar: .*({words})"):

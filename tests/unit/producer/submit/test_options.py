@@ -59,7 +59,7 @@ def test_everything_that_may_be_said(write: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/list.parquet", "https://h.example/x", "-", "/abs/list.csv"])
-def test_relative_paths_count_from_the_files_folder(
+def test_relative_paths_count_from_the_file(
     write: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")

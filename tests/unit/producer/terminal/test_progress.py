@@ -138,9 +138,7 @@ class TestBar:
 
 
 class TestComplaints:
-    def test_a_worker_that_starts_with_the_job_gets_three_seconds(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_worker_has_three_seconds_to_start(self, capsys: pytest.CaptureFixture[str]) -> None:
         bench = Bench()
         bench.workers = []
 

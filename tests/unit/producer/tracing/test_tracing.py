@@ -144,9 +144,7 @@ def test_what_ends_a_chunk_marks_it_and_its_stage(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "traceparent", ["", "garbage", "00-0-0-0", "\xff", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"]
 )
-def test_without_a_submit_that_was_traced_a_chunk_is_a_trace_of_its_own(
-    bench: Bench, traceparent: str
-) -> None:
+def test_a_chunk_without_a_traced_submit_is_a_trace_of_its_own(bench: Bench, traceparent: str) -> None:
     with chunk_spans(bench.tracing, make_claim(traceparent=traceparent)):
         pass
 
@@ -160,9 +158,7 @@ def test_a_submit_is_part_of_what_the_users_program_does(bench: Bench) -> None:
     assert bench.parents() == [("request", None), ("submit", "request")]
 
 
-def test_the_service_has_our_name_unless_it_was_given_one(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_service_has_our_name_or_a_given_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def name_of(bench: Bench) -> object:
         with bench.tracing.span("submit"):
             pass

@@ -129,9 +129,7 @@ class TestJsonl:
         assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
         assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
 
-    def test_what_comes_late_and_fits_nowhere_is_kept_as_json(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_comes_late_is_kept_as_json(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clipfleet.sources.lists.jsonl._SAMPLE_RECORDS", 2)
         path = write_jsonl(
             tmp_path / "a.jsonl",
@@ -465,9 +463,7 @@ class TestBaseUri:
             ("/data", "/data/a/1.jpg"),
         ],
     )
-    def test_relative_names_are_below_it_whatever_the_list(
-        self, tmp_path: Path, base: str, expected: str
-    ) -> None:
+    def test_relative_names_are_below_it(self, tmp_path: Path, base: str, expected: str) -> None:
         (tmp_path / "a.txt").write_text(f"a/1.jpg\n./a/1.jpg\n{URL}\n/abs.jpg\n")
         (tmp_path / "a.csv").write_text(f"key\na/1.jpg\n./a/1.jpg\n{URL}\n/abs.jpg\n")
         write_jsonl(
@@ -481,7 +477,7 @@ class TestBaseUri:
             description = open_source(str(tmp_path / name), ReadOptions(base_uri=base)).description
             assert description.options["base_uri"] == expected.removesuffix("a/1.jpg")
 
-    def test_a_folder_as_base_counts_from_the_current_one(
+    def test_a_folder_counts_from_the_current_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
