@@ -122,9 +122,7 @@ def test_a_part_that_is_missing_is_not_found(files: PartFiles, output: FolderOut
 
 
 @pytest.mark.parametrize("data", [None, b"", b"{", b"PAR1", b"\xff\n", b"[1]\n", b'{"item_index": "many"}\n'])
-def test_half_a_part_and_what_is_none_are_damaged(
-    files: PartFiles, output: FolderOutput, data: bytes | None
-) -> None:
+def test_what_is_no_part_is_damaged(files: PartFiles, output: FolderOutput, data: bytes | None) -> None:
     name = put(files, output, two_rows())
     whole = output.read(name) or b""
     output.replace(name, whole[: len(whole) // 2] if data is None else data)
@@ -146,9 +144,7 @@ def test_a_part_copied_alone_has_its_rows(files: PartFiles, output: FolderOutput
     assert list(stored.batches) == list(expected.batches)
 
 
-def test_parts_without_a_model_are_read_in_the_schema_of_others(
-    files: PartFiles, output: FolderOutput
-) -> None:
+def test_parts_without_a_model_have_the_schema_of_others(files: PartFiles, output: FolderOutput) -> None:
     part_format = PartFormat(files.name(0).rpartition(".")[2])
     place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
     failed = {"item_index": 0, "item_id": "0", "uri": "/a.jpg", "status": "failed"}

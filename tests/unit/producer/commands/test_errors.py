@@ -79,8 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    ("kind", "code"),
-    [(ClipfleetError, 1), (WorldError, 1), (UsageError, 2), (JobNotFoundError, 2)],
+    ("kind", "code"), [(ClipfleetError, 1), (WorldError, 1), (UsageError, 2), (JobNotFoundError, 2)]
 )
 def test_an_error_is_one_line_and_the_exit_code_of_its_kind(
     run: Run, monkeypatch: pytest.MonkeyPatch, program: str, kind: type[ClipfleetError], code: int
@@ -320,9 +319,7 @@ class TestWorker:
             (" , ", "--models names no model"),
         ],
     )
-    def test_models_are_checked(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, models: str, words: str
-    ) -> None:
+    def test_models(self, run: Run, monkeypatch: pytest.MonkeyPatch, models: str, words: str) -> None:
         monkeypatch.setenv("CLIPFLEET_MODELS", "demo")  # restored after the command has changed it
 
         run("clipfleet-worker", "run", "--models", models).is_mistake(words)

@@ -167,9 +167,7 @@ class TestClipRetrieval:
         assert "phrase" not in table.column_names
 
     @pytest.mark.parametrize("row", [failed(0), classified(0)])
-    def test_without_a_vector_there_is_nothing_to_write(
-        self, output: FolderOutput, to: Path, row: Any
-    ) -> None:
+    def test_without_a_vector_nothing_is_written(self, output: FolderOutput, to: Path, row: Any) -> None:
         add_part(output, 0, [row])
 
         with pytest.raises(UsageError, match="--store-embeddings"):
@@ -309,9 +307,7 @@ def test_csv_has_all_rows_and_columns(output: FolderOutput, to: Path) -> None:
 
 class TestTheFolder:
     @LAYOUTS
-    def test_one_that_holds_something_is_left_as_it_is(
-        self, finished: FolderOutput, to: Path, layout: Layout
-    ) -> None:
+    def test_one_that_holds_something_stays(self, finished: FolderOutput, to: Path, layout: Layout) -> None:
         to.mkdir()
         (to / "mine.txt").write_text("mine")
 
@@ -320,9 +316,7 @@ class TestTheFolder:
         assert names(to) == ["mine.txt"]
 
     @pytest.mark.parametrize("name", ["a", "b/c", "~nobody-of-this-name/to"])
-    def test_one_that_is_empty_or_can_be_made_will_do(
-        self, finished: FolderOutput, to: Path, name: str
-    ) -> None:
+    def test_one_that_can_be_made_or_is_empty(self, finished: FolderOutput, to: Path, name: str) -> None:
         (to.parent / "a").mkdir()
 
         export(PartRows(finished), Layout.CSV, Path(name))

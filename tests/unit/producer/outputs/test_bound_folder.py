@@ -67,9 +67,7 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 @pytest.mark.parametrize("where", ["folder", keys.INTERNAL, keys.TMP])
-def test_a_linked_folder_is_not_used(
-    root: Path, output: BoundFolderOutput, outside: Path, where: str
-) -> None:
+def test_a_linked_folder_is_unused(root: Path, output: BoundFolderOutput, outside: Path, where: str) -> None:
     link = root / "job" if where == "folder" else root / "job" / where
     link.rename(root / "moved")
     link.symlink_to(outside if where == "folder" else outside / where)
@@ -83,9 +81,7 @@ def test_a_linked_folder_is_not_used(
         assert contents(outside) == before, name
 
 
-def test_a_linked_file_is_neither_read_nor_written(
-    root: Path, output: BoundFolderOutput, outside: Path
-) -> None:
+def test_a_linked_file_is_not_read_or_written(root: Path, output: BoundFolderOutput, outside: Path) -> None:
     (root / "job" / "part-1").symlink_to(outside / "part-1")
 
     for call in (output.read, output.open, output.version):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,7 @@ class TestObjects:
         assert tmp_names(output) == ["folder"]
 
     @pytest.mark.parametrize("replace", [False, True])
-    def test_a_late_writer_whose_scratch_file_was_swept_waits(
-        self, output: FolderOutput, replace: bool
-    ) -> None:
+    def test_a_late_writer_whose_scratch_was_swept_waits(self, output: FolderOutput, replace: bool) -> None:
         with output.scratch() as path:
             path.write_bytes(b"late")
             output.sweep([])
@@ -131,9 +130,7 @@ class TestPublishing:
         assert tmp_names(output) == []
 
     @pytest.mark.parametrize("write", [FolderOutput.create, FolderOutput.replace])
-    def test_nothing_is_visible_where_the_disk_refuses_the_bytes(
-        self, output: FolderOutput, refuse: Break, write: Callable[[FolderOutput, str, bytes], object]
-    ) -> None:
+    def test_nothing_is_visible_of_a_full_disk(self, output: FolderOutput, refuse: Break, write: Any) -> None:
         refuse(folder.os, "fsync", errno.ENOSPC)
 
         with pytest.raises(OutputUnavailableError):
@@ -158,9 +155,7 @@ class TestPublishing:
 
         assert seen == [(False, False), (True, True)]
 
-    def test_a_leftover_that_cannot_be_removed_is_no_failure(
-        self, output: FolderOutput, refuse: Break
-    ) -> None:
+    def test_a_leftover_that_stays_is_no_failure(self, output: FolderOutput, refuse: Break) -> None:
         refuse(Path, "unlink", errno.EIO)
 
         assert output.create("a", b"one")

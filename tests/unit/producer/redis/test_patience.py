@@ -174,9 +174,7 @@ class TestFirstCall:
         ],
         ids=str,
     )
-    def test_it_does_not_wait_where_the_address_may_be_wrong(
-        self, server: Server, error: redis.RedisError
-    ) -> None:
+    def test_it_waits_for_no_address_that_may_be_wrong(self, server: Server, error: redis.RedisError) -> None:
         server.refuses_at_once(error)
 
 

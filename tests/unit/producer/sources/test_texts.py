@@ -89,12 +89,7 @@ def test_an_errors_file_of_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "text_column", "problem"),
     [
-        (
-            "a,b\n1,2\n",
-            "t.csv",
-            None,
-            "no column named text, caption; the columns are a, b: .*--text-column",
-        ),
+        ("a,b\n1,2\n", "t.csv", None, "no column named text, caption; the columns are a, b: .*--text-column"),
         ("a,b\n1,2\n", "t.csv", "c", "--text-column 'c' not found; the columns are a, b"),
         ("", "t.txt", None, "empty"),
         ("one\n", "t.txt", "text", "--text-column and --id-column apply to tables only"),

@@ -46,10 +46,8 @@ def timed(clock: Clock, steps: Iterable[tuple[float, pa.RecordBatch]]) -> Iterat
         yield one
 
 
-def stager(
-    output: FolderOutput, chunk_size: int = 10, *, clock: Clock | None = None, **options: int
-) -> Stager:
-    return Stager(output, JOB, chunk_size, monotonic=clock or Clock(), **options)
+def stager(output: FolderOutput, size: int = 10, *, clock: Clock | None = None, **options: int) -> Stager:
+    return Stager(output, JOB, size, monotonic=clock or Clock(), **options)
 
 
 def read_chunk(output: FolderOutput, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
@@ -191,9 +189,7 @@ class TestClock:
         assert [(file.chunks, file.items) for file in files] == expected
         assert all_items(output, files) == list(range(sum(count for _, count in steps)))
 
-    def test_a_batch_without_rows_says_that_the_source_pauses(
-        self, output: FolderOutput, clock: Clock
-    ) -> None:
+    def test_a_batch_without_rows_is_a_pause(self, output: FolderOutput, clock: Clock) -> None:
         steps = [(0.0, batch(0, 4)), (1.0, batch(4, 0)), (1.1, batch(4, 0)), (9.0, batch(4, 0))]
         stream = stager(output, clock=clock).stage(timed(clock, steps))
 
@@ -415,9 +411,7 @@ class TestReading:
             read_chunk(staged, 0, 4, 0)
         assert all(file.closed for file in staged.files)
 
-    def test_a_damaged_row_group_says_so_and_is_read_again_once_it_is_mended(
-        self, staged: CountingOutput
-    ) -> None:
+    def test_a_damaged_row_group_is_read_again_once_it_is_mended(self, staged: CountingOutput) -> None:
         name = keys.staged_file(0, 4)
         whole = staged.read(name) or b""
         staged.replace(name, whole[:4] + bytes(400) + whole[404:])

@@ -224,9 +224,7 @@ class TestOccupiedOutput:
         assert bench.names() == [*SUBMITTED, "notes.txt"]
 
     @pytest.mark.parametrize("state", [*ENDED, None])
-    def test_one_that_ended_or_was_forgotten_is_overwritten(
-        self, bench: Bench, state: JobState | None
-    ) -> None:
+    def test_one_that_ended_or_is_unknown_is_overwritten(self, bench: Bench, state: JobState | None) -> None:
         bench.occupy(state)
         bench.output.create("notes.txt", b"mine")
 
