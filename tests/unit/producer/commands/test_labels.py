@@ -9,12 +9,7 @@ import pytest
 from clipfleet.commands.submitting import read_labels
 from clipfleet.errors import UsageError
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder; empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 class TestList:

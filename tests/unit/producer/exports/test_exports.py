@@ -33,11 +33,6 @@ LAYOUTS = pytest.mark.parametrize("layout", list(Layout))
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
-
-
-@pytest.fixture
 def to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is not there yet, in the current one."""
     monkeypatch.chdir(tmp_path)

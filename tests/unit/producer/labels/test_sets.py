@@ -13,12 +13,7 @@ from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_set
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder; empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 class TestFromPrograms:

@@ -24,11 +24,6 @@ Break = Callable[[object, str, int], None]
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
-
-
-@pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Break:
     """Makes a function of a module or class fail with an error number."""
 
@@ -100,9 +95,7 @@ class TestObjects:
         assert list(output.names("")) == []
 
     @pytest.mark.parametrize("name", ["~nobody-of-this-name/out", "link/out"])
-    def test_the_uri_is_absolute_and_keeps_links(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-    ) -> None:
+    def test_the_uri_is_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         (tmp_path / "link").symlink_to(tmp_path)
         monkeypatch.chdir(tmp_path)
 
@@ -139,7 +132,7 @@ class TestPublishing:
         assert output.read("a") is None
         assert tmp_names(output) == []
 
-    def test_bytes_are_synced_before_the_name_and_the_folder_after(
+    def test_the_name_comes_between_syncs(
         self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[bool, bool]] = []
@@ -161,9 +154,7 @@ class TestPublishing:
         assert output.create("a", b"one")
         assert output.read("a") == b"one"
 
-    def test_a_link_whose_answer_was_lost_counts_as_made(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_lost_answer_of_a_link(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given NFS: the server makes the link, the answer is lost, its repetition finds the name taken
         link = Path.hardlink_to
 
@@ -186,9 +177,7 @@ class TestPublishing:
         assert output.read("a") == b"one"
         assert tmp_names(output) == []
 
-    def test_a_file_system_that_cannot_sync_folders(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_folders_that_never_sync(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         fsync = os.fsync
 
         def picky(descriptor: int) -> None:

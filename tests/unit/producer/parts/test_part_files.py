@@ -48,11 +48,6 @@ def jsonl_rows(output: FolderOutput) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(output.uri, PART).read_text().splitlines()]
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
-
-
 def test_what_repeats_has_a_dictionary_and_what_is_sorted_has_statistics(output: FolderOutput) -> None:
     kinds = {
         "shelf": pa.string(),

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,11 +49,6 @@ def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -
 def note_job(output: FolderOutput, **changes: Any) -> None:
     job = make_job("j", output=output.uri)
     output.create(keys.JOB_FILE, Job.model_validate(dict(job) | changes).model_dump_json().encode())
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
 
 
 @pytest.fixture

@@ -77,16 +77,6 @@ def all_items(output: FolderOutput, files: Iterable[StagedFile]) -> list[int]:
     return [index for chunk in chunks_of(output, files) for index in chunk]
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 class TestCutting:
     def test_chunks_have_their_size_and_the_last_may_be_shorter(self, output: FolderOutput) -> None:
         files = list(stager(output).stage(batches(3, 25, 1, 6)))
@@ -241,9 +231,7 @@ class TestInterruption:
             ([batch(0, 25, ["x"] * 25)], "note"),
         ],
     )
-    def test_a_changed_source_names_the_first_item(
-        self, output: FolderOutput, changed: list[pa.RecordBatch], words: str
-    ) -> None:
+    def test_a_change_names_the_first_item(self, output: FolderOutput, changed: Any, words: str) -> None:
         files = list(stager(output).stage([batch(0, 25)]))
 
         with pytest.raises(SourceChangedError, match=words):
@@ -344,7 +332,7 @@ class TestReading:
         assert staged.opened == [keys.staged_file(4, 4)]
         assert staged.files[0].closed
 
-    def test_another_reader_is_not_waited_for_for_long(
+    def test_waits_for_others_are_short(
         self, staged: CountingOutput, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else, where a store does not answer, the last of many readers would seem to hang."""

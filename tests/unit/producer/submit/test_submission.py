@@ -275,9 +275,7 @@ class TestOccupiedOutput:
 
 
 class TestMeanwhile:
-    def test_nothing_is_staged_for_a_job_that_somebody_ended(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_ended_job_is_given_no_items(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """By now another job may have its output."""
         publish = bench.output.publish
 
@@ -291,9 +289,7 @@ class TestMeanwhile:
             bench.submit()
         assert bench.names() == [keys.JOB_FILE]
 
-    def test_after_a_full_disk_the_submit_may_be_repeated(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_submit_after_a_full_disk(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, **__: object) -> bool:
             raise OutputUnavailableError("disk full")
 
