@@ -115,20 +115,14 @@ class TestWaiting:
 
 
 class TestTakingOver:
-    def test_the_output_is_ours_at_once_and_empty(self, bench: Bench) -> None:
-        bench.due().run()
-
-        assert bench.names() == [keys.JOB_FILE]
-        assert bench.holder() == "ours"
-
-    def test_until_all_is_removed_it_is_the_other_jobs(self, bench: Bench) -> None:
-        submit = bench.due()
+    def test_it_is_the_other_jobs_until_all_is_removed_and_ours_at_once(self, bench: Bench) -> None:
         holders: list[str | None] = []
         bench.output.before_removal[keys.SUCCESS] = lambda: holders.append(bench.holder())
 
-        submit.run()
+        bench.due().run()
 
-        assert holders == ["before"]
+        assert [*holders, bench.holder()] == ["before", "ours"]
+        assert bench.names() == [keys.JOB_FILE]
 
     def test_one_that_was_interrupted_goes_on(self, bench: Bench) -> None:
         submit = bench.due()

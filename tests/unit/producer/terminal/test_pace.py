@@ -107,11 +107,6 @@ class TestRate:
 
 
 class TestTimeLeft:
-    def test_rows_without_one_at_the_rate_of_lately(self) -> None:
-        job = Watched()
-        job.goes_on(10, rows=1000)
-        assert job.left == 90
-
     def test_it_goes_down_while_a_chunk_is_waited_for(self) -> None:
         job = Watched()
         job.goes_on(100, rows=1000, every=10)
@@ -126,11 +121,6 @@ class TestTimeLeft:
         assert job.left is not None
         assert job.left > 970
 
-    def test_unknown_while_the_job_is_being_submitted(self) -> None:
-        job = Watched(sealed=False, state=JobState.SUBMITTING)
-        job.goes_on(10, rows=1000)
-        assert (job.rate, job.left) == (1000, None)
-
     def test_of_a_retry_the_kept_rows_of_its_chunks_count(self) -> None:
         """Each chunk brings 10 new rows and 990 that were kept."""
         pace = Pace()
@@ -140,15 +130,20 @@ class TestTimeLeft:
         assert pace.rows_per_second(10) == 10
         assert pace.seconds_left(10) == 40
 
-    def test_all_rows_are_there(self) -> None:
-        job = Watched(total=1000)
-        job.goes_on(10, rows=100)
-        assert job.left == 0
-
-    def test_years_are_no_answer(self) -> None:
-        job = Watched(total=10**12)
-        job.goes_on(10, rows=1)
-        assert (job.rate, job.left) == (1, None)
+    @pytest.mark.parametrize(
+        ("job", "rows", "left"),
+        [
+            ({}, 1000, 90),
+            ({"sealed": False, "state": JobState.SUBMITTING}, 1000, None),
+            ({"total": 1000}, 100, 0),
+            ({"total": 10**12}, 1, None),  # years are no answer
+        ],
+        ids=["at the rate of lately", "while it is submitted", "all rows are there", "years"],
+    )
+    def test_after_ten_seconds(self, job: dict[str, Any], rows: int, left: float | None) -> None:
+        watched = Watched(**job)
+        watched.goes_on(10, rows=rows)
+        assert (watched.rate, watched.left) == (rows, left)
 
 
 class TestStandstill:
@@ -189,23 +184,23 @@ class TestStandstill:
         assert job.rate == 10
 
 
-class TestLimit:
-    def test_it_is_that_of_lately_or_else_of_all(self) -> None:
-        wrote = {"write": 1000.0, "fetch, decode, encode": 100.0}
-        encoded = {"fetch, decode, encode": 200, "beyond": 50_000, "on cpu": 100, "forward busy": 99}
-        at_first = snapshot(1000, meters=Meters(wrote))
-        lately = snapshot(2000, meters=Meters(wrote | encoded))
-        pace = Pace()
-        pace.note(0, at_first)
-        assert str(pace.limit(at_first)).startswith("write: ")
+def test_the_limit_is_that_of_lately_or_else_of_all() -> None:
+    wrote = {"write": 1000.0, "fetch, decode, encode": 100.0}
+    encoded = {"fetch, decode, encode": 200, "beyond": 50_000, "on cpu": 100, "forward busy": 99}
+    at_first = snapshot(1000, meters=Meters(wrote))
+    lately = snapshot(2000, meters=Meters(wrote | encoded))
+    pace = Pace()
+    pace.note(0, at_first)
+    assert str(pace.limit(at_first)).startswith("write: ")
 
-        pace.note(1, snapshot(1001, meters=Meters(wrote)))
-        pace.note(2, lately)
+    pace.note(1, snapshot(1001, meters=Meters(wrote)))
+    pace.note(2, lately)
 
-        assert str(lately.limit).startswith("write: ")
-        assert str(pace.limit(lately)).startswith("encode: ")
+    assert str(lately.limit).startswith("write: ")
+    assert str(pace.limit(lately)).startswith("encode: ")
 
-    def test_nothing_is_known_of_a_job_that_has_just_begun(self) -> None:
-        pace = Pace()
-        pace.note(0, snapshot(0))
-        assert pace.limit(snapshot(0)) is None
+
+def test_no_limit_is_known_of_a_job_that_has_just_begun() -> None:
+    pace = Pace()
+    pace.note(0, snapshot(0))
+    assert pace.limit(snapshot(0)) is None
