@@ -188,22 +188,20 @@ def test_a_mistake_is_told_with_exit_code_2(run: Run, tmp_path: Path, command: s
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-class TestProgram:
-    def test_its_version(self, run: Run, program: str) -> None:
-        assert run(program, "--version") == Answer(0, f"{program} {clipfleet.__version__}\n", "")
-
-    def test_without_a_command_it_lists_them(self, run: Run, program: str) -> None:
-        answer = run(program)
-
-        assert (answer.code, answer.err) == (2, "")
-        assert all(command.split()[1] in answer.out for command in commands(program))
+def test_the_version(run: Run, program: str) -> None:
+    assert run(program, "--version") == Answer(0, f"{program} {clipfleet.__version__}\n", "")
 
 
-def test_a_group_without_a_command_lists_them(run: Run) -> None:
-    answer = run("clipfleet-worker", "models")
+LISTED = {name: [command.split()[1] for command in commands(name)] for name in PROGRAMS}
+LISTED["clipfleet-worker models"] = ["Usage: clipfleet-worker models"]
+
+
+@pytest.mark.parametrize("command", LISTED)
+def test_without_a_command_a_program_or_group_lists_them(run: Run, command: str) -> None:
+    answer = run(*command.split())
 
     assert (answer.code, answer.err) == (2, "")
-    assert "Usage: clipfleet-worker models" in answer.out
+    assert all(words in answer.out for words in LISTED[command])
 
 
 def test_what_cannot_be_sent_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ NO_STEPS = dict.fromkeys(Step, 0.0) | {Step.ITEMS: 100.0}
 ALIKE = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0, Step.READ: 0.0}
 BEYOND = "fetch: waiting for connections and answers takes most of the items' time"
 BUSY = "encode: the device is busy 97 % of the time (cpu, bf16)"
+CHUNKS = "80 % of the chunks' time"
 HOSTS = "fetch: hosts at their connection caps hold up most of the items (94 % of their time)"
 
 
@@ -70,19 +71,10 @@ LIMITS: dict[str, tuple[list[dict[Any, float]], str]] = {
     "texts, without fetch and decode": ([ENCODES, {Meter.DECODE_BUSY: 0}], BUSY),
     "nothing busy": ([{Meter.BEYOND: 100.0}], "None"),
     "no share above all": ([DECODES, {Meter.DECODE_BUSY: 200.4}], "decode: 2 threads busy 100 % of the time"),
-    "slow writes": ([NO_STEPS, {Step.WRITE: 400.0}], "write: writing parts takes 80 % of the chunks' time"),
-    "slow reads": (
-        [NO_STEPS, {Step.READ: 400.0}],
-        "write: reading the staged items takes 80 % of the chunks' time",
-    ),
-    "many labels": (
-        [NO_STEPS, {Step.LABELS: 400.0}],
-        "labels: encoding their texts takes 80 % of the chunks' time",
-    ),
-    "slow scores": (
-        [NO_STEPS, {Step.SCORE: 400.0}],
-        "score: comparing with the labels takes 80 % of the chunks' time",
-    ),
+    "slow writes": ([NO_STEPS, {Step.WRITE: 400.0}], f"write: writing parts takes {CHUNKS}"),
+    "slow reads": ([NO_STEPS, {Step.READ: 400.0}], f"write: reading the staged items takes {CHUNKS}"),
+    "many labels": ([NO_STEPS, {Step.LABELS: 400.0}], f"labels: encoding their texts takes {CHUNKS}"),
+    "slow scores": ([NO_STEPS, {Step.SCORE: 400.0}], f"score: comparing with the labels takes {CHUNKS}"),
     "an output that is slow to read, too": (
         [{Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}],
         "write: writing parts takes 24 %, reading the staged items 36 % of the chunks' time",

@@ -75,7 +75,7 @@ class TestOnThisMachine:
         ],
     )
     def test_what_is_not_there(
-        self, tmp_path: Path, archive: Path, offset: int, size: int, code: ErrorCode
+        self, tmp_path: Path, archive: Path, offset: int, size: int, code: str
     ) -> None:
         assert self.read(tmp_path, archive, offset, size) is code
 

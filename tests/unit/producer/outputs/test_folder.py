@@ -268,21 +268,15 @@ class TestErrors:
         assert isinstance(caught.value, OutputUnreachableError) is (number in self.IN_VAIN)
         assert str(caught.value) == f"/x/y: {os.strerror(number)}"
 
-    def test_a_file_where_the_folder_should_be(self, tmp_path: Path) -> None:
-        (tmp_path / "out").write_text("x")
-        output = FolderOutput(tmp_path / "out")
+    def test_a_file_where_the_folder_should_be(self, output: FolderOutput) -> None:
+        Path(output.uri).write_text("x")
 
-        calls: list[Callable[[], object]] = [
-            lambda: output.create("a", b""),
-            lambda: output.replace("a", b""),
-            lambda: output.read("a"),
-            lambda: output.open("a"),
-            lambda: output.remove("a"),
-            lambda: list(output.names("")),
-        ]
-        for call in calls:
+        calls = [("create", b""), ("replace", b""), ("read",), ("open",), ("remove",)]
+        for name, *data in calls:
             with pytest.raises(OutputUnreachableError, match="out"):
-                call()
+                getattr(output, name)("a", *data)
+        with pytest.raises(OutputUnreachableError, match="out"):
+            list(output.names(""))
 
     def test_a_file_where_the_temporary_folder_should_be(self, output: FolderOutput) -> None:
         Path(output.uri, keys.INTERNAL).mkdir(parents=True)

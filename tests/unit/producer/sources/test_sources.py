@@ -306,40 +306,31 @@ def csv_row(item_id: str, uri: str, **columns: str) -> dict[str, str]:
     return {"item_id": item_id, "uri": uri, **columns}
 
 
+CSV: dict[str, tuple[str, list[dict[str, str]]]] = {
+    "exact fields": (
+        "id,url,zip,note\n007,/1,01234, spaced \n8,/2,,NULL\n",
+        [csv_row("007", "/1", zip="01234", note=" spaced "), csv_row("8", "/2", zip="", note="NULL")],
+    ),
+    "quotes": (
+        '"url",note\r\n"/1,2","a ""big""\r\ncat"\r\n/x,y\r\n',
+        [csv_row("0", "/1,2", note='a "big"\r\ncat'), csv_row("1", "/x", note="y")],
+    ),
+    "an image as a data URL": (f'url,n\n"{DATA_URL}",1\n', [csv_row("0", DATA_URL, n="1")]),
+    "byte order mark": ("\ufeffurl\n/1\n", [csv_row("0", "/1")]),
+    "order of names": ("path,url,image_id,id\np,/1,i,j\n", [csv_row("j", "/1", path="p", image_id="i")]),
+    "our names are renamed": (
+        "url,uri,label,Label\n/1,u,cat,L\n",
+        [csv_row("0", "/1", source_uri="u", source_label="cat", Label="L")],
+    ),
+    "an empty URL is a row": ("url,n\n,1\n  ,2\n", [csv_row("0", "", n="1"), csv_row("1", "", n="2")]),
+    "blank lines are none": ('url\n\n/1\n""\n\n', [csv_row("0", "/1"), csv_row("1", "")]),
+    "no name": (",url\n0,/1\n", [csv_row("0", "/1", column_1="0")]),
+}
+
+
 class TestCsv:
-    @pytest.mark.parametrize(
-        ("content", "expected"),
-        [
-            (
-                "id,url,zip,note\n007,/1,01234, spaced \n8,/2,,NULL\n",
-                [csv_row("007", "/1", zip="01234", note=" spaced "), csv_row("8", "/2", zip="", note="NULL")],
-            ),
-            (
-                '"url",note\r\n"/1,2","a ""big""\r\ncat"\r\n/x,y\r\n',
-                [csv_row("0", "/1,2", note='a "big"\r\ncat'), csv_row("1", "/x", note="y")],
-            ),
-            (f'url,n\n"{DATA_URL}",1\n', [csv_row("0", DATA_URL, n="1")]),
-            (b"\xef\xbb\xbfurl\n/1\n", [csv_row("0", "/1")]),
-            ("path,url,image_id,id\np,/1,i,j\n", [csv_row("j", "/1", path="p", image_id="i")]),
-            (
-                "url,uri,label,item_index,Label\n/1,u,cat,5,L\n",
-                [
-                    csv_row("0", "/1", source_uri="u", source_label="cat", source_item_index="5", Label="L")
-                ],
-            ),
-            (
-                "url,n\n/1,1\n,2\n  ,3\n",
-                [csv_row("0", "/1", n="1"), csv_row("1", "", n="2"), csv_row("2", "", n="3")],
-            ),
-            ('url\n\n/1\n""\n\n', [csv_row("0", "/1"), csv_row("1", "")]),
-            (",url\n0,/1\n", [csv_row("0", "/1", column_1="0")]),
-        ],
-        ids=[
-            "exact fields", "quotes", "an image as a data URL", "byte order mark", "order of names",
-            "our names are renamed", "an empty URL is a row", "blank lines are none", "no name",
-        ],
-    )  # fmt: skip
-    def test_rows(self, tmp_path: Path, content: str | bytes, expected: list[dict[str, str]]) -> None:
+    @pytest.mark.parametrize(("content", "expected"), CSV.values(), ids=CSV)
+    def test_rows(self, tmp_path: Path, content: str, expected: list[dict[str, str]]) -> None:
         assert items(write(tmp_path / "a.csv", content)) == expected
 
     def test_one_column_may_be_url_and_id(self, tmp_path: Path) -> None:

@@ -243,28 +243,21 @@ class TestOccupiedOutput:
 
         refuses(bench, UsageError, "--overwrite needs a new job id", overwrite=True)
 
-    def test_a_submit_that_is_refused_by_the_ledger_has_removed_nothing(self, bench: Bench) -> None:
-        bench.occupy(JobState.COMPLETED)
-        bench.ledger.submit(bench.job.model_copy(update={"top_k": 9}))
-
-        refuses(bench, JobConflictError, "differs in", overwrite=True)
-
     def test_a_job_that_has_ended_does_not_overwrite_its_successor(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
         bench.know(bench.job, JobState.COMPLETED)
 
         refuses(bench, JobConflictError, "is completed: --overwrite needs a new job id", overwrite=True)
 
-    def test_a_redis_that_is_away_has_removed_nothing(self, bench: Bench) -> None:
-        bench.occupy(JobState.COMPLETED)
-        bench.ledger.replies["submit"] = RedisUnavailableError("away")
-
-        refuses(bench, RedisUnavailableError, "away", overwrite=True)
-
-    def test_a_source_without_images_has_removed_nothing(self, bench: Bench) -> None:
+    def test_a_submit_that_is_refused_has_removed_nothing(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
 
         refuses(bench, SourceError, "empty", overwrite=True, source=FakeSource(0, SourceError("empty")))
+        bench.ledger.replies["submit"] = RedisUnavailableError("away")
+        refuses(bench, RedisUnavailableError, "away", overwrite=True)
+        bench.ledger.replies.clear()
+        bench.ledger.submit(bench.job.model_copy(update={"top_k": 9}))
+        refuses(bench, JobConflictError, "differs in", overwrite=True)
 
     def test_of_two_submits_into_one_output_the_second_leaves_no_job(self, bench: Bench) -> None:
         bench.ledger.before["submit"] = bench.occupy  # after the look at the output

@@ -197,10 +197,7 @@ class TestReasons:
             ([worker()], ["they serve: nothing"]),
             (
                 [worker("x:y"), worker("a:b", "x:y")],
-                [
-                    "no connected worker serves demo (they serve: a:b, x:y)",
-                    "clipfleet-worker run --models demo",
-                ],
+                ["serves demo (they serve: a:b, x:y)", "--models demo"],
             ),
         ],
     )
