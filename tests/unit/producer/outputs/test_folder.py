@@ -95,11 +95,10 @@ class TestObjects:
         assert list(output.names("")) == []
 
     @pytest.mark.parametrize("name", ["~nobody-of-this-name/out", "link/out"])
-    def test_the_uri_is_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        (tmp_path / "link").symlink_to(tmp_path)
-        monkeypatch.chdir(tmp_path)
+    def test_the_uri_is_absolute_and_keeps_links(self, folder: Path, name: str) -> None:
+        (folder / "link").symlink_to(folder)
 
-        assert FolderOutput(Path(name)).uri == f"{tmp_path}/{name}"
+        assert FolderOutput(Path(name)).uri == f"{folder}/{name}"
 
 
 class TestPublishing:

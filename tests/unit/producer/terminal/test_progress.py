@@ -62,9 +62,13 @@ class Bench:
         self.progress.update(status)
 
 
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
 class TestLines:
-    def test_one_every_ten_seconds_with_rate_and_time_left(self, said: Said) -> None:
-        bench = Bench()
+    def test_one_every_ten_seconds_with_rate_and_time_left(self, bench: Bench, said: Said) -> None:
         with bench.progress:
             for ran in range(0, 4100, 100):
                 bench.after(0.5, make_status(leased_chunks=1, total=4500, ok=ran, ran=ran))
@@ -111,8 +115,7 @@ class TestBar:
         monkeypatch.setattr(console, "stderr", shown)
         return stream
 
-    def test_a_terminal_gets_a_bar_in_place_of_lines(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_a_terminal_gets_a_bar_in_place_of_lines(self, terminal: io.StringIO, bench: Bench) -> None:
         begun = make_status(leased_chunks=1, total=1000)
         with bench.progress:
             bench.after(1, begun)
@@ -126,8 +129,7 @@ class TestBar:
         assert "20 failed (20 empty); write: writing parts takes 90 % of the chunks' time" in shown
         assert JOB_ID not in shown
 
-    def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO, bench: Bench) -> None:
         with bench.progress:
             bench.after(1, make_status(leased_chunks=1, failed=1, codes={"a\x1b[2Jb [red]c[/]": 1}))
 
@@ -140,8 +142,7 @@ class TestBar:
 
         assert terminal.getvalue() == ""
 
-    def test_it_is_gone_whatever_ends_the_wait(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_it_is_gone_whatever_ends_the_wait(self, terminal: io.StringIO, bench: Bench) -> None:
         with pytest.raises(KeyboardInterrupt), bench.progress:
             bench.after(1, make_status(total=0))
             raise KeyboardInterrupt

@@ -404,11 +404,10 @@ class TestBaseUri:
         description = open_source(str(tmp_path / name), ReadOptions(base_uri=base)).description
         assert description.options["base_uri"] == full
 
-    def test_a_folder_counts_from_here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        Path("a.txt").write_text("1.jpg\n")
+    def test_a_folder_counts_from_the_current_one(self, folder: Path) -> None:
+        (folder / "a.txt").write_text("1.jpg\n")
 
-        assert uris("a.txt", base_uri="images/new") == [f"{tmp_path}/images/new/1.jpg"]
+        assert uris("a.txt", base_uri="images/new") == [f"{folder}/images/new/1.jpg"]
 
     def test_a_folder_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "1.jpg").touch()
