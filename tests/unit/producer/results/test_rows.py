@@ -73,18 +73,14 @@ class TestWholeness:
             ([0, 1, 2], r"part-00000000\.parquet and 2 more are listed"),
         ],
     )
-    def test_a_missing_part_is_named(self, finished: FolderOutput, gone: list[int], words: str) -> None:
+    @pytest.mark.parametrize("has_job", [False, True])
+    def test_a_missing_part_is_named(self, finished: Any, gone: list[int], words: str, has_job: bool) -> None:
+        if has_job:
+            note_job(finished)
         for chunk_id in gone:
             finished.remove(keys.part(chunk_id))
 
         with pytest.raises(OutputDamagedError, match=words):
-            PartRows(finished).read()
-
-    def test_also_where_the_job_is_known(self, finished: FolderOutput) -> None:
-        note_job(finished)
-        finished.remove(keys.part(1))
-
-        with pytest.raises(OutputDamagedError, match="but missing"):
             PartRows(finished).read()
 
     def test_a_part_that_no_manifest_lists_is_refused_by_its_name(self, finished: FolderOutput) -> None:
