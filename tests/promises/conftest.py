@@ -22,15 +22,19 @@ class World:
     pass_time: PassTime
 
 
+@pytest.fixture
+def redis_ledger(redis_url: str) -> Iterator[Ledger]:
+    with closing(Ledger(redis_url)) as ledger:
+        yield ledger
+
+
 @pytest.fixture(params=["redis", "memory"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> World:
     if request.param == "memory":
         clock = Clock()
-        yield World(MemoryLedger(now=clock), lambda seconds: setattr(clock, "now", clock.now + seconds))
-        return
+        return World(MemoryLedger(now=clock), lambda seconds: setattr(clock, "now", clock.now + seconds))
     client = request.getfixturevalue("redis_client")
-    with closing(Ledger(request.getfixturevalue("redis_url"))) as ledger:
-        yield World(ledger, lambda seconds: let_time_pass(client, seconds))
+    return World(request.getfixturevalue("redis_ledger"), lambda seconds: let_time_pass(client, seconds))
 
 
 @pytest.fixture

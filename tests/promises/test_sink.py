@@ -84,7 +84,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[pa
     """Rows that a worker wrote, one of them failed, and those that a reader reads."""
     table = chunk_rows(0, failed=[2])
     if request.param == "redis":
-        ledger: Ledger = request.getfixturevalue("ledger")
+        ledger: Ledger = request.getfixturevalue("redis_ledger")
         store: RedisStore = request.getfixturevalue("store")
         submit_job(ledger)
         claimed = claim(ledger)

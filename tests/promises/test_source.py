@@ -49,7 +49,8 @@ class Pile:
 
 
 @pytest.fixture
-def pile(tmp_path: Path, request: pytest.FixtureRequest) -> Pile:
+def pile(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pile:
+    monkeypatch.chdir(tmp_path)
     for name in NAMES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
@@ -83,11 +84,7 @@ def from_stdin(data: bytes) -> Source:
     reading, writing = os.pipe()
     os.write(writing, data)
     os.close(writing)
-    try:
-        source = StdinSource(ReadOptions(), descriptor=os.dup(reading))
-    finally:
-        os.close(reading)
-    return source
+    return StdinSource(ReadOptions(), descriptor=reading)
 
 
 def put_images(pile: Pile) -> str:
@@ -128,19 +125,14 @@ KINDS: dict[str, tuple[Open, list[str], bool]] = {
 }
 
 
-def opened(pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str) -> Source:
-    monkeypatch.chdir(pile.folder)
+def opened(pile: Pile, kind: str) -> Source:
     given = KINDS[kind][0](pile)
-    if isinstance(given, StdinSource):
-        return given
-    return source_of(given, ReadOptions())
+    return given if isinstance(given, StdinSource) else source_of(given, ReadOptions())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_images_are_the_same_rows_in_the_same_order(
-    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    found = items(opened(pile, monkeypatch, kind))
+def test_the_same_images_are_the_same_rows_in_the_same_order(pile: Pile, kind: str) -> None:
+    found = items(opened(pile, kind))
 
     _, ids, has_columns = KINDS[kind]
     base = f"{pile.s3.uri}/p" if kind.startswith("s3") else pile.folder
@@ -151,14 +143,10 @@ def test_the_same_images_are_the_same_rows_in_the_same_order(
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"stdin", "stdin, JSON", "generator"}))
-def test_the_same_source_has_the_same_description(
-    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.chdir(pile.folder)
+def test_the_same_source_has_the_same_description(pile: Pile, kind: str) -> None:
     given = KINDS[kind][0](pile)
 
     first, second = (source_of(given, ReadOptions()).description for _ in range(2))
-
     assert first == second
 
 
@@ -173,18 +161,23 @@ def test_images_inside_a_shard_are_rows_in_its_order(pile: Pile, place: str) -> 
     assert all(row["uri"].startswith("tar+") for row in found)
 
 
-@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl", "parquet", "list", "generator"])
-def test_the_same_texts_are_the_same_rows(pile: Pile, kind: str) -> None:
-    texts: dict[str, Callable[[], Any]] = {
-        "txt": lambda: pile.write("t.txt", lines()),
-        "csv": lambda: pile.write("t.csv", separated(",").replace(b'"url"', b'"text"')),
-        "tsv": lambda: pile.write("t.tsv", separated("\t").replace(b'"url"', b'"text"')),
-        "jsonl": lambda: pile.write("t.jsonl", json_lines().replace(b'"url"', b'"text"')),
-        "parquet": lambda: pile.write("t.parquet", parquet("text")),
-        "list": lambda: list(NAMES),
-        "generator": lambda: iter(records("text")),
-    }
+def as_texts(data: bytes) -> bytes:
+    return data.replace(b'"url"', b'"text"')
 
-    found = items(text_source_of(texts[kind](), text_column=None, id_column=None))
+
+TEXTS: dict[str, Open] = {
+    "txt": lambda pile: pile.write("t.txt", lines()),
+    "csv": lambda pile: pile.write("t.csv", as_texts(separated(","))),
+    "tsv": lambda pile: pile.write("t.tsv", as_texts(separated("\t"))),
+    "jsonl": lambda pile: pile.write("t.jsonl", as_texts(json_lines())),
+    "parquet": lambda pile: pile.write("t.parquet", parquet("text")),
+    "list": lambda _: list(NAMES),
+    "generator": lambda _: iter(records("text")),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_same_texts_are_the_same_rows(pile: Pile, kind: str) -> None:
+    found = items(text_source_of(TEXTS[kind](pile), text_column=None, id_column=None))
 
     assert [(row["uri"], row["text"]) for row in found] == [("", name) for name in NAMES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,113 +32,81 @@ SLOW_ANSWERS = {Meter.FETCHING: 25_000.0, Meter.BEYOND: 500.0}
 DECODES = {
     Meter.BEYOND: 25_000.0, Meter.DECODE_BUSY: 194.0, Meter.DECODING: 180.0, Meter.FORWARD_BUSY: 60.0,
 }  # fmt: skip
-ENCODES = {
-    Meter.BEYOND: 25_000.0, Meter.DECODE_BUSY: 120.0, Meter.FORWARD_BUSY: 97.0,
-}  # fmt: skip
+ENCODES = {Meter.BEYOND: 25_000.0, Meter.DECODE_BUSY: 120.0, Meter.FORWARD_BUSY: 97.0}
+# 97 % of the minute of loading, 70 % of what comes after it: not busy nearly all the time.
+LOADS = {Step.LOAD: 60.0, Meter.FORWARD_BUSY: 0.97 * 60 + 0.7 * 100, Meter.DECODE_BUSY: 200.0}
+NO_STEPS = dict.fromkeys(Step, 0.0) | {Step.ITEMS: 100.0}
+ALIKE = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0, Step.READ: 0.0}
+BEYOND = "fetch: waiting for connections and answers takes most of the items' time"
+BUSY = "encode: the device is busy 97 % of the time (cpu, bf16)"
+CHUNKS = "80 % of the chunks' time"
+HOSTS = "fetch: hosts at their connection caps hold up most of the items (94 % of their time)"
 
 
 def limit(*changes: dict[Any, float], **options: Any) -> str:
     seconds: dict[str, float] = {}
     for change in (CALM, *changes):
         seconds |= change
-    found = limit_of(Meters(seconds), **{"rows": 5120, **options})
-    return str(found)
+    return str(limit_of(Meters(seconds), **{"rows": 5120, **options}))
 
 
-class TestFetch:
-    def test_slow_answers(self) -> None:
-        words = "fetch: waiting for connections and answers takes most of the items' time"
-        assert limit(SLOW_ANSWERS) == words
-
-    def test_hosts_at_their_caps(self) -> None:
-        words = "fetch: hosts at their connection caps hold up most of the items (94 % of their time)"
-        assert limit(CAPPED) == words
-        assert limit(CAPPED, {Meter.TURNS: 12_000.0}) == limit(SLOW_ANSWERS)
-
-    def test_where_another_job_keeps_the_device_busy_hosts_still_limit_their_own(self) -> None:
-        assert limit(ENCODES, CAPPED) == limit(CAPPED)
-
-    def test_a_device_that_another_job_keeps_busy_while_the_model_loads(self) -> None:
-        """97 % of the minute of loading, 70 % of what comes after it: not busy nearly all the time."""
-        loads = {Step.LOAD: 60.0, Meter.FORWARD_BUSY: 0.97 * 60 + 0.7 * 100, Meter.DECODE_BUSY: 200.0}
-        assert limit(SLOW_ANSWERS, loads) == limit(SLOW_ANSWERS)
-        assert limit(ENCODES, loads) == "encode: the device is busy 80 % of the time (cpu, bf16)"
-
-    def test_a_few_dead_hosts_beside_a_busy_device_do_not(self) -> None:
-        assert limit(ENCODES, SLOW_ANSWERS).startswith("encode: ")
-
-    def test_files_that_are_slow_to_read(self) -> None:
-        words = "fetch: reading files takes 75 % of the time of 2 threads"
-        assert limit(DECODES, {Meter.READING: 540.0}) == words
-
-
-class TestDecodeAndForward:
-    def test_the_busier_one_limits(self) -> None:
-        assert limit(DECODES) == "decode: 2 threads busy 97 % of the time"
-        assert limit(ENCODES) == "encode: the device is busy 97 % of the time (cpu, bf16)"
-
-    def test_one_thread(self) -> None:
-        alone = {Meter.DECODE_CAPACITY: 95.0, Meter.DECODE_BUSY: 99.0}
-        assert limit(DECODES, alone) == "decode: 1 thread busy 99 % of the time"
-
-    def test_texts_have_no_fetch_and_no_decode(self) -> None:
-        assert limit(ENCODES, {Meter.DECODE_BUSY: 0}).startswith("encode: ")
-
-    def test_where_nothing_is_busy_nothing_is_said(self) -> None:
-        assert limit({Meter.BEYOND: 100.0}) == "None"
-
-    def test_no_share_is_more_than_all(self) -> None:
-        assert "100 %" in limit(DECODES, {Meter.DECODE_BUSY: 200.4})
+LIMITS: dict[str, tuple[list[dict[Any, float]], str]] = {
+    "slow answers": ([SLOW_ANSWERS], BEYOND),
+    "hosts at their caps": ([CAPPED], HOSTS),
+    "hosts half the time at their caps": ([CAPPED, {Meter.TURNS: 12_000.0}], BEYOND),
+    "hosts at their caps beside a device that another job keeps busy": ([ENCODES, CAPPED], HOSTS),
+    "a device that another job keeps busy while the model loads": ([SLOW_ANSWERS, LOADS], BEYOND),
+    "a busy device while the model loads": ([ENCODES, LOADS], BUSY.replace("97", "80")),
+    "a few dead hosts beside a busy device": ([ENCODES, SLOW_ANSWERS], BUSY),
+    "files that are slow to read": (
+        [DECODES, {Meter.READING: 540.0}],
+        "fetch: reading files takes 75 % of the time of 2 threads",
+    ),
+    "busy decode threads": ([DECODES], "decode: 2 threads busy 97 % of the time"),
+    "a busy device": ([ENCODES], BUSY),
+    "one thread": (
+        [DECODES, {Meter.DECODE_CAPACITY: 95.0, Meter.DECODE_BUSY: 99.0}],
+        "decode: 1 thread busy 99 % of the time",
+    ),
+    "texts, without fetch and decode": ([ENCODES, {Meter.DECODE_BUSY: 0}], BUSY),
+    "nothing busy": ([{Meter.BEYOND: 100.0}], "None"),
+    "no share above all": ([DECODES, {Meter.DECODE_BUSY: 200.4}], "decode: 2 threads busy 100 % of the time"),
+    "slow writes": ([NO_STEPS, {Step.WRITE: 400.0}], f"write: writing parts takes {CHUNKS}"),
+    "slow reads": ([NO_STEPS, {Step.READ: 400.0}], f"write: reading the staged items takes {CHUNKS}"),
+    "many labels": ([NO_STEPS, {Step.LABELS: 400.0}], f"labels: encoding their texts takes {CHUNKS}"),
+    "slow scores": ([NO_STEPS, {Step.SCORE: 400.0}], f"score: comparing with the labels takes {CHUNKS}"),
+    "an output that is slow to read, too": (
+        [{Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}],
+        "write: writing parts takes 24 %, reading the staged items 36 % of the chunks' time",
+    ),
+    "five of eight chunks being written while the device is never idle": (
+        [ENCODES, {Step.WRITE: 160.0, Meter.FORWARD_BUSY: 250.0, Meter.DECODE_BUSY: 200.0}],
+        BUSY,
+    ),
+    "loading": ([{Step.LOAD: 300.0}], "load: waiting for it to load takes 75 % of the chunks' time"),
+    "loading once, outweighed by what comes after it": (
+        [DECODES, {Step.LOAD: 150.0, Meter.DECODE_BUSY: 400.0}],
+        "decode: 2 threads busy 80 % of the time",
+    ),
+    "steps alike": ([ALIKE, {Step.SCORE: 26.0}], "None"),
+}
 
 
-class TestSteps:
-    @pytest.mark.parametrize(
-        ("step", "words"),
-        [
-            (Step.WRITE, "write: writing parts takes 80 % of the chunks' time"),
-            (Step.READ, "write: reading the staged items takes 80 % of the chunks' time"),
-            (Step.LABELS, "labels: encoding their texts takes 80 % of the chunks' time"),
-            (Step.SCORE, "score: comparing with the labels takes 80 % of the chunks' time"),
-        ],
-    )
-    def test_the_step_that_takes_longest(self, step: Step, words: str) -> None:
-        assert limit(dict.fromkeys(Step, 0.0), {Step.ITEMS: 100.0, step: 400.0}) == words
-
-    def test_a_slow_output_is_slow_to_read_too(self) -> None:
-        slow = {Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}
-        assert limit(slow) == (
-            "write: writing parts takes 24 %, reading the staged items 36 % of the chunks' time"
-        )
-
-    def test_slow_writes_beside_a_busy_device_limit_nothing(self) -> None:
-        """Five of eight chunks are being written, and the device is never idle all the same."""
-        busy = {Step.WRITE: 160.0, Meter.FORWARD_BUSY: 250.0, Meter.DECODE_BUSY: 200.0}
-        assert limit(ENCODES, busy).startswith("encode: ")
-
-    def test_loading_once_must_outweigh_all_that_comes_after_it(self) -> None:
-        assert limit({Step.LOAD: 300.0}) == "load: waiting for it to load takes 75 % of the chunks' time"
-        busy = {Step.LOAD: 150.0, Meter.DECODE_BUSY: 400.0}
-        assert limit(DECODES, busy) == "decode: 2 threads busy 80 % of the time"
-
-    def test_steps_alike(self) -> None:
-        alike = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0, Step.READ: 0.0}
-        assert limit(alike, {Step.SCORE: 26.0}) == "None"
+@pytest.mark.parametrize(("changes", "words"), LIMITS.values(), ids=LIMITS)
+def test_what_limits_a_job(changes: list[dict[Any, float]], words: str) -> None:
+    assert limit(*changes) == words
 
 
-class TestSubmit:
-    def test_workers_without_work(self) -> None:
-        words = "submit: no work for the workers 80 % of the time"
-        assert limit(DECODES, starved_seconds=80, lasted_seconds=100) == words
-
-    def test_a_moment_of_it(self) -> None:
-        assert limit(DECODES, starved_seconds=2, lasted_seconds=100).startswith("decode: ")
+def test_workers_without_work_limit_more_than_a_moment() -> None:
+    words = "submit: no work for the workers 80 % of the time"
+    assert limit(DECODES, starved_seconds=80, lasted_seconds=100) == words
+    assert limit(DECODES, starved_seconds=2, lasted_seconds=100).startswith("decode: ")
 
 
-class TestLittle:
-    def test_nothing_is_said_of_a_few_rows_a_moment_or_nothing(self) -> None:
-        assert limit(DECODES, rows=3) == "None"
-        assert limit_of(Meters({Step.ITEMS: 0.4, Meter.BEYOND: 20.0}), rows=512) is None
-        assert limit_of(NO_METERS, rows=512, starved_seconds=9, lasted_seconds=9) is None
+def test_nothing_is_said_of_a_few_rows_a_moment_or_nothing() -> None:
+    assert limit(DECODES, rows=3) == "None"
+    assert limit_of(Meters({Step.ITEMS: 0.4, Meter.BEYOND: 20.0}), rows=512) is None
+    assert limit_of(NO_METERS, rows=512, starved_seconds=9, lasted_seconds=9) is None
 
 
 class TestMeters:
@@ -154,9 +123,7 @@ class TestMeters:
         earlier = Meters({Meter.FETCHING: 10.0, Step.WRITE: 1.0})
         now = Meters({Meter.FETCHING: 30.0, Step.WRITE: 1.5, Step.READ: 1.0})
 
-        since = now.since(earlier)
-
-        assert since.seconds == {Meter.FETCHING: 20.0, Step.WRITE: 0.5, Step.READ: 1.0}
+        assert now.since(earlier).seconds == {Meter.FETCHING: 20.0, Step.WRITE: 0.5, Step.READ: 1.0}
 
     def test_the_device_of_most_of_the_work(self) -> None:
         assert Meters(CALM).device == "cpu, bf16"  # type: ignore[arg-type]  # a Mapping is invariant in its keys
@@ -168,7 +135,5 @@ def test_a_snapshot_names_its_limit() -> None:
     status = make_status(meters=busy, ran=100, created_ms=1000, asked_ms=11_000, starved_ms=1000)
 
     assert status.limit == Limit(LimitingStep.DECODE, "2 threads busy 97 % of the time")
-    starved = make_status(
-        meters=busy, ran=100, created_ms=1000, finished_ms=3000, asked_ms=9**9, starved_ms=1900
-    )
+    starved = replace(status, finished_ms=3000, asked_ms=9**9, starved_ms=1900)
     assert str(starved.limit) == "submit: no work for the workers 95 % of the time"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clipfleet.contract.jobs import (
-    JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
     DecodeRoute,
     ErrorCode,
@@ -38,7 +36,7 @@ from clipfleet.contract.parts import (
     part_schema,
     read_part_footer,
 )
-from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import JobUnreadableError, UsageError
 from tests.support.jobs import make_job
 
@@ -66,9 +64,9 @@ class TestJob:
     def test_it_is_the_same_after_a_way_through_json(self) -> None:
         job = make_job(labels=("cat", "żółw"), lane=Lane.BULK)
 
-        assert read_job(job.model_dump_json()) == job
-        assert read_job(job.model_dump_json()).fingerprint == job.fingerprint
-        assert read_job(job.model_dump_json(indent=1).encode()) == job
+        for text in (job.model_dump_json(), job.model_dump_json(indent=1).encode()):
+            assert read_job(text) == job
+            assert read_job(text).fingerprint == job.fingerprint
 
     def test_it_cannot_be_changed(self) -> None:
         with pytest.raises(ValidationError):
@@ -93,7 +91,7 @@ class TestJob:
         with pytest.raises(ValidationError):
             make_job(**values)
 
-    def test_one_label_set_fills_our_columns_and_several_have_columns_of_their_own(self) -> None:
+    def test_several_label_sets_have_columns_of_their_own(self) -> None:
         insects, colours = (LabelSet(name=name, labels=("x",)) for name in ("insects", "colours"))
         source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=("group",))
 
@@ -105,23 +103,22 @@ class TestJob:
         assert named(insects, colours, label_set_column="group") == ()
 
     @pytest.mark.parametrize(
-        ("values", "problem"),
+        ("names", "column", "extra", "problem"),
         [
-            ({"label_sets": ("a", "a")}, "two label sets are named 'a'"),
-            ({"label_sets": ("a", "b"), "extra": ("labels_b",)}, "'b' would fill the column 'labels_b'"),
-            ({"label_sets": ("a",), "label_set_column": "group"}, "no column 'group'.*it has none at all"),
-            (
-                {"label_sets": ("a",), "label_set_column": "group", "extra": ("x", "y")},
-                "no column 'group' to choose label sets by; it has x, y",
-            ),
+            ("aa", None, (), "two label sets are named 'a'"),
+            ("ab", None, ("labels_b",), "'b' would fill the column 'labels_b'"),
+            ("a", "group", (), "no column 'group'.*it has none at all"),
+            ("a", "group", ("x", "y"), "no column 'group' to choose label sets by; it has x, y"),
         ],
     )
-    def test_label_sets_that_cannot_be_told_apart(self, values: dict[str, Any], problem: str) -> None:
-        sets = tuple(LabelSet(name=name, labels=("x",)) for name in values.pop("label_sets"))
-        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=values.pop("extra", ()))
+    def test_label_sets_that_cannot_be_told_apart(
+        self, names: str, column: str | None, extra: tuple[str, ...], problem: str
+    ) -> None:
+        sets = tuple(LabelSet(name=name, labels=("x",)) for name in names)
+        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=extra)
 
         with pytest.raises(ValidationError, match=problem):
-            make_job(task=Task.CLASSIFY, label_sets=sets, source=source, **values)
+            make_job(task=Task.CLASSIFY, label_sets=sets, source=source, label_set_column=column)
 
     @pytest.mark.parametrize("job_id", ["a", "A9", "2026-11.run_7", "x" * 64])
     def test_a_name(self, job_id: str) -> None:
@@ -136,11 +133,9 @@ class TestJob:
 
     def test_a_fresh_name_is_allowed_sorts_by_day_and_is_new(self) -> None:
         names = {new_job_id() for _ in range(100)}
-        assert all(make_job(job_id=name).job_id == name for name in names)
 
         assert len(names) == 100
-        assert all(re.fullmatch(JOB_ID_PATTERN, name) for name in names)
-        assert all(re.match(r"\d{8}-", name) for name in names)
+        assert all(re.match(r"\d{8}-", make_job(job_id=name).job_id) for name in names)
 
 
 class TestIdentity:
@@ -156,19 +151,13 @@ class TestIdentity:
         assert job.differences(other) == ([] if name in NO_IDENTITY else [name])
 
     def test_all_that_differs_is_named(self) -> None:
-        job = make_job(labels=("cat",))
-        other = make_job("/elsewhere", labels=("cat",), top_k=2)
-
-        assert job.differences(other) == ["top_k", "output"]
+        assert make_job().differences(make_job("/elsewhere", top_k=2)) == ["top_k", "output"]
 
 
 class TestReading:
-    @pytest.mark.parametrize("version", READABLE_SCHEMA_VERSIONS)
+    @pytest.mark.parametrize("version", [SCHEMA_VERSION, SCHEMA_VERSION - 1])
     def test_this_version_and_the_one_before(self, version: int) -> None:
         assert read_job(make_job(schema_version=version).model_dump_json()).schema_version == version
-
-    def test_two_versions_are_read(self) -> None:
-        assert set(READABLE_SCHEMA_VERSIONS) == {SCHEMA_VERSION, SCHEMA_VERSION - 1}
 
     @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 2, "1", None])
     def test_another_version_is_told_before_anything_else(self, version: object) -> None:
@@ -198,20 +187,18 @@ class TestLabelSet:
         assert LabelSet(labels=("cat",)).templates == (DEFAULT_TEMPLATE,)
 
     @pytest.mark.parametrize(
-        ("labels", "templates", "words"),
+        ("labels", "template", "words"),
         [
-            ((), ("{}",), "label"),
-            (("cat", " "), ("{}",), "label number 2 is empty"),
-            (("cat", "dog", "cat"), ("{}",), "'cat' appears twice"),
-            (("cat",), ("a photo",), "'a photo' must contain {} exactly once"),
-            (("cat",), ("{} and {}",), "exactly once"),
+            ((), "{}", "label"),
+            (("cat", " "), "{}", "label number 2 is empty"),
+            (("cat", "dog", "cat"), "{}", "'cat' appears twice"),
+            (("cat",), "a photo", "'a photo' must contain {} exactly once"),
+            (("cat",), "{} and {}", "exactly once"),
         ],
     )
-    def test_what_cannot_be_asked_for(
-        self, labels: tuple[str, ...], templates: tuple[str, ...], words: str
-    ) -> None:
+    def test_what_cannot_be_asked_for(self, labels: tuple[str, ...], template: str, words: str) -> None:
         with pytest.raises(ValidationError, match=re.escape(words)):
-            LabelSet(labels=labels, templates=templates)
+            LabelSet(labels=labels, templates=(template,))
 
     def test_equal_content_has_an_equal_hash(self) -> None:
         one = LabelSet(labels=("cat", "dog"))
@@ -221,25 +208,20 @@ class TestLabelSet:
         assert LabelSet(labels=("cat", "dog"), templates=("{}",)).hash != one.hash
 
 
-class TestWords:
-    def test_states_after_which_nothing_happens(self) -> None:
-        final = {state.value for state in JobState if state.is_final}
-        assert final == {"completed", "completed_with_errors", "cancelled", "failed"}
-
-    def test_codes_are_their_names_in_small_letters(self) -> None:
-        assert all(code.value == code.name.lower() for code in ErrorCode)
-
-    def test_lanes_come_best_first(self) -> None:
-        assert list(Lane) == ["high", "normal", "bulk"]
+def test_states_after_which_nothing_happens() -> None:
+    final = {state.value for state in JobState if state.is_final}
+    assert final == {"completed", "completed_with_errors", "cancelled", "failed"}
 
 
-class TestHash:
-    def test_it_is_the_same_on_every_machine_and_in_every_version(self) -> None:
-        assert short_hash({"b": [1, "ä"], "a": None}) == "5d4c789751acdad9"
+def test_codes_are_their_names_in_small_letters_and_lanes_come_best_first() -> None:
+    assert all(code.value == code.name.lower() for code in ErrorCode)
+    assert list(Lane) == ["high", "normal", "bulk"]
 
-    def test_the_order_of_names_means_nothing_that_of_lists_does(self) -> None:
-        assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
-        assert short_hash([1, 2]) != short_hash([2, 1])
+
+def test_a_hash_is_the_same_on_every_machine_and_ignores_the_order_of_names_only() -> None:
+    assert short_hash({"b": [1, "ä"], "a": None}) == "5d4c789751acdad9"
+    assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+    assert short_hash([1, 2]) != short_hash([2, 1])
 
 
 class TestParts:
@@ -253,10 +235,7 @@ class TestParts:
     @pytest.mark.parametrize("name", PART_COLUMNS)
     def test_a_column_of_the_source_with_a_name_of_ours_gets_another(self, name: str) -> None:
         assert extra_column_name(name) == f"source_{name}"
-
-    def test_other_columns_keep_theirs(self) -> None:
-        assert extra_column_name("shelf") == "shelf"
-        assert extra_column_name("Label") == "Label"
+        assert extra_column_name(name.capitalize()) == name.capitalize()
 
     @given(
         st.builds(PartIdentity, st.text(), st.integers(0), st.integers(0)),
@@ -276,9 +255,10 @@ class TestParts:
                 read_part_footer(entries)
 
 
-@pytest.mark.parametrize(
-    "queue", ["clipfleet", "clipfleet:finishing", "_kombu.binding.celery", "unacked", "unacked_index"]
-)
-def test_nothing_of_a_user_is_sent_to_a_name_of_ours_or_of_the_broker(tmp_path: Path, queue: str) -> None:
+OUR_QUEUES = ["clipfleet", "clipfleet:finishing", "_kombu.binding.celery", "unacked", "unacked_index"]
+
+
+@pytest.mark.parametrize("queue", OUR_QUEUES)
+def test_nothing_of_a_user_is_sent_to_a_name_of_ours_or_of_the_broker(queue: str) -> None:
     with pytest.raises(ValidationError, match="on-finished-queue"):
-        Job.model_validate(make_job(tmp_path).model_dump() | {"on_finished_queue": queue})
+        make_job(on_finished_queue=queue)

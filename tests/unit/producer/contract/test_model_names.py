@@ -20,16 +20,6 @@ from clipfleet.contract.model_names import normalise_model
         ("ViT-L-14:openai", "ViT-L-14:openai"),
         ("hf-hub:org/name", "hf-hub:org/name"),
         ("local-dir:/models/a:b", "local-dir:/models/a:b"),
-    ],
-)
-def test_a_full_name(name: str, meaning: str) -> None:
-    assert normalise_model(name) == meaning
-    assert normalise_model(meaning) == meaning
-
-
-@pytest.mark.parametrize(
-    ("name", "meaning"),
-    [
         ("./mine", "local-dir:{here}/mine"),
         ("mine/", "local-dir:{here}/mine"),
         ("models/mine", "local-dir:{here}/models/mine"),
@@ -43,7 +33,7 @@ def test_a_full_name(name: str, meaning: str) -> None:
         ("ViT-B-32:/weights.pt", "ViT-B-32:/weights.pt"),
     ],
 )
-def test_paths_count_from_the_current_folder(
+def test_a_full_name_whose_paths_count_from_the_current_folder(
     name: str, meaning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

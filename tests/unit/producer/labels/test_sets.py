@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,7 @@ from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_set
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder; empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 class TestFromPrograms:
@@ -31,10 +25,8 @@ class TestFromPrograms:
     def test_names_by_the_name_of_their_set_keep_their_order(self) -> None:
         made = label_sets_of({"colours": ["red", "blue"], "animals": ["cat"]}, ["a {}", "the {}"])
 
-        assert [(one.name, one.labels) for one in made] == [
-            ("colours", ("red", "blue")),
-            ("animals", ("cat",)),
-        ]
+        assert {one.name: one.labels for one in made} == {"colours": ("red", "blue"), "animals": ("cat",)}
+        assert made[0].name == "colours"
         assert {one.templates for one in made} == {("a {}", "the {}")}
 
     def test_sets_are_taken_as_they_are_and_may_be_renamed(self) -> None:
@@ -89,9 +81,7 @@ class TestFiles:
             ("x.yaml", "file: names.txt", {"labels": ("żółw", "black dog")}),
         ],
     )
-    def test_yaml_and_json(
-        self, folder: Path, name: str, content: str, expected: Mapping[str, object]
-    ) -> None:
+    def test_yaml_and_json(self, folder: Path, name: str, content: str, expected: dict[str, Any]) -> None:
         (folder / "sub").mkdir()
         (folder / "sub" / name).write_text(content)
         (folder / "sub" / "names.txt").write_text("żółw\n\n black dog \n")
@@ -114,10 +104,7 @@ class TestFiles:
             ("labels:\n- true\n", "x.yaml:2: labels.0: True is not text"),
             ("labels: [a, a]\n", "x.yaml:1: label 'a' appears twice"),
             ("labels: [a]\ntemplates: photo\n", "template 'photo' must contain"),
-            (
-                "labels: [a]\ntemplate: a {}\n",
-                "x.yaml:2: unknown key 'template', did you mean 'templates'",
-            ),
+            ("labels: [a]\ntemplate: a {}\n", "x.yaml:2: unknown key 'template', did you mean 'templates'"),
             ("labels: [a]\nlabels: [b]\n", "x.yaml:2: 'labels' appears twice"),
             ("labels: [a\n", "x.yaml:2: not YAML"),
             ("labels: [a]\n\tx: 1\n", "x.yaml:2: not YAML"),

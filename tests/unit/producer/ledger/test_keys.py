@@ -29,35 +29,12 @@ def lua_constants() -> dict[str, str]:
     return dict(re.findall(r"^local (\w+) = '([^']*)'$", keys.lua_prelude(), flags=re.MULTILINE))
 
 
-def lua_function(name: str, *arguments: str) -> str:
-    """What a function of the prelude returns; it does nothing but put strings together."""
-    found = re.search(
-        rf"^local function {name}\(([\w, ]*)\) return (.*) end$", keys.lua_prelude(), re.MULTILINE
-    )
-    assert found is not None
-    values = dict(zip(found[1].split(", "), arguments, strict=True))
-    parts = [part.strip().removeprefix("(").removesuffix(")") for part in found[2].split(" .. ")]
-    return "".join(part[1:-1] if part.startswith("'") else values[part.split(" or ")[0]] for part in parts)
-
-
 class TestLua:
     def test_every_constant_is_pythons(self) -> None:
         constants = lua_constants()
 
         assert constants == {name: getattr(keys, name) for name in constants}
         assert {"JOBS", "LEASES", "STAGED", "DONE"} <= set(constants)
-
-    @pytest.mark.parametrize("job_id", ["20261124-3f9a1c2b7d4e", "a.b_c-d"])
-    def test_every_function_is_pythons(self, job_id: str) -> None:
-        assert lua_function("job_key", job_id, "") == keys.job(job_id)
-        assert lua_function("job_key", job_id, keys.DUE) == keys.job(job_id, keys.DUE)
-        assert lua_function("lane_queue", "high", "ViT-B-32:openai") == keys.lane_queue(
-            "high", "ViT-B-32:openai"
-        )
-        assert lua_function("pending_key", job_id, "t0k3n", keys.ROWS) == keys.pending(
-            job_id, "t0k3n", keys.ROWS
-        )
-        assert lua_function("token_key", "t0k3n") == keys.claim_token("t0k3n")
 
     def test_every_suffix_of_a_job_is_known_to_lua(self) -> None:
         for name in ("JOB_SUFFIXES", "PENDING_SUFFIXES", "RESULT_SUFFIXES"):

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from clipfleet.ledger import scripts
 from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
-from clipfleet.ledger.scripts import (
-    guarded_script,
-    script_text,
-    shared_definitions,
-    unguarded_script,
-    whole_script,
-)
+from clipfleet.ledger.scripts import guarded_script, script_text, shared_definitions, whole_script
 
 SHARED = """\
 -- Says what is below.
@@ -39,26 +34,21 @@ end
 def test_what_is_used_and_what_that_uses_goes_before_the_script() -> None:
     found = whole_script(SHARED, "-- unused\nreturn outer(1)\n")
 
-    assert found.splitlines() == [
-        "local FIRST, SECOND = 1, 2",
-        "local function inner(x)",
-        "  return FIRST + x",
-        "end",
-        "local function outer(x)",
-        "",
-        "  return inner(x)",
-        "end",
-        "-- unused",
-        "return outer(1)",
-    ]
+    assert (
+        found
+        == """\
+local FIRST, SECOND = 1, 2
+local function inner(x)
+  return FIRST + x
+end
+local function outer(x)
 
-
-def test_a_script_that_uses_nothing_stays_alone() -> None:
-    assert whole_script(SHARED, "return 1") == "return 1"
-
-
-def test_one_of_several_values_of_a_line_is_enough() -> None:
-    assert whole_script(SHARED, "return SECOND").startswith("local FIRST, SECOND = 1, 2\n")
+  return inner(x)
+end
+-- unused
+return outer(1)
+"""
+    )
 
 
 def test_what_only_the_rare_part_uses_stands_before_that() -> None:
@@ -75,7 +65,7 @@ def test_what_only_the_rare_part_uses_stands_before_that() -> None:
 
 @pytest.mark.parametrize("name", LEDGER_SCRIPTS)
 def test_what_only_the_guard_asks_for_costs_nothing_where_nothing_is_damaged(name: str) -> None:
-    text = unguarded_script(shared_definitions(), script_text(name))
+    text = scripts.unguarded_script(shared_definitions(), script_text(name))
 
     assert "at_hand" not in "\n".join(line for line in text.splitlines() if "--" not in line)
 

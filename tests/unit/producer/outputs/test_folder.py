@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,21 +20,24 @@ from clipfleet.outputs import folder
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import output_errors
 
+Break = Callable[[object, str, int], None]
+
 
 @pytest.fixture
-def output(tmp_path: Path) -> FolderOutput:
-    return FolderOutput(tmp_path / "out")
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Makes a function of a module or class fail with an error number."""
+
+    def refuse(owner: object, name: str, number: int) -> None:
+        def refusing(*args: object, **options: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(owner, name, refusing)
+
+    return refuse
 
 
 def tmp_names(output: FolderOutput) -> list[str]:
     return os.listdir(Path(output.uri, keys.TMP))  # noqa: PTH208 - names are what is asked for
-
-
-def refuse(number: int) -> Callable[..., None]:
-    def refusing(*args: object, **options: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return refusing
 
 
 class TestObjects:
@@ -44,17 +48,14 @@ class TestObjects:
             output.replace("a.json", b"two")
             assert file.read() == b"one"
 
-    def test_sweeping_where_nothing_is_or_may_be_removed(self, output: FolderOutput) -> None:
-        output.sweep([])
+    def test_sweeping_where_nothing_may_be_removed(self, output: FolderOutput) -> None:
         Path(output.uri, keys.TMP, "folder").mkdir(parents=True)
         output.sweep([])
 
         assert tmp_names(output) == ["folder"]
 
     @pytest.mark.parametrize("replace", [False, True])
-    def test_a_late_writer_whose_scratch_file_was_swept_waits_and_has_written_nothing(
-        self, output: FolderOutput, replace: bool
-    ) -> None:
+    def test_a_late_writer_whose_scratch_was_swept_waits(self, output: FolderOutput, replace: bool) -> None:
         with output.scratch() as path:
             path.write_bytes(b"late")
             output.sweep([])
@@ -87,42 +88,24 @@ class TestObjects:
             output.clear(confirm=confirm)
         assert list(output.names(keys.PART_PREFIX)) == [keys.part(2)]
 
-    def test_a_home_that_is_not_there_is_an_ordinary_name(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_a_folder_is_no_object(self, output: FolderOutput) -> None:
+        Path(output.uri, "part-folder").mkdir(parents=True)
 
-        assert FolderOutput(Path("~nobody-of-this-name/out")).uri == f"{tmp_path}/~nobody-of-this-name/out"
+        assert list(output.names("")) == []
 
-    def test_names_are_sorted_files_with_the_prefix(self, output: FolderOutput) -> None:
-        for name in (keys.part(10), keys.part(2), keys.MANIFEST, keys.JOB_FILE):
-            output.create(name, b"x")
-        Path(output.uri, "part-folder").mkdir()
+    @pytest.mark.parametrize("name", ["~nobody-of-this-name/out", "link/out"])
+    def test_the_uri_is_absolute_and_keeps_links(self, folder: Path, name: str) -> None:
+        (folder / "link").symlink_to(folder)
 
-        assert list(output.names("part-")) == [keys.part(2), keys.part(10)]
-        assert list(output.names("")) == [keys.MANIFEST, keys.part(2), keys.part(10)]
-
-    def test_the_uri_is_absolute_and_keeps_links(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "real").mkdir()
-        (tmp_path / "link").symlink_to("real")
-        monkeypatch.chdir(tmp_path)
-
-        assert FolderOutput(Path("link/out")).uri == f"{tmp_path}/link/out"
+        assert FolderOutput(Path(name)).uri == f"{folder}/{name}"
 
 
 class TestPublishing:
     def test_a_scratch_file_is_gone_afterwards_published_or_not(self, output: FolderOutput) -> None:
-        with output.scratch() as path:
-            path.write_bytes(b"one")
-            assert output.publish(path, "a")
-        with output.scratch() as path:
-            path.write_bytes(b"two")
-            assert output.publish(path, "a", replace=True)
-        with output.scratch() as path:
-            path.write_bytes(b"three")
-            assert not output.publish(path, "a")
+        for data, replace, is_made in ((b"one", False, True), (b"two", True, True), (b"three", False, False)):
+            with output.scratch() as path:
+                path.write_bytes(data)
+                assert output.publish(path, "a", replace=replace) is is_made
         with output.scratch():
             pass
 
@@ -137,20 +120,17 @@ class TestPublishing:
         assert list(output.names("")) == []
         assert tmp_names(output) == []
 
-    def test_nothing_is_visible_where_the_disk_refuses_the_bytes(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(folder.os, "fsync", refuse(errno.ENOSPC))
+    @pytest.mark.parametrize("write", [FolderOutput.create, FolderOutput.replace])
+    def test_nothing_is_visible_of_a_full_disk(self, output: FolderOutput, refuse: Break, write: Any) -> None:
+        refuse(folder.os, "fsync", errno.ENOSPC)
 
         with pytest.raises(OutputUnavailableError):
-            output.create("a", b"one")
-        with pytest.raises(OutputUnavailableError):
-            output.replace("a", b"one")
+            write(output, "a", b"one")
 
         assert output.read("a") is None
         assert tmp_names(output) == []
 
-    def test_bytes_are_synced_before_the_name_and_the_folder_after(
+    def test_the_name_comes_between_syncs(
         self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[bool, bool]] = []
@@ -166,17 +146,13 @@ class TestPublishing:
 
         assert seen == [(False, False), (True, True)]
 
-    def test_a_leftover_that_cannot_be_removed_is_no_failure(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(Path, "unlink", refuse(errno.EIO))
+    def test_a_leftover_that_stays_is_no_failure(self, output: FolderOutput, refuse: Break) -> None:
+        refuse(Path, "unlink", errno.EIO)
 
         assert output.create("a", b"one")
         assert output.read("a") == b"one"
 
-    def test_a_link_whose_answer_was_lost_counts_as_made(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_lost_answer_of_a_link(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given NFS: the server makes the link, the answer is lost, its repetition finds the name taken
         link = Path.hardlink_to
 
@@ -191,19 +167,15 @@ class TestPublishing:
         assert output.read("a") == b"one"
 
     @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-    def test_a_file_system_without_hard_links(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, number: int
-    ) -> None:
-        monkeypatch.setattr(Path, "hardlink_to", refuse(number))
+    def test_a_file_system_without_hard_links(self, output: FolderOutput, refuse: Break, number: int) -> None:
+        refuse(Path, "hardlink_to", number)
 
         assert output.create("a", b"one")
         assert not output.create("a", b"two")
         assert output.read("a") == b"one"
         assert tmp_names(output) == []
 
-    def test_a_file_system_that_cannot_sync_folders(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_folders_that_never_sync(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         fsync = os.fsync
 
         def picky(descriptor: int) -> None:
@@ -216,46 +188,31 @@ class TestPublishing:
         assert output.create("a", b"one")
 
 
-def replace_if(output: FolderOutput, name: str, version: str, data: bytes) -> bool:
-    with output.scratch() as path:
-        path.write_bytes(data)
-        return output.replace_if(path, name, version)
-
-
-def version(output: FolderOutput, name: str = "a") -> str:
-    found = output.version(name)
-    assert found is not None
-    return found
-
-
 class TestConditionalReplacement:
+    def replace_if(self, output: FolderOutput, version: str | None) -> bool:
+        with output.scratch() as path:
+            path.write_bytes(b"ours")
+            return output.replace_if(path, "a", version or "")
+
     def test_every_write_makes_another_version(self, output: FolderOutput) -> None:
-        versions = []
+        versions = {output.version("a")}
         for _ in range(5):
             output.replace("a", b"the same")
-            versions.append(version(output))
+            versions.add(output.version("a"))
 
-        assert len(set(versions)) == 5
+        assert len(versions) == 6
 
-    def test_who_waits_in_front_of_the_file_that_goes_changes_nothing(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Given a writer that has opened the file when another one replaces it
-        output.create("a", b"one")
-        seen = version(output)
-        monkeypatch.setattr(folder, "_lock", lambda descriptor: output.replace("a", b"two"))
-
-        assert not replace_if(output, "a", seen, b"three")
-        assert output.read("a") == b"two"
-
-    def test_who_waits_in_front_of_a_file_that_is_removed_changes_nothing(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("after", [b"theirs", None])
+    def test_who_waits_in_front_of_a_file_that_is_replaced_or_removed_changes_nothing(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, after: bytes | None
     ) -> None:
         output.create("a", b"one")
-        seen = version(output)
-        monkeypatch.setattr(folder, "_lock", lambda descriptor: output.remove("a"))
+        seen = output.version("a")
+        change = (lambda _: output.replace("a", after)) if after else (lambda _: output.remove("a"))
+        monkeypatch.setattr(folder, "_lock", change)  # called when the file is open
 
-        assert not replace_if(output, "a", seen, b"two")
+        assert not self.replace_if(output, seen)
+        assert output.read("a") == after
 
     def test_while_another_writer_replaces_it_nobody_else_does(self, output: FolderOutput) -> None:
         output.create("a", b"one")
@@ -263,82 +220,61 @@ class TestConditionalReplacement:
             fcntl.flock(file, fcntl.LOCK_EX)
 
             with pytest.raises(OutputUnavailableError, match="another writer is replacing it") as caught:
-                replace_if(output, "a", version(output), b"two")
+                self.replace_if(output, output.version("a"))
         assert not isinstance(caught.value, OutputUnreachableError)
 
     @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-    def test_a_file_system_without_locks(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, number: int
-    ) -> None:
-        monkeypatch.setattr(folder.fcntl, "flock", refuse(number))
+    def test_a_file_system_without_locks(self, output: FolderOutput, refuse: Break, number: int) -> None:
+        refuse(folder.fcntl, "flock", number)
         output.create("a", b"one")
-        seen = version(output)
+        seen = output.version("a")
 
-        assert replace_if(output, "a", seen, b"two")
-        assert not replace_if(output, "a", seen, b"three")
+        assert self.replace_if(output, seen)
+        assert not self.replace_if(output, seen)
 
 
-class TestRaces:
-    def test_a_reader_never_sees_half_an_object(self, output: FolderOutput) -> None:
-        contents = [f"{number:02d}".encode() * 100_000 for number in range(4)]
-        output.replace("a", contents[0])
-        stop = threading.Event()
+def test_a_reader_never_sees_half_an_object(output: FolderOutput) -> None:
+    contents = [f"{number:02d}".encode() * 100_000 for number in range(4)]
+    output.replace("a", contents[0])
+    stop = threading.Event()
 
-        def write(number: int) -> None:
-            while not stop.is_set():
-                output.replace("a", contents[number])
+    def write(number: int) -> None:
+        while not stop.is_set():
+            output.replace("a", contents[number])
 
-        with ThreadPoolExecutor(4) as pool:
-            writers = [pool.submit(write, number) for number in range(4)]
-            try:
-                seen = {output.read("a") for _ in range(200)}
-            finally:
-                stop.set()
-            for writer in writers:
-                writer.result()
-        assert seen <= set(contents)
-        assert tmp_names(output) == []
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write, number) for number in range(4)]
+        try:
+            seen = {output.read("a") for _ in range(200)}
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result()
+    assert seen <= set(contents)
+    assert tmp_names(output) == []
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("number", "waiting_helps"),
-        [
-            (errno.ENOSPC, True),
-            (errno.EDQUOT, True),
-            (errno.EIO, True),
-            (errno.ESTALE, True),
-            (errno.ETIMEDOUT, True),
-            (errno.EMFILE, True),
-            (errno.EACCES, False),
-            (errno.EROFS, False),
-            (errno.ENOENT, False),
-            (errno.ENOTDIR, False),
-            (errno.ENAMETOOLONG, False),
-        ],
-    )
-    def test_the_number_says_whether_waiting_helps(self, number: int, waiting_helps: bool) -> None:
+    WAITING_HELPS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE)
+    IN_VAIN = (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+    @pytest.mark.parametrize("number", [*WAITING_HELPS, *IN_VAIN])
+    def test_the_number_says_whether_waiting_helps(self, number: int) -> None:
         with pytest.raises(OutputUnavailableError) as caught, output_errors(Path("/x/y")):
             raise OSError(number, os.strerror(number))
 
-        assert isinstance(caught.value, OutputUnreachableError) is not waiting_helps
+        assert isinstance(caught.value, OutputUnreachableError) is (number in self.IN_VAIN)
         assert str(caught.value) == f"/x/y: {os.strerror(number)}"
 
-    def test_a_file_where_the_folder_should_be(self, tmp_path: Path) -> None:
-        (tmp_path / "out").write_text("x")
-        output = FolderOutput(tmp_path / "out")
+    def test_a_file_where_the_folder_should_be(self, output: FolderOutput) -> None:
+        Path(output.uri).write_text("x")
 
-        calls: list[Callable[[], object]] = [
-            lambda: output.create("a", b""),
-            lambda: output.replace("a", b""),
-            lambda: output.read("a"),
-            lambda: output.open("a"),
-            lambda: output.remove("a"),
-            lambda: list(output.names("")),
-        ]
-        for call in calls:
+        calls = [("create", b""), ("replace", b""), ("read",), ("open",), ("remove",)]
+        for name, *data in calls:
             with pytest.raises(OutputUnreachableError, match="out"):
-                call()
+                getattr(output, name)("a", *data)
+        with pytest.raises(OutputUnreachableError, match="out"):
+            list(output.names(""))
 
     def test_a_file_where_the_temporary_folder_should_be(self, output: FolderOutput) -> None:
         Path(output.uri, keys.INTERNAL).mkdir(parents=True)
@@ -353,13 +289,12 @@ class TestErrors:
                 call()
         assert tmp_names(output) == []
 
-    def test_no_right_to_look(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_right_to_look(self, output: FolderOutput, refuse: Break) -> None:
         # The tests may run as root, for whom every folder is open.
         output.create("a", b"")
-        monkeypatch.setattr(folder.pa, "OSFile", refuse(errno.EACCES))
-        monkeypatch.setattr(folder.os, "scandir", refuse(errno.EACCES))
+        refuse(folder.pa, "OSFile", errno.EACCES)
+        refuse(folder.os, "scandir", errno.EACCES)
 
-        with pytest.raises(OutputUnreachableError, match="Permission denied"):
-            output.open("a")
-        with pytest.raises(OutputUnreachableError, match="Permission denied"):
-            list(output.names(""))
+        for call in (lambda: output.open("a"), lambda: list(output.names(""))):
+            with pytest.raises(OutputUnreachableError, match="Permission denied"):
+                call()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clipfleet.contract.jobs import Job, JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
@@ -46,23 +47,22 @@ class Bench:
         for name in (keys.part(0), keys.staged_file(0, 1), keys.SUCCESS):
             self.output.create(name, b"theirs")
 
-    def submit(self, job_id: str = "ours", job: Job | None = None) -> Overwriting:
+    def submit(self, job_id: str = "ours", **changes: Any) -> Overwriting:
+        job = make_job(job_id, output=self.output.uri).model_copy(update=changes)
         return Overwriting(
-            self.ledger,
-            self.output,
-            job or self.job(job_id),
-            write_limit_seconds=30,
-            say=self.said.append,
-            sleep=self._sleep,
+            self.ledger, self.output, job, write_limit_seconds=30, say=self.said.append, sleep=self._sleep
         )
+
+    def due(self, job_id: str = "ours") -> Overwriting:
+        """A submit that has found that it may overwrite."""
+        submit = self.submit(job_id)
+        assert submit.is_due(is_wanted=True)
+        return submit
 
     def ledger_has(self, state: JobState | None) -> None:
         """The state in which the ledger has the job that is to be replaced; None: it has forgotten it."""
         status = JobNotFoundError("before") if state is None else make_status(job_id="before", state=state)
         self.ledger.replies["status"] = status
-
-    def job(self, job_id: str) -> Job:
-        return make_job(job_id, output=self.output.uri)
 
     def _sleep(self, _: float) -> None:
         self.pauses += 1
@@ -70,9 +70,7 @@ class Bench:
 
     def overwrite(self, job_id: str = "ours") -> None:
         """All that a submit does, up to the first staged file."""
-        submit = self.submit(job_id)
-        assert submit.is_due(is_wanted=True)
-        submit.run()
+        self.due(job_id).run()
         self.output.create(keys.staged_file(0, 1), f"items of {job_id}".encode())
 
     def names(self) -> list[str]:
@@ -92,7 +90,7 @@ class TestWaiting:
     def test_workers_that_may_still_write_are_waited_for_and_told_of_once(self, bench: Bench) -> None:
         bench.ledger.replies["writers"] = [(3, 41.6), (2, 40.0), (1, 39.0)]
 
-        assert bench.submit().is_due(is_wanted=True)
+        bench.due()
 
         assert bench.pauses == 3
         assert bench.said == [
@@ -101,12 +99,12 @@ class TestWaiting:
         ]
 
     def test_a_job_that_nobody_holds_is_not_waited_for(self, bench: Bench) -> None:
-        assert bench.submit().is_due(is_wanted=True)
+        bench.due()
         assert (bench.pauses, bench.said) == (0, [])
 
     def test_a_job_that_the_ledger_has_forgotten_has_no_leases(self, bench: Bench) -> None:
         bench.ledger_has(None)
-        assert bench.submit().is_due(is_wanted=True)
+        bench.due()
 
     def test_a_job_that_was_retried_meanwhile_is_not_overwritten(self, bench: Bench) -> None:
         bench.ledger.replies["writers"] = [(1, 40.0)]
@@ -117,28 +115,17 @@ class TestWaiting:
 
 
 class TestTakingOver:
-    def test_the_output_is_ours_at_once_and_empty(self, bench: Bench) -> None:
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
-
-        submit.run()
-
-        assert bench.names() == [keys.JOB_FILE]
-        assert bench.holder() == "ours"
-
-    def test_until_all_is_removed_it_is_the_other_jobs(self, bench: Bench) -> None:
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
+    def test_it_is_the_other_jobs_until_all_is_removed_and_ours_at_once(self, bench: Bench) -> None:
         holders: list[str | None] = []
         bench.output.before_removal[keys.SUCCESS] = lambda: holders.append(bench.holder())
 
-        submit.run()
+        bench.due().run()
 
-        assert holders == ["before"]
+        assert [*holders, bench.holder()] == ["before", "ours"]
+        assert bench.names() == [keys.JOB_FILE]
 
     def test_one_that_was_interrupted_goes_on(self, bench: Bench) -> None:
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
+        submit = bench.due()
 
         def killed() -> None:
             raise KeyboardInterrupt
@@ -153,13 +140,15 @@ class TestTakingOver:
         assert bench.holder() == "ours"
 
     @pytest.mark.parametrize(("other", "error"), [("third", OutputConflictError), ("ours", JobConflictError)])
-    def test_a_submit_that_was_frozen_while_another_one_did_the_same_removes_nothing(
-        self, bench: Bench, other: str, error: type[Exception]
+    @pytest.mark.parametrize("when", ["before the first removal", "in the midst of them"])
+    def test_one_that_was_frozen_while_another_did_the_same_removes_nothing(
+        self, bench: Bench, other: str, error: type[Exception], when: str
     ) -> None:
-        # Given a submit that sleeps in the midst of its removals
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
-        bench.output.before_removal[keys.SUCCESS] = lambda: bench.overwrite(other)
+        submit = bench.due()
+        if when == "in the midst of them":
+            bench.output.before_removal[keys.SUCCESS] = lambda: bench.overwrite(other)
+        else:
+            bench.overwrite(other)
 
         with pytest.raises(error, match=r"in the meantime|another submit"):
             submit.run()
@@ -168,8 +157,7 @@ class TestTakingOver:
         assert bench.holder() == other
 
     def test_a_job_that_is_retried_while_its_results_are_removed_keeps_the_rest(self, bench: Bench) -> None:
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
+        submit = bench.due()
         bench.output.before_removal[keys.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
@@ -178,10 +166,8 @@ class TestTakingOver:
         assert bench.holder() == "before"
         assert bench.output.read(keys.part(0)) == b"theirs"
 
-    def test_an_earlier_job_of_the_same_id_that_the_ledger_has_forgotten_is_another_job(
-        self, bench: Bench
-    ) -> None:
-        submit = bench.submit(job=bench.job("before").model_copy(update={"top_k": 3}))
+    def test_a_forgotten_job_of_the_same_id_is_another_job(self, bench: Bench) -> None:
+        submit = bench.submit("before", top_k=3)
         bench.ledger_has(None)
         with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
             submit.is_due(is_wanted=False)
@@ -190,13 +176,3 @@ class TestTakingOver:
         submit.run()
 
         assert bench.names() == [keys.JOB_FILE]
-
-    def test_nor_one_that_was_frozen_before_its_first_removal(self, bench: Bench) -> None:
-        submit = bench.submit()
-        assert submit.is_due(is_wanted=True)
-        bench.overwrite("third")
-
-        with pytest.raises(OutputConflictError, match="taken by another job in the meantime"):
-            submit.run()
-
-        assert bench.output.read(keys.staged_file(0, 1)) == b"items of third"

@@ -24,9 +24,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("has_proc", [True, False])
-def test_it_is_written_and_read_like_any_file(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, has_proc: bool
-) -> None:
+def test_it_is_like_any_file(temporary: Path, monkeypatch: pytest.MonkeyPatch, has_proc: bool) -> None:
     if not has_proc:
         monkeypatch.setattr(module, "OPEN_FILES", temporary / "none")
     table = pa.table({"number": [1, 2, 3]})

@@ -32,8 +32,9 @@ def floats(width: Literal[16, 32, 64]) -> st.SearchStrategy[float]:
     return st.floats(width=width, allow_nan=False, allow_infinity=False)
 
 
+Kind = tuple[pa.DataType, st.SearchStrategy[Any]]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
-SCALARS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
+SCALARS: list[Kind] = [
     (pa.string(), TEXT),
     (pa.large_string(), TEXT),
     (pa.int8(), st.integers(-(2**7), 2**7 - 1)),
@@ -48,9 +49,9 @@ SCALARS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 
 
 def nested(
-    inner: st.SearchStrategy[tuple[pa.DataType, st.SearchStrategy[Any]]],
-) -> st.SearchStrategy[tuple[pa.DataType, st.SearchStrategy[Any]]]:
-    def optional(one: tuple[pa.DataType, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    inner: st.SearchStrategy[Kind],
+) -> st.SearchStrategy[Kind]:
+    def optional(one: Kind) -> st.SearchStrategy[Any]:
         return st.none() | one[1]
 
     return (
@@ -97,10 +98,8 @@ def test_a_float_that_is_no_number_is_null() -> None:
     rows = batch(pa.list_(pa.float64()), [float("nan"), 1.0], [float("inf")])
 
     assert [json.loads(line)["x"] for line in json_lines(rows)] == [[None, 1.0], [None]]
-    assert json.loads(json_line({"a": float("-inf"), "b": {"c": [float("nan")]}})) == {
-        "a": None,
-        "b": {"c": [None]},
-    }
+    line = json_line({"a": float("-inf"), "b": {"c": [float("nan")]}})
+    assert json.loads(line) == {"a": None, "b": {"c": [None]}}
 
 
 def test_a_schema_that_is_not_known_is_inferred_from_the_values() -> None:

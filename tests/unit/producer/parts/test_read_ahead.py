@@ -23,32 +23,6 @@ def test_results_come_in_order_whatever_ends_first() -> None:
     assert list(read_ahead(load, range(50), depth=4)) == [number * number for number in range(50)]
 
 
-def test_the_first_one_is_loaded_alone() -> None:
-    loaded: list[int] = []
-    results = read_ahead(lambda number: loaded.append(number), range(100), depth=8)
-
-    next(results)
-    results.close()
-
-    assert loaded == [0]
-
-
-def test_no_more_are_loaded_ahead_than_allowed() -> None:
-    taken: list[int] = []
-    excess: list[int] = []
-
-    def load(number: int) -> int:
-        if number - len(taken) > 4:
-            excess.append(number)
-        return number
-
-    for number in read_ahead(load, range(200), depth=4):
-        taken.append(number)
-
-    assert taken == list(range(200))
-    assert not excess
-
-
 def test_a_failure_comes_in_its_turn_and_ends_it() -> None:
     def load(number: int) -> int:
         if number == 5:

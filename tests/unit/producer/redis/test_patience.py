@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import redis
@@ -11,6 +13,24 @@ from clipfleet.redis.patience import PATIENCE_SECONDS, Patience, is_unready
 from tests.support.doubles import Clock
 
 REFUSED = redis.ConnectionError("Error 111: Connection refused.")
+NO_MASTER = redis.sentinel.MasterNotFoundError("No master found for 'ours'")
+REFUSALS = [
+    redis.AuthenticationError("WRONGPASS invalid username-password pair"),
+    redis.exceptions.NoPermissionError("this user has no permissions to run the 'eval' command"),
+    redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+]
+NO_SCRIPT = redis.exceptions.NoScriptError("No matching script.")
+# What a server says that is there and does not serve yet.
+NOT_READY = [
+    redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
+    redis.BusyLoadingError("Redis is loading the dataset in memory"),
+    redis.ReadOnlyError("You can't write against a read only replica."),
+    redis.exceptions.MasterDownError("Link with MASTER is down"),
+    redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+    redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
+]
 
 
 class Server:
@@ -22,7 +42,10 @@ class Server:
         self.away_until = 0.0
         self.tries: list[float] = []
         self.said: list[str] = []
-        self.patience = Patience(report=self.said.append, monotonic=self.clock, wait=self.wait)
+        self.patience = self.patient()
+
+    def patient(self, **options: Any) -> Patience:
+        return Patience(report=self.said.append, monotonic=self.clock, wait=self.wait, **options)
 
     def wait(self, given_up: threading.Event, seconds: float) -> None:
         assert seconds > 0
@@ -40,16 +63,25 @@ class Server:
     def call(self) -> str:
         return self.patience.call(self.command)
 
+    def refuses_at_once(self, error: redis.RedisError) -> None:
+        self.go_away(5, error)
+        with pytest.raises(type(error)):
+            self.call()
+        assert (len(self.tries), self.said) == (1, [])
+
 
 @pytest.fixture
 def server() -> Server:
     return Server()
 
 
+def refused() -> None:
+    raise REFUSED
+
+
 def test_who_answers_is_asked_once(server: Server) -> None:
     assert server.call() == "answer"
-    assert len(server.tries) == 1
-    assert server.said == []
+    assert (len(server.tries), server.said) == (1, [])
 
 
 def test_an_outage_is_waited_for_and_told_once(server: Server) -> None:
@@ -68,27 +100,20 @@ def test_pauses_grow_to_two_seconds(server: Server) -> None:
     server.go_away(10)
     server.call()
 
-    pauses = [after - before for before, after in zip(server.tries, server.tries[1:], strict=False)]
+    pauses = [after - before for before, after in pairwise(server.tries)]
     assert pauses == [0.25, 0.5, 1, 2, 2, 2, 2, 2]
 
 
-def test_after_a_minute_the_last_error_comes_out(server: Server) -> None:
-    server.go_away(PATIENCE_SECONDS + 0.01)
-
-    with pytest.raises(redis.ConnectionError, match="refused"):
-        server.call()
-
-    assert server.tries[-1] - server.tries[0] == PATIENCE_SECONDS
-    assert len(server.said) == 1
-
-
-def test_what_was_given_up_is_not_waited_for_by_the_next_command(server: Server) -> None:
+def test_after_a_minute_the_last_error_comes_out_and_the_next_command_does_not_wait(server: Server) -> None:
     server.go_away(1000)
     for _ in range(2):
-        with pytest.raises(redis.ConnectionError):
+        with pytest.raises(redis.ConnectionError, match="refused"):
             server.call()
 
-    assert server.tries[-1] == server.tries[-2]
+    *_, last, again = server.tries
+    assert last - server.tries[0] == PATIENCE_SECONDS
+    assert again == last
+    assert len(server.said) == 1
 
 
 def test_each_answer_begins_the_count_anew(server: Server) -> None:
@@ -99,28 +124,7 @@ def test_each_answer_begins_the_count_anew(server: Server) -> None:
     assert server.said[1::2] == ["Redis is back"] * 5
 
 
-# What a server says that is there and does not serve yet.
-NOT_READY = [
-    redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
-    redis.BusyLoadingError("Redis is loading the dataset in memory"),
-    redis.ReadOnlyError("You can't write against a read only replica."),
-    redis.exceptions.MasterDownError("Link with MASTER is down"),
-    redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
-    redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
-    redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-    redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
-]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        *NOT_READY,
-        redis.TimeoutError("Timeout reading from socket"),
-        redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("error", [*NOT_READY, redis.TimeoutError("socket"), NO_MASTER], ids=str)
 def test_what_a_restart_and_a_failover_say_is_waited_for(server: Server, error: redis.RedisError) -> None:
     server.go_away(5, error)
 
@@ -129,73 +133,46 @@ def test_what_a_restart_and_a_failover_say_is_waited_for(server: Server, error: 
 
 @pytest.mark.parametrize(
     "error",
-    [
-        redis.AuthenticationError("WRONGPASS invalid username-password pair"),
-        redis.exceptions.AuthorizationError("no"),
-        redis.exceptions.NoPermissionError("this user has no permissions to run the 'eval' command"),
-        redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
-        redis.exceptions.NoScriptError("No matching script."),
-        redis.ResponseError("wrong number of arguments"),
-    ],
-    ids=lambda error: type(error).__name__,
+    [*REFUSALS, NO_SCRIPT, redis.exceptions.AuthorizationError("no"), redis.ResponseError("wrong number")],
+    ids=str,
 )
 def test_what_a_redis_refuses_is_not_waited_for(server: Server, error: redis.RedisError) -> None:
-    server.go_away(5, error)
-
-    with pytest.raises(type(error)):
-        server.call()
-
-    assert (len(server.tries), server.said) == (1, [])
+    server.refuses_at_once(error)
 
 
-def first_call(server: Server) -> str:
-    patience = Patience(
-        report=server.said.append, awaits=is_unready, monotonic=server.clock, wait=server.wait
+class TestFirstCall:
+    @pytest.fixture
+    def server(self, server: Server) -> Server:
+        server.patience = server.patient(awaits=is_unready)
+        return server
+
+    @pytest.mark.parametrize(
+        "error", [*NOT_READY, redis.exceptions.ClusterDownError("The cluster is down")], ids=str
     )
-    return patience.call(server.command)
+    def test_it_waits_for_a_server_that_starts(self, server: Server, error: redis.RedisError) -> None:
+        server.go_away(5, error)
 
+        assert server.call() == "answer"
+        assert server.said == [f"Redis is away ({error}): waiting up to 60 s", "Redis is back"]
 
-@pytest.mark.parametrize(
-    "error",
-    [*NOT_READY, redis.exceptions.ClusterDownError("The cluster is down")],
-    ids=str,
-)
-def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(
-    server: Server, error: redis.RedisError
-) -> None:
-    server.go_away(5, error)
-
-    assert first_call(server) == "answer"
-    assert server.said == [f"Redis is away ({error}): waiting up to 60 s", "Redis is back"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        REFUSED,
-        redis.ConnectionError("Error -2 connecting to nowhere:6379. Name or service not known."),
-        redis.ConnectionError("Connection closed by server."),
-        redis.TimeoutError("Timeout connecting to server"),
-        redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
-        redis.AuthenticationError("WRONGPASS invalid username-password pair"),
-        redis.exceptions.NoPermissionError("this user has no permissions to run the 'eval' command"),
-        redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
-    ],
-    ids=str,
-)
-def test_a_first_call_does_not_wait_where_the_address_may_be_wrong(
-    server: Server, error: redis.RedisError
-) -> None:
-    server.go_away(5, error)
-
-    with pytest.raises(type(error)):
-        first_call(server)
-
-    assert (len(server.tries), server.said) == (1, [])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            REFUSED,
+            redis.ConnectionError("Error -2 connecting to nowhere:6379. Name or service not known."),
+            redis.ConnectionError("Connection closed by server."),
+            redis.TimeoutError("Timeout connecting to server"),
+            NO_MASTER,
+            *REFUSALS,
+        ],
+        ids=str,
+    )
+    def test_it_waits_for_no_address_that_may_be_wrong(self, server: Server, error: redis.RedisError) -> None:
+        server.refuses_at_once(error)
 
 
 def test_a_server_that_forgot_its_scripts_in_a_restart_is_told_to_be_back_once(server: Server) -> None:
-    answers: list[Exception] = [REFUSED, redis.exceptions.NoScriptError("No matching script.")]
+    answers: list[Exception] = [REFUSED, NO_SCRIPT]
 
     def command() -> str:
         if answers:
@@ -210,33 +187,21 @@ def test_a_server_that_forgot_its_scripts_in_a_restart_is_told_to_be_back_once(s
 
 
 def test_no_patience_is_no_wait(server: Server) -> None:
-    server.patience = Patience(0, server.said.append, monotonic=server.clock)
-    server.go_away(1)
+    server.patience = server.patient(seconds=0)
 
-    with pytest.raises(redis.ConnectionError):
-        server.call()
-
-    assert (len(server.tries), server.said) == (1, [])
+    server.refuses_at_once(REFUSED)
 
 
 def test_another_thread_may_end_the_wait() -> None:
-    def tell(_: str) -> None:
-        threading.Thread(target=patience.give_up).start()
+    patience = Patience(3600, lambda _: threading.Thread(target=patience.give_up).start())
 
-    def command() -> None:
-        raise REFUSED
-
-    patience = Patience(3600, tell)
     with pytest.raises(redis.ConnectionError):
-        patience.call(command)
+        patience.call(refused)
 
 
 def test_ctrl_c_ends_the_wait() -> None:
     def interrupt(given_up: threading.Event, seconds: float) -> None:
         raise KeyboardInterrupt
 
-    def command() -> None:
-        raise REFUSED
-
     with pytest.raises(KeyboardInterrupt):
-        Patience(wait=interrupt).call(command)
+        Patience(wait=interrupt).call(refused)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -34,9 +36,8 @@ class TestSentinel:
         assert (address.database, address.login, address.sentinel_login) == (0, {}, {})
 
     def test_tls_for_all_connections(self) -> None:
-        address = parse_sentinel(
-            "sentinels://:pw@[::1]:1,two/m?ssl_ca_certs=/ca.pem&ssl_check_hostname=false"
-        )
+        url = "sentinels://:pw@[::1]:1,two/m?ssl_ca_certs=/ca.pem&ssl_check_hostname=false"
+        address = parse_sentinel(url)
 
         assert address.sentinels[0] == ("::1", 1)
         assert address.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem", "ssl_check_hostname": False}
@@ -48,6 +49,7 @@ class TestSentinel:
         assert "s3cr" not in shown
         assert "mymaster" in shown
 
+    @pytest.mark.parametrize("use", [connect, make_app])
     @pytest.mark.parametrize(
         ("url", "words"),
         [
@@ -62,12 +64,10 @@ class TestSentinel:
             ("sentinels://one/mymaster?ssl_cert_reqs=maybe", "ssl_cert_reqs"),
         ],
     )
-    def test_what_is_wrong_is_told_in_one_line(self, url: str, words: str) -> None:
-        for use in (connect, make_app):
-            with pytest.raises(UsageError, match=words) as caught:
-                use(url)
-            assert "CLIPFLEET_REDIS_URL" in str(caught.value)
-            assert "\n" not in str(caught.value)
+    def test_what_is_wrong_is_told_in_one_line(self, use: Callable[[str], Any], url: str, words: str) -> None:
+        with pytest.raises(UsageError, match=rf"^.*CLIPFLEET_REDIS_URL.*{words}.*$") as caught:
+            use(url)
+        assert "\n" not in str(caught.value)
 
 
 class TestBroker:
@@ -127,22 +127,18 @@ def test_an_option_that_nobody_knows_is_told_at_once(url: str, what: str) -> Non
 
 
 def test_a_connection_that_cannot_even_be_made_is_told_as_an_outage() -> None:
-    lacking = OSError(errno.EMFILE, "Too many open files", "METADATA")  # redis-py looks up its own version
-
-    with (
-        pytest.raises(RedisUnavailableError, match=r"cannot connect: .*Too many open files"),
-        redis_errors("redis://h/0"),
-    ):
-        raise lacking
+    words = r"cannot connect: .*Too many open files"
+    with pytest.raises(RedisUnavailableError, match=words), redis_errors("redis://h/0"):
+        raise OSError(errno.EMFILE, "Too many open files", "METADATA")  # redis-py looks up its own version
 
 
 def test_sentinels_that_know_no_primary_are_told_in_one_short_line() -> None:
     url = "sentinel://:s3cret@127.0.0.1:1/ours"
 
-    with pytest.raises(RedisUnavailableError) as told, redis_errors(url), connect(url, retries=0) as client:
+    with pytest.raises(RedisUnavailableError) as caught, redis_errors(url), connect(url, retries=0) as client:
         client.ping()
 
-    assert "no Sentinel there knows a running primary" in str(told.value)
-    assert "sentinel://***@127.0.0.1:1/ours" in str(told.value)
-    assert "redis.connection" not in str(told.value)
-    assert "s3cret" not in str(told.value)
+    told = str(caught.value)
+    assert "no Sentinel there knows a running primary" in told
+    assert "sentinel://***@127.0.0.1:1/ours" in told
+    assert "redis.connection" not in told and "s3cret" not in told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -34,23 +34,13 @@ def slept(output: FolderOutput, state: JobState) -> list[float]:
     ledger.replies["status"] = make_status(state=state, generation=1, chunks=0)
     ledger.drafts = Drafts(lambda *_: None, ledger.status)
     place_job(output, job)
-    retry = Retry(
-        ledger,
-        cast(Hints, None),
-        output,
-        lambda chunks: [],
-        job,
-        lease_seconds=LEASE_SECONDS,
-        sleep=seconds.append,
-    )
-    retry.run()
+    waits: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "sleep": seconds.append}
+    Retry(ledger, cast(Hints, None), output, lambda chunks: [], job, **waits).run()
     return seconds
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(FolderOutput, []), (PlainStore, [LEASE_SECONDS])])
-def test_where_a_late_writer_is_not_refused_its_lease_is_waited_for(
-    tmp_path: Path, kind: type[FolderOutput], expected: list[float]
-) -> None:
+def test_plain_stores_wait_for_a_lease(tmp_path: Path, kind: Any, expected: list[float]) -> None:
     assert slept(kind(tmp_path / "out"), JobState.COMPLETED) == expected
 
 

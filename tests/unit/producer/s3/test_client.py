@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,16 @@ from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, Sou
 from clipfleet.s3.client import default_client, make_client, split_s3_uri
 from clipfleet.s3.failures import S3Problem, explain, s3_errors
 
+STORE = "http://store.internal:9000"
+SetEnv = Callable[..., None]
 STAGE_SECONDS, LEASE_SECONDS = 60, 30  # of a chunk that was just claimed
 
 
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The developer's own variables and profiles are none of these tests' business."""
-    for name in (
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_PROFILE",
-        "AWS_REGION",
-        "AWS_DEFAULT_REGION",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "REGION", "DEFAULT_REGION"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -102,43 +99,41 @@ class TestRefusals:
         assert all(explain(answer(status)).waiting_helps for status in (429, 500))
         assert explain(answer(400, "ExpiredToken")).waiting_helps
         assert not any(explain(answer(status)).waiting_helps for status in (301, 400, 401, 403, 404))
+        with pytest.raises(OutputUnavailableError) as told, s3_errors("s3://images"):
+            raise EndpointConnectionError(endpoint_url="http://s3.example")
+        assert not isinstance(told.value, OutputUnreachableError)
 
     def test_the_message_is_one_line_with_the_way_out(self) -> None:
-        denied = answer(403, "AccessDenied", "Access\n Denied.")
-
         with pytest.raises(OutputUnreachableError) as told, s3_errors("s3://images/a.jpg"):
-            raise denied
+            raise answer(403, "AccessDenied", "Access\n Denied.")
 
         assert str(told.value) == (
             "s3://images/a.jpg: the store answered 403 (AccessDenied: Access Denied); the credentials "
             "need GetObject, PutObject, DeleteObject, ListBucket"
         )
 
-    def test_a_store_that_does_not_answer_is_waited_for(self) -> None:
-        with pytest.raises(OutputUnavailableError) as told, s3_errors("s3://images"):
-            raise EndpointConnectionError(endpoint_url="http://s3.example")
-
-        assert not isinstance(told.value, OutputUnreachableError)
-
     def test_the_caller_chooses_what_is_raised(self) -> None:
-        with (
-            pytest.raises(SourceError, match="NoSuchBucket"),
-            s3_errors("s3://x", lasting=SourceError),
-        ):
+        with pytest.raises(SourceError, match="NoSuchBucket"), s3_errors("s3://x", lasting=SourceError):
             raise answer(404, "NoSuchBucket")
 
 
 class TestClient:
-    def test_the_endpoint_of_the_environment_is_used_with_the_bucket_in_the_path(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.internal:9000")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "name")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    @pytest.fixture
+    def set_env(self, monkeypatch: pytest.MonkeyPatch) -> SetEnv:
+        """Sets variables whose names begin with AWS_."""
+
+        def set_env(**values: str) -> None:
+            for name, value in values.items():
+                monkeypatch.setenv(f"AWS_{name}", value)
+
+        return set_env
+
+    def test_the_endpoint_of_the_environment_has_the_bucket_in_the_path(self, set_env: SetEnv) -> None:
+        set_env(ENDPOINT_URL=STORE, ACCESS_KEY_ID="name", SECRET_ACCESS_KEY="secret")
 
         url = make_client().generate_presigned_url("get_object", Params={"Bucket": "bkt", "Key": "a b"})
 
-        assert url.startswith("http://store.internal:9000/bkt/a%20b?")
+        assert url.startswith(f"{STORE}/bkt/a%20b?")
 
     def test_a_store_that_never_answers_is_found_out_before_a_lease_is_lost(self) -> None:
         settings = make_client().meta.config
@@ -146,64 +141,54 @@ class TestClient:
         attempt_seconds = settings.connect_timeout + settings.read_timeout
         assert settings.retries["total_max_attempts"] * attempt_seconds < STAGE_SECONDS + LEASE_SECONDS
 
-    def test_the_endpoint_of_s3_goes_before_the_endpoint_of_everything(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other.internal")
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.internal:9000")
+    def test_the_endpoint_of_s3_goes_before_the_common_one(self, set_env: SetEnv) -> None:
+        set_env(ENDPOINT_URL="http://other.internal", ENDPOINT_URL_S3=STORE)
 
-        assert make_client().meta.endpoint_url == "http://store.internal:9000"
+        assert make_client().meta.endpoint_url == STORE
 
-    def test_a_profile_brings_its_own_endpoint_and_region(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / "config").write_text(
-            "[profile lab]\nregion = eu-west-3\nendpoint_url = http://lab.internal:8333\n"
-        )
-        monkeypatch.setenv("AWS_PROFILE", "lab")
+    def test_a_profile_brings_its_own_endpoint_and_region(self, set_env: SetEnv, tmp_path: Path) -> None:
+        (tmp_path / "config").write_text(f"[profile lab]\nregion = eu-west-3\nendpoint_url = {STORE}\n")
+        set_env(PROFILE="lab")
 
-        client = make_client()
+        meta = make_client().meta
 
-        assert client.meta.endpoint_url == "http://lab.internal:8333"
-        assert client.meta.region_name == "eu-west-3"
+        assert (meta.endpoint_url, meta.region_name) == (STORE, "eu-west-3")
 
-    def test_the_region_is_also_read_from_its_newer_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    def test_the_region_is_also_read_from_its_newer_variable(self, set_env: SetEnv) -> None:
+        set_env(REGION="eu-north-1")
 
         assert make_client().meta.region_name == "eu-north-1"
 
     @pytest.mark.parametrize(
-        ("endpoint", "proxies"),
-        [("http://127.0.0.1:9000", {}), ("http://store.internal", {"http": "http://proxy.internal:3128"})],
+        ("endpoint", "proxy"), [("http://127.0.0.1:9000", None), (STORE, "http://proxy")]
     )
     def test_a_proxy_does_not_lead_to_this_machine(
-        self, monkeypatch: pytest.MonkeyPatch, endpoint: str, proxies: dict[str, str]
+        self, monkeypatch: pytest.MonkeyPatch, set_env: SetEnv, endpoint: str, proxy: str | None
     ) -> None:
         for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("http_proxy", "http://proxy.internal:3128")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("http_proxy", "http://proxy")
+        set_env(ENDPOINT_URL=endpoint)
 
         session = make_client()._endpoint.http_session
 
-        assert session._proxy_config.proxy_url_for(f"{endpoint}/bucket") == proxies.get("http")
+        assert session._proxy_config.proxy_url_for(f"{endpoint}/bucket") == proxy
 
     @pytest.mark.parametrize(
-        ("name", "value"),
-        [("AWS_ENDPOINT_URL", "store:9000"), ("AWS_PROFILE", "nobody"), ("AWS_REGION", "a b")],
+        "wrong", [{"ENDPOINT_URL": "store:90"}, {"PROFILE": "nobody"}, {"REGION": "a b"}]
     )
     def test_a_configuration_that_cannot_be_used_is_told(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+        self, set_env: SetEnv, wrong: dict[str, str]
     ) -> None:
-        monkeypatch.setenv(name, value)
+        set_env(**wrong)
 
-        with pytest.raises(UsageError, match=f"cannot use S3: .*{name}"):
+        with pytest.raises(UsageError, match=f"cannot use S3: .*AWS_{next(iter(wrong))}"):
             make_client()
 
-    def test_the_shared_client_follows_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one.internal")
+    def test_the_shared_client_follows_the_environment(self, set_env: SetEnv) -> None:
+        set_env(ENDPOINT_URL="http://one.internal")
         first = default_client()
         assert default_client() is first
 
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://two.internal")
-        assert default_client().meta.endpoint_url == "http://two.internal"
+        set_env(ENDPOINT_URL=STORE)
+        assert default_client().meta.endpoint_url == STORE

@@ -19,6 +19,11 @@ from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
 from tests.support.sources import ids, problem, table_of
 
 
+def archive(folder: Path, *members: tuple[str, bytes]) -> Path:
+    (folder / "a.tar").write_bytes(tar_bytes(members))
+    return folder / "a.tar"
+
+
 def content(row: dict[str, Any]) -> bytes:
     """The bytes that the URI of an item names."""
     member = tar_member(row["uri"])
@@ -31,12 +36,11 @@ class TestLayouts:
     def test_img2dataset(self, tmp_path: Path) -> None:
         (tmp_path / "00000.tar").write_bytes(img2dataset_shard([3, 4]))
 
-        first, second = table_of(tmp_path / "00000.tar").to_pylist()
+        first, second = table_of(tmp_path / "00000.tar").drop_columns(["item_index"]).to_pylist()
 
-        assert (first["item_id"], second["item_id"]) == ("000000003", "000000004")
+        assert (first.pop("item_id"), second["item_id"]) == ("000000003", "000000004")
+        assert content({"uri": first.pop("uri")}) == encoded(make_image(3))
         assert content(second) == encoded(make_image(4))
-        for name in ("item_index", "item_id", "uri"):
-            del first[name]
         assert first == {
             "txt": "image 3", "caption": "image 3", "url": "https://example.org/3.jpg",
             "key": "000000003", "source_status": "success", "error_message": None, "source_width": 96,
@@ -71,9 +75,8 @@ class TestLayouts:
             ("ümlaut #1%.webp", b"4"), (".hidden.jpg", b"h"), ("a/._000.jpg", b"h"), ("README", b"r"),
             ("movie.mp4", b"m"), ("deep/er/x.tar.gif", b"5"),
         ]  # fmt: skip
-        (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        found = table_of(tmp_path / "a.tar").to_pylist()
+        found = table_of(archive(tmp_path, *members)).to_pylist()
 
         assert [row["item_id"] for row in found] == ["a/000", "b.c/x", long, "ümlaut #1%", "deep/er/x"]
         assert [content(row) for row in found] == [b"1", b"2", b"3", b"4", b"5"]
@@ -82,22 +85,18 @@ class TestLayouts:
     def test_several_images_of_a_group_are_items_of_their_own(self, tmp_path: Path) -> None:
         members = [("1.input.png", b"i"), ("1.target.png", b"t"), ("1.cls", b"7")]
         members += [("2.png", b"p"), ("2.cls", b"007")]
-        (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        assert [(row["item_id"], row["cls"]) for row in table_of(tmp_path / "a.tar").to_pylist()] == [
-            ("1.input.png", "7"),
-            ("1.target.png", "7"),
-            ("2", "007"),
-        ]
+        found = [(row["item_id"], row["cls"]) for row in table_of(archive(tmp_path, *members)).to_pylist()]
+
+        assert found == [("1.input.png", "7"), ("1.target.png", "7"), ("2", "007")]
 
     def test_texts_that_are_not_what_their_names_say_are_kept(self, tmp_path: Path) -> None:
         members = [
             ("1.jpg", b""), ("1.json", b"{not json"), ("2.jpg", b""), ("2.json", b"[1]"),
             ("3.jpg", b""), ("3.json", b'{"a": 1}'), ("4.jpg", b""), ("4.txt", b"caf\xe9"),
         ]  # fmt: skip
-        (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        rows = table_of(tmp_path / "a.tar").to_pylist()
+        rows = table_of(archive(tmp_path, *members)).to_pylist()
 
         assert [(row["json"], row["a"]) for row in rows] == [
             ("{not json", None), ("[1]", None), (None, 1), (None, None),
@@ -109,9 +108,8 @@ class TestLayouts:
         for number in range(600):
             fields = '{"n": 1}' if number < 500 else '{"n": 1, "late": "x"}'
             members += [(f"{number}.jpg", b""), (f"{number}.json", fields.encode())]
-        (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        rows = table_of(tmp_path / "a.tar").to_pylist()
+        rows = table_of(archive(tmp_path, *members)).to_pylist()
 
         assert [row["other_fields"] for row in rows] == [None] * 500 + ['{"late": "x"}'] * 100
 
@@ -162,10 +160,7 @@ class TestChoice:
         assert "nowhere.tar" in problem(shards / "nowhere.tar")
 
     def test_columns_do_not_apply(self, shards: Path) -> None:
-        from clipfleet.sources import ReadOptions
-
-        with pytest.raises(SourceError, match="tables only"):
-            open_source(str(shards), ReadOptions(id_column="key"))
+        assert "tables only" in problem(shards, id_column="key")
 
 
 class TestDamage:
@@ -184,21 +179,19 @@ class TestDamage:
             (b"", "empty"),
         ],
     )
-    def test_a_damaged_archive_loses_nothing_in_silence(
-        self, tmp_path: Path, data: bytes, words: str
-    ) -> None:
+    def test_a_damaged_archive_is_an_error(self, tmp_path: Path, data: bytes, words: str) -> None:
         (tmp_path / "a.tar").write_bytes(data)
 
         with pytest.raises(SourceError, match=rf"^{tmp_path}/a\.tar: .*({words})"):
             list(open_source(str(tmp_path / "a.tar")).batches())
 
     def test_without_images(self, tmp_path: Path) -> None:
-        (tmp_path / "a.tar").write_bytes(tar_bytes([("a.txt", b"x"), ("b.json", b"{}")]))
+        path = archive(tmp_path, ("a.txt", b"x"), ("b.json", b"{}"))
 
-        assert problem(tmp_path / "a.tar") == f"{tmp_path}/a.tar: no images in 1 tar files"
+        assert problem(path) == f"{path}: no images in 1 tar files"
 
     def test_a_packed_archive_is_told_what_to_do(self, tmp_path: Path) -> None:
-        (tmp_path / "a.tar.gz").write_bytes(b"x")
+        (tmp_path / "a.tar.gz").touch()
 
         assert "decompress it to a .tar" in problem(tmp_path / "a.tar.gz")
 

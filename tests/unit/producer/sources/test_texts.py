@@ -58,9 +58,8 @@ def test_a_column_of_a_csv_that_is_called_as_usual(tmp_path: Path, name: str) ->
 
 
 def test_a_column_that_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "t.tsv"
-    path.write_text("Label\tcaption\nmine\tx\n")
-    source = opened(path, text_column="label", id_column="caption")
+    (tmp_path / "t.tsv").write_text("Label\tcaption\nmine\tx\n")
+    source = opened(tmp_path / "t.tsv", text_column="label", id_column="caption")
 
     assert rows(source) == [{"item_index": 0, "item_id": "x", "uri": "", "Label": "mine"}]
 
@@ -87,23 +86,16 @@ def test_an_errors_file_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "text_column", "problem"),
+    ("name", "content", "text_column", "problem"),
     [
-        (
-            "a,b\n1,2\n",
-            "t.csv",
-            None,
-            "no column named text, caption; the columns are a, b: .*--text-column",
-        ),
-        ("a,b\n1,2\n", "t.csv", "c", "--text-column 'c' not found; the columns are a, b"),
-        ("", "t.txt", None, "empty"),
-        ("one\n", "t.txt", "text", "--text-column and --id-column apply to tables only"),
-        ("text\n", "t.csv", None, "no rows"),
+        ("t.csv", "a,b\n1,2\n", None, "no column named text, caption; the columns are a, b: .*--text-column"),
+        ("t.csv", "a,b\n1,2\n", "c", "--text-column 'c' not found; the columns are a, b"),
+        ("t.csv", "text\n", None, "no rows"),
+        ("t.txt", "", None, "empty"),
+        ("t.txt", "one\n", "text", "--text-column and --id-column apply to tables only"),
     ],
 )
-def test_what_holds_no_texts_is_told(
-    tmp_path: Path, content: str, name: str, text_column: str | None, problem: str
-) -> None:
+def test_what_has_no_texts(tmp_path: Path, name: str, content: str, text_column: Any, problem: str) -> None:
     (tmp_path / name).write_text(content)
 
     with pytest.raises(SourceError, match=problem):

@@ -59,9 +59,7 @@ def test_everything_that_may_be_said(write: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/list.parquet", "https://h.example/x", "-", "/abs/list.csv"])
-def test_relative_paths_count_from_the_files_folder(
-    write: Path, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_count_from_the_file(write: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     write.write_text(FULL)
     spec = read_job_spec(write)
@@ -88,17 +86,11 @@ def test_json_is_read_too(write: Path) -> None:
         ("- a\n", "job.yaml:1: the file must hold keys and values"),
         ("label_sets: {a: [b]}\n", "job.yaml:1: the key 'source' is missing"),
         ("source: p\n", "job.yaml:1: nothing to do"),
-        (
-            "source: p\nembedding: true\nlabel_set: {}\n",
-            "job.yaml:3: .*'label_set', did you mean 'label_sets'",
-        ),
+        ("source: p\nembedding: true\nlabel_set: {}\n", "yaml:3: .*'label_set', did you mean 'label_sets'"),
         ("source: p\nembedding: true\nzzz: 1\n", "job.yaml:3: .*'zzz'; known are source, output, model"),
         ("source: p\nlabel_sets:\n", "job.yaml:2: label_sets: give at least one label set"),
         ("source: p\nlabel_sets:\n  1a: [b]\n", "job.yaml:3: label_sets.1a: a name begins with a letter"),
-        (
-            "source: p\nlabel_sets:\n  a: []\n",
-            "job.yaml:3: label_sets.a: give one of labels, file and preset",
-        ),
+        ("source: p\nlabel_sets:\n  a: []\n", "yaml:3: label_sets.a: give one of labels, file and preset"),
         ("source: p\nlabel_sets:\n  a:\n    labels: [x, x]\n", "label_sets.a: label 'x' appears twice"),
         ("source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n", "job.yaml:5: label_sets.a.labels.1: 3 is not text"),
         ("source: p\nlabel_sets:\n  a: x\n", "job.yaml:3: label_sets.a: give a list of labels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -31,46 +32,38 @@ def indexes(batches: Iterator[pa.RecordBatch]) -> list[int]:
     return [index for batch in batches for index in batch.column("item_index").to_pylist()]
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def bounded(batches: Batches, clock: Clock, **options: Any) -> Iterator[pa.RecordBatch]:
+    return within_redis(iter(batches), **{"look_ahead": True, "max_items": 49, "monotonic": clock, **options})
 
 
 @pytest.mark.parametrize("look_ahead", [True, False])
 def test_as_many_as_may_be_pass_unchanged(clock: Clock, look_ahead: bool) -> None:
-    bounded = within_redis(iter(Batches(5, clock)), look_ahead=look_ahead, max_items=50, monotonic=clock)
+    passed = bounded(Batches(5, clock), clock, look_ahead=look_ahead, max_items=50)
 
-    assert indexes(bounded) == list(range(50))
+    assert indexes(passed) == list(range(50))
 
 
 def test_too_many_are_told_before_the_first_is_used(clock: Clock) -> None:
     with pytest.raises(TooManyItemsError, match=r"more than 49 items.* give an --output"):
-        within_redis(iter(Batches(5, clock)), look_ahead=True, max_items=49, monotonic=clock)
+        bounded(Batches(5, clock), clock)
 
 
-def test_a_slow_source_is_not_waited_for(clock: Clock) -> None:
-    batches = Batches(5, clock, seconds=0.4)
+@pytest.mark.parametrize(("seconds", "look_ahead", "taken"), [(0.4, True, 3), (0, False, 0)])
+def test_neither_a_slow_source_nor_a_stream_is_read_to_its_end_in_advance(
+    clock: Clock, seconds: float, look_ahead: bool, taken: int
+) -> None:
+    batches = Batches(5, clock, seconds)
 
-    bounded = within_redis(iter(batches), look_ahead=True, max_items=49, monotonic=clock)
+    passed = bounded(batches, clock, look_ahead=look_ahead)
 
-    assert batches.taken == 3
+    assert batches.taken == taken
+    assert next(passed).num_rows == 10
     with pytest.raises(TooManyItemsError):
-        indexes(bounded)
-
-
-def test_a_stream_is_not_touched_in_advance(clock: Clock) -> None:
-    batches = Batches(5, clock)
-
-    bounded = within_redis(iter(batches), look_ahead=False, max_items=49, monotonic=clock)
-
-    assert batches.taken == 0
-    assert next(bounded).num_rows == 10
-    with pytest.raises(TooManyItemsError):
-        indexes(bounded)
+        indexes(passed)
 
 
 def test_images_that_come_with_the_source_are_bounded_by_their_size(clock: Clock) -> None:
     size = next(iter(Batches(1, clock))).nbytes
 
     with pytest.raises(TooManyItemsError, match="MiB of items"):
-        within_redis(iter(Batches(5, clock)), look_ahead=True, max_bytes=4 * size, monotonic=clock)
+        bounded(Batches(5, clock), clock, max_items=50, max_bytes=4 * size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,8 @@ from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 5
 WRITES = ("submit", "stage", "hint", "seal", "cancel")
+SUBMITTED = ["_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json", "_clipfleet/staged.json"]
+ENDED = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
 
 
 class FakeHints:
@@ -94,6 +96,17 @@ class Bench:
         bring_into(self.ledger, state, job)
         self.ledger.calls.clear()
 
+    def cancel(self) -> None:
+        self.ledger.cancel(self.job.job_id, ttl_seconds=60)
+
+    def break_at(self, call: str) -> None:
+        """A submit for which Redis is away at this call."""
+        self.ledger.replies[call] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            self.submit()
+        self.ledger.replies.clear()
+        self.hints.counts.clear()
+
     @property
     def writes(self) -> list[str]:
         """The calls that change the ledger, and the hints, in order."""
@@ -118,26 +131,14 @@ def refuses(bench: Bench, error: type[ClipfleetError], words: str, **options: An
 
 
 class TestOrder:
-    def test_the_ledger_hears_of_items_when_they_are_in_place_and_workers_after_it(
-        self, bench: Bench
-    ) -> None:
+    def test_items_are_in_place_before_the_ledger_has_them_and_workers_come_last(self, bench: Bench) -> None:
         bench.submit()
 
         assert bench.writes == ["submit", "stage", "hint", "seal"]
         assert bench.ledger.staged_files(bench.job.job_id) == [(0, 3)]
         assert bench.hints.counts == [3]
-        assert bench.names() == [
-            "_clipfleet/items-00000000-3.parquet",
-            "_clipfleet/job.json",
-            "_clipfleet/staged.json",
-        ]
-
-    def test_the_outputs_own_file_is_the_whole_job(self, bench: Bench) -> None:
-        bench.submit()
-
-        data = bench.output.read(keys.JOB_FILE)
-        assert data is not None
-        assert read_job(data) == bench.job
+        assert bench.names() == SUBMITTED
+        assert read_job(bench.output.read(keys.JOB_FILE) or b"") == bench.job
 
     def test_the_number_of_hints_is_bounded_whatever_the_jobs_size(self, bench: Bench) -> None:
         bench.submit(FakeSource(MAX_HINTS * 3), chunk_size=1)
@@ -145,46 +146,24 @@ class TestOrder:
         assert sum(bench.hints.counts) == MAX_HINTS
 
     @pytest.mark.parametrize("call", ["submit", "stage", "seal"])
-    def test_after_a_failure_the_same_submit_goes_on(self, bench: Bench, call: str) -> None:
-        bench.ledger.replies[call] = RedisUnavailableError("away")
-        with pytest.raises(RedisUnavailableError):
-            bench.submit()
+    def test_after_a_failure_the_same_submit_goes_on_and_wakes_workers(self, bench: Bench, call: str) -> None:
+        bench.break_at(call)
 
-        bench.ledger.replies.clear()
         bench.submit()
 
         status = bench.ledger.status(bench.job.job_id)
-        assert (status.chunks, status.total) == (3, ITEMS)
-        assert bench.state is JobState.RUNNING
+        assert (status.chunks, status.total, status.state) == (3, ITEMS, JobState.RUNNING)
+        assert bench.hints.counts == [3]
         assert "cancel" not in bench.writes
 
-    def test_a_resumed_submit_wakes_workers_for_what_was_staged_before(self, bench: Bench) -> None:
-        bench.ledger.replies["seal"] = RedisUnavailableError("away")
-        with pytest.raises(RedisUnavailableError):
-            bench.submit()
-        bench.ledger.replies.clear()
-        bench.hints.counts.clear()
-
-        bench.submit()
-
-        assert bench.hints.counts == [3]
-
-    @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])
-    def test_an_ended_job_is_left_as_it_is(self, bench: Bench, state: JobState) -> None:
+    @pytest.mark.parametrize("state", [*ENDED, JobState.RUNNING])
+    def test_an_ended_or_sealed_job_is_left_as_it_is(self, bench: Bench, state: JobState) -> None:
         bench.know(bench.job, state)
 
         bench.submit()
 
         assert bench.writes == ["submit"]
         assert bench.names() == []
-
-    def test_a_sealed_job_is_left_as_it_is(self, bench: Bench) -> None:
-        bench.submit()
-        bench.ledger.calls.clear()
-
-        bench.submit()
-
-        assert bench.writes == ["submit"]
 
 
 class TestSource:
@@ -210,10 +189,7 @@ class TestSource:
         assert "cancel" not in bench.writes
 
     def test_one_that_changed_leaves_the_job_alone(self, bench: Bench) -> None:
-        bench.ledger.replies["seal"] = RedisUnavailableError("away")
-        with pytest.raises(RedisUnavailableError):
-            bench.submit()
-        bench.ledger.replies.clear()
+        bench.break_at("seal")
 
         with pytest.raises(SourceChangedError):
             bench.submit(FakeSource(ITEMS - 1))
@@ -234,41 +210,29 @@ class TestOccupiedOutput:
 
         refuses(bench, OutputConflictError, r"holds files named part-\*")
 
-    def test_a_job_file_that_cannot_be_read_is_refused(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_job_file_that_cannot_be_read_is_refused(self, bench: Bench, overwrite: bool) -> None:
         bench.output.create(keys.JOB_FILE, b"{}")
 
-        refuses(bench, OutputConflictError, "choose another --output")
-        refuses(bench, OutputConflictError, "choose another --output", overwrite=True)
+        refuses(bench, OutputConflictError, "choose another --output", overwrite=overwrite)
 
     def test_other_files_are_no_hindrance_and_stay(self, bench: Bench) -> None:
         bench.output.create("notes.txt", b"mine")
 
         bench.submit()
 
-        assert "notes.txt" in bench.names()
+        assert bench.names() == [*SUBMITTED, "notes.txt"]
 
-    @pytest.mark.parametrize(
-        "state",
-        [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED, None],
-    )
-    def test_overwriting_replaces_a_job_that_ended_or_was_forgotten(
-        self, bench: Bench, state: JobState | None
-    ) -> None:
+    @pytest.mark.parametrize("state", [*ENDED, None])
+    def test_one_that_ended_or_is_unknown_is_overwritten(self, bench: Bench, state: JobState | None) -> None:
         bench.occupy(state)
         bench.output.create("notes.txt", b"mine")
 
         bench.submit(overwrite=True)
 
-        assert bench.names() == [
-            "_clipfleet/items-00000000-3.parquet",
-            "_clipfleet/job.json",
-            "_clipfleet/staged.json",
-            "notes.txt",
-        ]
+        assert bench.names() == [*SUBMITTED, "notes.txt"]
 
-    @pytest.mark.parametrize(
-        "state", [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED, JobState.FINISHING]
-    )
+    @pytest.mark.parametrize("state", [state for state in JobState if not state.is_final])
     def test_a_job_that_still_writes_is_not_overwritten(self, bench: Bench, state: JobState) -> None:
         bench.occupy(state)
 
@@ -279,76 +243,37 @@ class TestOccupiedOutput:
 
         refuses(bench, UsageError, "--overwrite needs a new job id", overwrite=True)
 
-    def test_a_submit_that_is_refused_by_the_ledger_has_removed_nothing(self, bench: Bench) -> None:
-        # Given results of another job, and a job id that is taken
-        bench.occupy(JobState.COMPLETED)
-        bench.ledger.submit(bench.job.model_copy(update={"top_k": 9}))
-
-        refuses(bench, JobConflictError, "differs in", overwrite=True)
-
     def test_a_job_that_has_ended_does_not_overwrite_its_successor(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
         bench.know(bench.job, JobState.COMPLETED)
 
         refuses(bench, JobConflictError, "is completed: --overwrite needs a new job id", overwrite=True)
 
-    def test_an_overwriting_submit_that_was_killed_goes_on(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def killed(**_: object) -> None:
-            raise KeyboardInterrupt
-
+    def test_a_submit_that_is_refused_has_removed_nothing(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
-        with monkeypatch.context() as patch:
-            patch.setattr(bench.output, "clear", killed)
-            with pytest.raises(KeyboardInterrupt):
-                bench.submit(overwrite=True)
 
-        bench.submit(overwrite=True)
-
-        assert bench.state is JobState.RUNNING
-        assert keys.part(0) not in bench.names()
-
-    def test_a_redis_that_is_away_has_removed_nothing(self, bench: Bench) -> None:
-        bench.occupy(JobState.COMPLETED)
+        refuses(bench, SourceError, "empty", overwrite=True, source=FakeSource(0, SourceError("empty")))
         bench.ledger.replies["submit"] = RedisUnavailableError("away")
-
         refuses(bench, RedisUnavailableError, "away", overwrite=True)
+        bench.ledger.replies.clear()
+        bench.ledger.submit(bench.job.model_copy(update={"top_k": 9}))
+        refuses(bench, JobConflictError, "differs in", overwrite=True)
 
-    def test_a_source_without_images_has_removed_nothing(self, bench: Bench) -> None:
-        bench.occupy(JobState.COMPLETED)
-
-        refuses(
-            bench, SourceError, "empty", overwrite=True, source=FakeSource(0, SourceError("empty"))
-        )  # fmt: skip
-
-    def test_of_two_submits_into_one_output_the_second_is_refused_and_leaves_no_job(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Given another submit that takes the output between our look and our claim
-        create: Callable[..., bool] = bench.output.create
-
-        def late(name: str, data: bytes, **options: Any) -> bool:
-            monkeypatch.setattr(bench.output, "create", create)
-            bench.occupy(JobState.RUNNING)
-            return create(name, data, **options)
-
-        monkeypatch.setattr(bench.output, "create", late)
+    def test_of_two_submits_into_one_output_the_second_leaves_no_job(self, bench: Bench) -> None:
+        bench.ledger.before["submit"] = bench.occupy  # after the look at the output
 
         with pytest.raises(OutputConflictError, match="taken by another job in the meantime"):
             bench.submit()
         assert bench.state is JobState.CANCELLED
 
 
-class TestEndedMeanwhile:
-    def test_nothing_is_staged_for_a_job_that_somebody_ended(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+class TestMeanwhile:
+    def test_an_ended_job_is_given_no_items(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """By now another job may have its output."""
         publish = bench.output.publish
 
         def late(*arguments: Any, **options: Any) -> bool:
-            bench.ledger.cancel(bench.job.job_id, ttl_seconds=60)
+            bench.cancel()
             return publish(*arguments, **options)
 
         bench.ledger.before["submit"] = lambda: monkeypatch.setattr(bench.output, "publish", late)
@@ -357,24 +282,17 @@ class TestEndedMeanwhile:
             bench.submit()
         assert bench.names() == [keys.JOB_FILE]
 
-
-class TestOutput:
-    def test_one_that_cannot_be_written_is_told_and_the_submit_may_be_repeated(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_submit_after_a_full_disk(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, **__: object) -> bool:
             raise OutputUnavailableError("disk full")
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, pytest.raises(OutputUnavailableError, match="disk full"):
             patch.setattr(bench.output, "create", full)
-            with pytest.raises(OutputUnavailableError, match="disk full"):
-                bench.submit()
+            bench.submit()
 
         bench.submit()
         assert bench.state is JobState.RUNNING
 
-
-class TestOthersInterfere:
     @pytest.mark.parametrize(
         ("call", "answer", "words"),
         [
@@ -383,12 +301,10 @@ class TestOthersInterfere:
             ("seal", SealAnswer.MISMATCH, "changed by another program"),
         ],
     )
-    def test_it_is_told(
-        self, bench: Bench, call: str, answer: StageAnswer | SealAnswer | None, words: str
-    ) -> None:
+    def test_others_interfere(self, bench: Bench, call: str, answer: Any, words: str) -> None:
         bench.ledger.replies[call] = answer
         if answer is None:
-            bench.ledger.before[call] = lambda: bench.ledger.cancel(bench.job.job_id, ttl_seconds=60)
+            bench.ledger.before[call] = bench.cancel
 
         with pytest.raises(JobConflictError, match=words):
             bench.submit()

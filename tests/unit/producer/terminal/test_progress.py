@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,13 +28,29 @@ def worker(*models: str) -> WorkerFacts:
     return WorkerFacts("w", "host", 1, models)
 
 
+SERVES = worker("demo")
+Said = Callable[[], list[str]]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Lines on stderr since the last look; stdout is for programs."""
+
+    def said() -> list[str]:
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err.splitlines()
+
+    return said
+
+
 class Bench:
     """A progress display with a clock, and the workers it sees."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *workers: WorkerFacts, **options: Any) -> None:
         self.clock = Clock()
-        self.workers: list[WorkerFacts] = [worker("demo")]
         self.asked = 0
+        self.workers = workers
         self.progress = JobProgress(self._workers, monotonic=self.clock, **options)
 
     def _workers(self) -> Sequence[WorkerFacts]:
@@ -46,44 +62,45 @@ class Bench:
         self.progress.update(status)
 
 
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
 class TestLines:
-    def test_one_every_ten_seconds_with_rate_and_time_left(self, capsys: pytest.CaptureFixture[str]) -> None:
-        bench = Bench()
+    def test_one_every_ten_seconds_with_rate_and_time_left(self, bench: Bench, said: Said) -> None:
         with bench.progress:
             for ran in range(0, 4100, 100):
                 bench.after(0.5, make_status(leased_chunks=1, total=4500, ok=ran, ran=ran))
 
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.splitlines() == [
+        assert said() == [
             f"{JOB_ID} running: 1,900 of 4,500, 0 failed, 200/s, 13 s left",
             f"{JOB_ID} running: 3,900 of 4,500, 0 failed, 200/s, 3 s left",
         ]
 
-    def test_what_is_not_known_is_a_question_mark(self, capsys: pytest.CaptureFixture[str]) -> None:
-        submitting = make_status(state=JobState.SUBMITTING, sealed=False, leased_chunks=1)
-        Bench().after(10, submitting)
-        Bench().after(10, make_status(state=JobState.FINISHING, ok=100))
+    def test_what_is_not_known_is_a_question_mark(self, said: Said) -> None:
+        Bench().after(10, make_status(state=JobState.SUBMITTING, sealed=False, leased_chunks=1))
+        Bench(SERVES).after(10, make_status(state=JobState.FINISHING, ok=100))
 
-        assert capsys.readouterr().err.splitlines() == [
+        assert said() == [
             f"{JOB_ID} submitting: 0 of 100 so far, 0 failed, ?/s, ? left",
             f"{JOB_ID} finishing: 100 of 100, 0 failed",
         ]
 
-    def test_the_commonest_errors_and_the_limit(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_commonest_errors_and_the_limit(self, said: Said) -> None:
         codes = {"timeout": 3, "not_found": 40, "empty": 1, "tls_failed": 2}
         Bench().after(10, make_status(leased_chunks=1, ok=54, failed=46, codes=codes, ran=100, meters=WRITES))
 
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = said()
         assert "46 failed (40 not_found, 3 timeout, 2 tls_failed), " in line
         assert line.endswith(" left; write: writing parts takes 90 % of the chunks' time")
 
-    def test_quiet_is_quiet_as_long_as_somebody_works(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_quiet_is_quiet_as_long_as_somebody_works(self, said: Said) -> None:
         bench = Bench(quiet=True)
         with bench.progress:
             bench.after(100, WORKING)
 
-        assert capsys.readouterr().err == ""
+        assert said() == []
 
     def test_a_snapshot_at_the_very_start_divides_by_nothing(self) -> None:
         Bench().after(0, make_status(ok=100))
@@ -98,15 +115,13 @@ class TestBar:
         monkeypatch.setattr(console, "stderr", shown)
         return stream
 
-    def test_a_terminal_gets_a_bar_in_place_of_lines(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_a_terminal_gets_a_bar_in_place_of_lines(self, terminal: io.StringIO, bench: Bench) -> None:
+        begun = make_status(leased_chunks=1, total=1000)
         with bench.progress:
-            bench.after(1, make_status(leased_chunks=1, total=1000))
+            bench.after(1, begun)
             for ran in (100, 200, 300, 400, 500):
-                status = make_status(
-                    leased_chunks=1, total=1000, ok=ran - 20, failed=20, ran=ran, meters=WRITES
-                )
-                bench.after(4, replace(status, codes={"empty": 20}))
+                failed = {"failed": 20, "codes": {"empty": 20}}
+                bench.after(4, replace(begun, ok=ran - 20, ran=ran, meters=WRITES, **failed))
 
         shown = terminal.getvalue()
         assert "500/1000" in shown
@@ -114,8 +129,7 @@ class TestBar:
         assert "20 failed (20 empty); write: writing parts takes 90 % of the chunks' time" in shown
         assert JOB_ID not in shown
 
-    def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO, bench: Bench) -> None:
         with bench.progress:
             bench.after(1, make_status(leased_chunks=1, failed=1, codes={"a\x1b[2Jb [red]c[/]": 1}))
 
@@ -128,8 +142,7 @@ class TestBar:
 
         assert terminal.getvalue() == ""
 
-    def test_it_is_gone_whatever_ends_the_wait(self, terminal: io.StringIO) -> None:
-        bench = Bench()
+    def test_it_is_gone_whatever_ends_the_wait(self, terminal: io.StringIO, bench: Bench) -> None:
         with pytest.raises(KeyboardInterrupt), bench.progress:
             bench.after(1, make_status(total=0))
             raise KeyboardInterrupt
@@ -138,43 +151,30 @@ class TestBar:
 
 
 class TestComplaints:
-    def test_a_worker_that_starts_with_the_job_gets_three_seconds(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        bench = Bench()
-        bench.workers = []
+    @pytest.mark.parametrize("quiet", [False, True])
+    def test_a_worker_has_three_seconds_to_start(self, said: Said, quiet: bool) -> None:
+        bench = Bench(quiet=quiet)
 
         bench.after(2.9, WAITING)
-        assert capsys.readouterr().err == ""
+        assert said() == []
         bench.after(0.1, WAITING)
-        assert "no worker is connected" in capsys.readouterr().err
+        assert "no worker is connected" in said()[0]
 
-    def test_it_is_said_again_after_a_minute(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_it_is_said_again_after_a_minute(self, said: Said) -> None:
         bench = Bench(quiet=True)
-        bench.workers = []
         for _ in range(125):
             bench.after(1, WAITING)
 
-        assert len(capsys.readouterr().err.splitlines()) == 3  # at 3, 63 and 123 seconds
+        assert len(said()) == 3  # at 3, 63 and 123 seconds
 
     @pytest.mark.parametrize(
         "status", [WORKING, *(make_status(state=state) for state in JobState if state.is_final)]
     )
     def test_where_somebody_works_or_all_is_over_nobody_asks(self, status: JobStatus) -> None:
         bench = Bench(quiet=True)
-        bench.workers = []
         bench.after(100, status)
 
         assert bench.asked == 0
-
-    def test_also_those_who_asked_for_json_are_told(self, capsys: pytest.CaptureFixture[str]) -> None:
-        bench = Bench(quiet=True)
-        bench.workers = []
-        bench.after(3, WAITING)
-
-        captured = capsys.readouterr()
-        assert "no worker" in captured.err
-        assert captured.out == ""
 
     def test_a_redis_that_is_away_is_left_to_who_waits(self) -> None:
         def away() -> list[WorkerFacts]:
@@ -191,35 +191,33 @@ class TestReasons:
     def test_somebody_serves_the_model(self) -> None:
         assert missing_worker_words(WAITING, [worker("x:y"), worker("demo", "a:b")]) is None
 
-    def test_nobody_is_there(self) -> None:
-        line = missing_worker_words(WAITING, [])
-        assert line is not None
-        for words in ("clipfleet-worker run --models demo", "CLIPFLEET_REDIS_URL", "clipfleet-worker up"):
-            assert words in line
-
-    def test_nobody_serves_the_model(self) -> None:
-        line = missing_worker_words(WAITING, [worker("x:y"), worker("a:b", "x:y")])
-        assert line is not None
-        assert "no connected worker serves demo (they serve: a:b, x:y)" in line
-        assert "clipfleet-worker run --models demo" in line
-
-    def test_workers_that_serve_nothing_now(self) -> None:
-        assert "they serve: nothing" in (missing_worker_words(WAITING, [worker()]) or "")
+    @pytest.mark.parametrize(
+        ("workers", "words"),
+        [
+            ([], ["clipfleet-worker run --models demo", "CLIPFLEET_REDIS_URL", "clipfleet-worker up"]),
+            ([worker()], ["they serve: nothing"]),
+            (
+                [worker("x:y"), worker("a:b", "x:y")],
+                ["serves demo (they serve: a:b, x:y)", "--models demo"],
+            ),
+        ],
+    )
+    def test_nobody_serves_the_model(self, workers: list[WorkerFacts], words: list[str]) -> None:
+        line = missing_worker_words(WAITING, workers) or ""
+        assert [word for word in words if word not in line] == [], line
 
     @pytest.mark.parametrize(
         ("reason", "words"), [("", "is paused:"), ("disk full", "is paused (disk full):")]
     )
     def test_a_paused_job_comes_first(self, reason: str, words: str) -> None:
-        line = missing_worker_words(make_status(state=JobState.PAUSED, reason=reason), [])
-        assert line is not None
+        line = missing_worker_words(make_status(state=JobState.PAUSED, reason=reason), []) or ""
         assert words in line
         assert f"clipfleet resume {JOB_ID}" in line
 
-    def test_what_looks_like_markup_is_printed_as_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
-        bench = Bench()
-        bench.after(5, make_status(state=JobState.PAUSED, reason="[red]x[/blue] :smile:"))
+    def test_what_looks_like_markup_is_printed_as_it_is(self, said: Said) -> None:
+        Bench().after(5, make_status(state=JobState.PAUSED, reason="[red]x[/blue] :smile:"))
 
-        assert "([red]x[/blue] :smile:)" in capsys.readouterr().err
+        assert "([red]x[/blue] :smile:)" in said()[0]
 
 
 @pytest.mark.parametrize(

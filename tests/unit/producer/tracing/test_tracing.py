@@ -21,7 +21,7 @@ from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.hints.tasks import chunk_spans
 from tests.support.jobs import make_claim
 
-ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+ENDPOINT, EXPORTER = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER"
 
 
 class Bench:
@@ -53,7 +53,7 @@ def bench() -> Iterator[Bench]:
         {"OTEL_SERVICE_NAME": "mine"},
         {ENDPOINT: ""},
         {ENDPOINT: "http://collector:4318", "OTEL_SDK_DISABLED": "TRUE"},
-        {ENDPOINT: "http://collector:4318", "OTEL_TRACES_EXPORTER": "none"},
+        {ENDPOINT: "http://collector:4318", EXPORTER: "none"},
     ],
     ids=str,
 )
@@ -66,9 +66,7 @@ def test_it_is_off_unless_somebody_says_where_spans_go(environment: dict[str, st
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{ENDPOINT: "http://127.0.0.1:9"}, {"OTEL_TRACES_EXPORTER": "console"}, {"OTEL_TRACES_EXPORTER": "otlp"}],
-    ids=str,
+    "environment", [{ENDPOINT: "http://127.0.0.1:9"}, {EXPORTER: "console"}, {EXPORTER: "otlp"}], ids=str
 )
 def test_it_is_on_where_they_go_somewhere(environment: dict[str, str]) -> None:
     tracing = tracing_of("test", environment)
@@ -78,7 +76,7 @@ def test_it_is_on_where_they_go_somewhere(environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [{"OTEL_TRACES_EXPORTER": "zipkin"}, {ENDPOINT: "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}],
+    [{EXPORTER: "zipkin"}, {ENDPOINT: "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}],
     ids=str,
 )
 def test_an_exporter_that_is_not_installed_is_told_in_one_line(environment: dict[str, str]) -> None:
@@ -102,32 +100,18 @@ def test_stages_are_part_of_the_chunk_and_the_chunk_of_the_submit(bench: Bench) 
     with bench.tracing.span("submit", attributes={"job_id": "j"}) as submit:
         pass
     claim = make_claim(traceparent=submit, chunk_id=7)
-    keeper = LeaseKeeper(cast(Ledger, None), 30)
-    with (
-        chunk_spans(bench.tracing, claim) as on_stage,
-        keeper.hold(Lease(claim.job_id, "7", claim.token), on_stage) as lease,
-    ):
-        lease.enter("read", 10)
-        for _ in range(3):
-            lease.enter("encode labels", 10)
-        lease.enter("write", 10)
+    leased, keeper = Lease(claim.job_id, "7", claim.token), LeaseKeeper(cast(Ledger, None), 30)
+    with chunk_spans(bench.tracing, claim) as on_stage, keeper.hold(leased, on_stage) as lease:
+        for step in ("read", "encode labels", "encode labels", "encode labels", "write"):
+            lease.enter(step, 10)
         lease.enter_complete()
 
-    assert bench.parents() == [
-        ("submit", None),
-        ("chunk", "submit"),
-        ("read", "chunk"),
-        ("encode labels", "chunk"),
-        ("write", "chunk"),
-        ("complete", "chunk"),
-    ]
+    stages = [(name, "chunk") for name in ("read", "encode labels", "write", "complete")]
+    assert bench.parents() == [("submit", None), ("chunk", "submit"), *stages]
     spans = bench.spans()
     assert len({span.context.trace_id for span in spans}) == 1
-    assert dict(spans[1].attributes or {}) == {
-        "clipfleet.job_id": claim.job_id,
-        "clipfleet.chunk_id": 7,
-        "clipfleet.generation": 0,
-    }
+    facts = {"job_id": claim.job_id, "chunk_id": 7, "generation": 0}
+    assert spans[1].attributes == {f"clipfleet.{name}": value for name, value in facts.items()}
     for earlier, later in pairwise(spans[2:]):
         assert (earlier.end_time or 0) <= (later.start_time or 0)
 
@@ -141,13 +125,9 @@ def test_what_ends_a_chunk_marks_it_and_its_stage(bench: Bench) -> None:
     assert [event.name for event in bench.spans()[0].events] == ["exception"]
 
 
-@pytest.mark.parametrize(
-    "traceparent", ["", "garbage", "00-0-0-0", "\xff", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"]
-)
-def test_without_a_submit_that_was_traced_a_chunk_is_a_trace_of_its_own(
-    bench: Bench, traceparent: str
-) -> None:
-    with chunk_spans(bench.tracing, make_claim(traceparent=traceparent)):
+@pytest.mark.parametrize("text", ["", "garbage", "00-0-0-0", "\xff", f"00-{'0' * 32}-{'0' * 16}-01"])
+def test_a_chunk_without_a_traced_submit_is_a_trace_of_its_own(bench: Bench, text: str) -> None:
+    with chunk_spans(bench.tracing, make_claim(traceparent=text)):
         pass
 
     assert bench.parents() == [("chunk", None)]
@@ -160,9 +140,7 @@ def test_a_submit_is_part_of_what_the_users_program_does(bench: Bench) -> None:
     assert bench.parents() == [("request", None), ("submit", "request")]
 
 
-def test_the_service_has_our_name_unless_it_was_given_one(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_service_has_our_name_or_a_given_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def name_of(bench: Bench) -> object:
         with bench.tracing.span("submit"):
             pass
