@@ -15,7 +15,7 @@ DEEDS = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
 
 
 def expected(count: int) -> dict[int, str | None]:
-    return {number: CODES[DEEDS[number]] if number in DEEDS else None for number in range(count)}
+    return dict.fromkeys(range(count)) | {number: CODES[deed] for number, deed in DEEDS.items()}
 
 
 def test_images_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
