@@ -91,9 +91,7 @@ TERM, INT, QUIT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIG
 
 
 @pytest.mark.parametrize("numbers", [(TERM, TERM), (INT, QUIT), (QUIT,), (HUP, INT)])
-def test_by_whatever_signal_while_the_model_loads(
-    cluster: Cluster, numbers: Sequence[signal.Signals]
-) -> None:
+def test_by_whatever_signal(cluster: Cluster, numbers: Sequence[signal.Signals]) -> None:
     worker, loading = hanging(cluster, "load")
     job = embed(cluster)
     wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model")

@@ -99,9 +99,7 @@ def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
     print(f"completed {time.monotonic() - room:.1f} s after there was room again")
 
 
-def test_a_disk_that_is_full_during_a_submit_is_reported_and_the_same_command_resumes(
-    cluster: Cluster, disk: Path
-) -> None:
+def test_a_disk_that_is_full_during_a_submit(cluster: Cluster, disk: Path) -> None:
     output = disk / "output"
     output.mkdir()
     ballast = fill(disk)
@@ -117,9 +115,7 @@ def test_a_disk_that_is_full_during_a_submit_is_reported_and_the_same_command_re
     check_end(cluster, output, "late")
 
 
-def test_a_disk_that_turns_read_only_ends_the_job_with_its_reason_and_a_retry_resumes(
-    cluster: Cluster, disk: Path
-) -> None:
+def test_a_disk_that_turns_read_only_ends_the_job_until_a_retry(cluster: Cluster, disk: Path) -> None:
     cluster.stop_workers()
     submit(cluster, disk / "output", "read-only")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

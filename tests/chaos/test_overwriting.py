@@ -74,9 +74,7 @@ def test_no_row_of_a_job_that_was_cancelled_and_overwritten_is_left(bench: Bench
 
 
 @pytest.mark.parametrize("bench", [QUICK], indirect=True, ids=["quick"])
-def test_a_worker_that_is_frozen_inside_the_write_writes_nothing_after_it(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_a_worker_that_is_frozen_inside_the_write(bench: Bench, tmp_path: Path) -> None:
     """Its rows lie in a scratch file, whole: it looks at its lease once more before they become a part."""
     flag = tmp_path / "freeze"
     program = ("tests.support.altered_worker", "mid_write", "freeze", str(flag))

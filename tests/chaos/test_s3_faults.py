@@ -181,9 +181,7 @@ def test_a_job_that_cannot_be_finished_waits_too(fragile: Cluster, front: S3Fron
 
 
 @pytest.mark.figures
-def test_keys_that_expire_under_a_worker_are_waited_for(
-    fragile: Cluster, front: S3Front, credentials: Path, tmp_path: Path
-) -> None:
+def test_keys_that_expire(fragile: Cluster, front: S3Front, credentials: Path, tmp_path: Path) -> None:
     # Given only a worker whose keys have expired
     fragile.stop_workers()
     own = tmp_path / "credentials"

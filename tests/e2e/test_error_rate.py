@@ -14,9 +14,7 @@ ITEMS = 200
 
 
 @pytest.mark.parametrize("place", ["folder", "redis"])
-def test_the_job_stops_and_a_retry_resumes_it(
-    cluster: Cluster, folder: Path, site: HttpSite, place: str
-) -> None:
+def test_it_stops_and_a_retry_resumes_it(cluster: Cluster, folder: Path, site: HttpSite, place: str) -> None:
     paths = ("/files/000000.jpg", "/status/404")  # every other URL is gone
     source = folder / "list.txt"
     source.write_text("".join(f"{site.url(paths[number % 2])}?{number}\n" for number in range(ITEMS)))

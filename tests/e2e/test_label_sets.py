@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipfleet.client import Client, JobOptions
+from clipfleet.client import JobOptions
 from clipfleet.contract.parts import PART_COLUMNS, label_columns
 from tests.support.cluster import Cluster
 from tests.support.images import write_images
@@ -23,9 +23,7 @@ def folder(folder: Path) -> Path:
     return folder
 
 
-def test_two_label_sets_and_vectors_give_what_three_jobs_would(
-    cluster: Cluster, client: Client, folder: Path
-) -> None:
+def test_two_label_sets_and_vectors_are_as_in_three_jobs(cluster: Cluster, folder: Path) -> None:
     (folder / "colours.txt").write_text("\n".join(COLOURS))
     (folder / "job.yaml").write_text(
         "source: images\noutput: both\nmodel: demo\nchunk_size: 3\nembedding: true\ntop_k: 2\nlabel_sets:\n"
@@ -34,7 +32,7 @@ def test_two_label_sets_and_vectors_give_what_three_jobs_would(
     )
     answer = cluster.run_json("run", folder / "job.yaml")
     assert (answer["state"], answer["ok"], answer["output"]) == ("completed", 7, str(folder / "both"))
-    images, options = folder / "images", JobOptions(model="demo")
+    client, images, options = cluster.client, folder / "images", JobOptions(model="demo")
     alone = [
         client.classify(images, ANIMALS, top_k=2, options=options),
         client.classify(images, COLOURS, templates=["{}", "something {}"], top_k=2, options=options),

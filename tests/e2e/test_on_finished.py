@@ -57,9 +57,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_celery_task_of_the_user_is_sent_at_the_end(
-    cluster: Cluster, client: Client, folder: Path, received: Path
-) -> None:
+def test_a_task_of_the_user_is_sent(cluster: Cluster, client: Client, folder: Path, received: Path) -> None:
     write_images(folder / "images", 3)
     (folder / "images" / "broken.jpg").write_bytes(b"no picture")
     options = JobOptions(output=folder / "out", model="demo", on_finished="myapp.tasks.handle")

@@ -133,9 +133,7 @@ def test_other_programs_read_the_parts(client: Client, source: Path, part_format
         assert ds.dataset(parts).to_table().to_pylist() == expected
 
 
-def test_an_export_says_what_is_left_out_and_replaces_nothing(
-    cluster: Cluster, client: Client, source: Path
-) -> None:
+def test_an_export_says_what_is_left_out(cluster: Cluster, client: Client, source: Path) -> None:
     job = submit(client, source)
     command = ("export", job.job_id, "--layout", "clip-retrieval", "--to", source.parent / "index-input")
 

@@ -73,9 +73,7 @@ def source(fragile: Cluster, tmp_path: Path) -> Source:
     return Source(fragile.folder / tmp_path.name)
 
 
-def test_a_retry_turns_exactly_the_failed_rows_into_good_ones_in_place(
-    cluster: Cluster, folder: Path, site: HttpSite
-) -> None:
+def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: Path, site: HttpSite) -> None:
     source = Source(folder)
     source.write(site, chunks=4, sick_chunks={1, 3})
     answer = cluster.run_json(*source.command, expect=3)
@@ -148,9 +146,7 @@ def check_retried(source: Source, before: list[dict[str, Any]], inodes: dict[str
     assert list((source.output / keys.TMP).iterdir()) == []
 
 
-def test_workers_killed_during_a_retry_leave_the_parts_exact(
-    fragile: Cluster, source: Source, site: HttpSite
-) -> None:
+def test_workers_are_killed_during_a_retry(fragile: Cluster, source: Source, site: HttpSite) -> None:
     job_id = submit_sick_job(fragile, source, site, chunks=36)
     before, inodes = source.rows(), source.inodes()
     chance = random.Random(20261125)
@@ -241,9 +237,7 @@ def test_a_cancelled_job_resumes_where_it_was(fragile: Cluster, source: Source, 
     assert ends(fragile, job_id) == [("0", "cancelled"), ("1", "completed")]
 
 
-def test_a_paused_job_hands_out_nothing_until_it_is_resumed(
-    fragile: Cluster, source: Source, site: HttpSite
-) -> None:
+def test_a_paused_job_hands_out_nothing(fragile: Cluster, source: Source, site: HttpSite) -> None:
     source.write(site, chunks=20, sick_chunks=range(20))
     site.heal(0)
     job_id = fragile.run_json(*source.command, "--no-wait")["job_id"]

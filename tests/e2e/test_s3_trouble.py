@@ -37,9 +37,7 @@ def fragile(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-def test_images_in_a_store_that_is_away_are_waited_for(
-    fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_in_a_store(fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a job of images in a store, that dies
     for name, value in store.environment().items():
         monkeypatch.setenv(name, value)
