@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import DEMO_MODEL, Precision
-from clipfleet.errors import JobNotFoundError
 from clipfleet_worker.models.loader import load_model
 from tests.support.cluster import Cluster
-from tests.support.waiting import wait_until
 
 TEXTS = ["a photo of a cat", "ein Haus, groß", "word " * 200, "rocket"]
 
@@ -47,19 +43,3 @@ def test_a_column_of_a_table_with_a_blank_text(cluster: Cluster, folder: Path) -
     ]  # fmt: skip
     refused = cluster.run(*command)
     assert (refused.returncode, "--text-column" in refused.stderr) == (2, True)
-
-
-def test_a_generator_that_pauses_holds_nothing_back(client: Client, folder: Path) -> None:
-    def texts() -> Iterator[str]:
-        yield "a cat"
-        wait_until(has_first, "the first text has its vector")
-        yield "a dog"
-
-    def has_first() -> bool:
-        try:
-            return client.job("paused").status().ok == 1
-        except JobNotFoundError:  # not submitted yet
-            return False
-
-    options = JobOptions(output=folder / "out", model="demo", chunk_size=1, job_id="paused")
-    assert client.embed_text(texts(), options=options).wait(120).ok == 2

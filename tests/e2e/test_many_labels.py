@@ -15,7 +15,7 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.score.ranking import prompts_of
-from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.cluster import Cluster
 from tests.support.images import write_images
 
 pytestmark = pytest.mark.long
@@ -56,48 +56,3 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
 
 def shared_matrices(client: redis.Redis) -> list[str]:
     return sorted(str(name) for name in client.scan_iter(match="clipfleet:text-matrix:*"))
-
-
-NAMES, TEMPLATES = 1000, 80
-
-
-def test_a_large_label_set_is_encoded_once_for_all_jobs_and_workers(tmp_path: Path) -> None:
-    names = [f"thing {number}" for number in range(NAMES)]
-    templates = [f"view {n} of a {{}}" for n in range(TEMPLATES)]
-    images = write_images(tmp_path / "images", 3)
-    with Cluster(tmp_path, {"CLIPFLEET_PRECISION": "fp32"}) as cluster:
-
-        def labels() -> list[str]:
-            options = JobOptions(model="demo")
-            job = cluster.client.classify(images, names, templates=templates, options=options)
-            assert job.wait(240).ok == 3
-            return [row["label"] for row in job.results()]
-
-        # The first job of the first worker encodes each prompt, once; the second one none
-        first, first_notes = counting_worker(cluster, "first")
-        found = labels()
-        assert sum(texts_in(first_notes)) == NAMES * TEMPLATES
-        assert labels() == found
-        assert sum(texts_in(first_notes)) == NAMES * TEMPLATES
-
-        # A worker that comes when that one is dead encodes none
-        first.kill()
-        _, second_notes = counting_worker(cluster, "second")
-        assert labels() == found
-        assert texts_in(second_notes) == []
-
-        # What it costs Redis: the matrix as it is, for a day
-        with connect(cluster.server.url) as client:
-            (name,) = shared_matrices(client)
-            dimension = load_model(DEMO_MODEL, Precision.FP32, "cpu").embedding_dimension
-            assert NAMES * dimension * 4 <= client.memory_usage(name) <= NAMES * dimension * 4 * 1.3 + 1024
-            assert 0 < client.ttl(name) <= 86_400
-
-
-def counting_worker(cluster: Cluster, name: str) -> tuple[WorkerProcess, Path]:
-    notes = cluster.folder / f"{name}.texts"
-    return cluster.start_worker(program=("tests.support.altered_worker", "count", str(notes))), notes
-
-
-def texts_in(notes: Path) -> list[int]:
-    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
