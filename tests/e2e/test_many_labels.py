@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 
 from clipfleet.client import JobOptions
 from clipfleet.contract.jobs import DEMO_MODEL, Precision
@@ -35,7 +34,7 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
         job = cluster.client.classify(tmp_path / "images", names, top_k=TOP_K, options=options)
         assert job.wait(240).ok == IMAGES
         with connect(cluster.server.url) as client:
-            shared = shared_matrices(client)
+            shared = list(client.scan_iter(match="clipfleet:text-matrix:*"))
         rows = list(job.results())
 
     # The matrix was shared, and is the one that the model gives
@@ -52,7 +51,3 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
         best, chosen = np.sort(expected)[::-1][:TOP_K], expected[[position[name] for name in row["labels"]]]
         np.testing.assert_allclose(row["scores"], best, rtol=0.05)  # vectors are float16
         np.testing.assert_allclose(row["scores"], chosen, rtol=0.05)
-
-
-def shared_matrices(client: redis.Redis) -> list[str]:
-    return sorted(str(name) for name in client.scan_iter(match="clipfleet:text-matrix:*"))
