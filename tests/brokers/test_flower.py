@@ -30,20 +30,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def flower(cluster: Cluster) -> Iterator[str]:
     port = free_port()
     broker = cluster.environment().get("CLIPFLEET_BROKER_URL", cluster.server.url)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "celery",
-            "--broker",
-            broker,
-            "flower",
-            "--address=127.0.0.1",
-            f"--port={port}",
-        ],
-        env={**cluster.environment(), "FLOWER_UNAUTHENTICATED_API": "true"},
-        cwd=cluster.folder,
-    )
+    command = [sys.executable, "-m", "celery", "--broker", broker, "flower", "--address=127.0.0.1"]
+    environment = {**cluster.environment(), "FLOWER_UNAUTHENTICATED_API": "true"}
+    process = subprocess.Popen([*command, f"--port={port}"], env=environment, cwd=cluster.folder)
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     try:
@@ -64,10 +53,8 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
     wait_until(lambda: asked(f"{flower}/api/tasks") == {} and is_up(flower), "Flower answers")
     cluster.start_worker()
     write_images(cluster.folder / "images", 20)
-    answer = cluster.run_json(
-        "embed", "images", "--model", "demo", "--chunk-size", "5", "--output", "results"
-    )
-    assert answer["ok"] == 20
+    job = cluster.embed(cluster.folder / "images", cluster.folder / "results", chunk_size=5)
+    assert job.wait(120).ok == 20
 
     def done() -> list[dict[str, Any]]:
         tasks = asked(f"{flower}/api/tasks").values()

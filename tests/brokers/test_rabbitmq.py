@@ -9,6 +9,7 @@ import pytest
 from kombu.connection import Connection
 
 from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, job_events
 from tests.support.health_pages import ask
 from tests.support.images import write_images
@@ -46,14 +47,9 @@ def hints(rabbitmq: RabbitMQ) -> int:
 
 
 def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
-    from clipfleet.redis.connection import connect
-
     write_images(cluster.folder / "images", 20)
-    answer = cluster.run_json(
-        "embed", "images", "--model", "demo", "--chunk-size", "5", "--output", "results/a"
-    )
+    assert cluster.embed(cluster.folder / "images", chunk_size=5).wait(120).ok == 20
 
-    assert (answer["ok"], answer["failed"]) == (20, 0)
     with connect(cluster.server.url) as client:
         assert not [key for key in client.keys("*") if str(key).startswith(("_kombu", "unacked"))]
 

@@ -44,13 +44,9 @@ def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A run of its own; one that hangs stops what it has started, as for Ctrl-C."""
     command = [sys.executable, "-m", "ops.chaos.run", "--folder", folder, *arguments]
     with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "130"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
+        command, cwd=ROOT, env=os.environ | {"COLUMNS": "130"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
         try:
             out, err = running.communicate(timeout=RUN_SECONDS)
         except BaseException:
@@ -76,11 +72,9 @@ def test_a_run_of_some_seconds_ends_as_promised(tmp_path: Path) -> None:
 
 def test_a_worker_without_the_ledger_loses_or_doubles(tmp_path: Path) -> None:
     """The same faults and checker: it can fail. Which rows are hit is chance: a few seeds are tried."""
-    results = []
+    results, plain = [], ("--scale", "mini", "--system", "plain-acks", "--must-fail")
     for seed in range(1, 5):
-        results.append(
-            chaos(tmp_path, "--scale", "mini", "--seed", str(seed), "--system", "plain-acks", "--must-fail")
-        )
+        results.append(chaos(tmp_path, *plain, "--seed", str(seed)))
         if results[-1].returncode == 0:
             break
 

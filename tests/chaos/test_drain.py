@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
@@ -18,6 +17,8 @@ from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.figures
 
 DRAIN_SECONDS = 8.0
 PATIENCE_SECONDS = 60.0  # for a busy machine
@@ -37,15 +38,15 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(cluster.client_settings()) as client:
-        yield client
+def embed(cluster: Cluster) -> JobHandle:
+    """A job of five chunks."""
+    return cluster.embed(cluster.folder / "images", cluster.folder / "out", chunk_size=8)
 
 
-def embed(cluster: Cluster, client: Client, chunk_size: int = 8) -> JobHandle:
-    options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=chunk_size)
-    return client.embed(cluster.folder / "images", options=options)
+def hanging(cluster: Cluster, point: str) -> tuple[WorkerProcess, Path]:
+    """A worker that hangs at a point, and the file that says that it does."""
+    there = cluster.folder / "there"
+    return cluster.start_worker(program=(CRASHING, point, "hang", str(there))), there
 
 
 def drains_in_time(
@@ -69,113 +70,72 @@ def no_chunk_is_blamed(cluster: Cluster, job: JobHandle) -> None:
     assert not [name for name in troubles if name.endswith(("losses", "failures"))], troubles
 
 
-def is_finished_by_another(cluster: Cluster, job: JobHandle, total: int = IMAGES) -> None:
+def is_finished_by_another(cluster: Cluster, job: JobHandle) -> None:
     cluster.start_worker()
     status = job.wait(120)
-    assert (status.state, status.ok) == ("completed", total), cluster.logs()
-    assert [row["item_index"] for row in job.results()] == list(range(total))
+    assert (status.state, status.ok) == ("completed", IMAGES), cluster.logs()
+    assert [row["item_index"] for row in job.results()] == list(range(IMAGES))
 
 
-@pytest.mark.figures
-def test_full_of_urls_that_do_not_answer(cluster: Cluster, client: Client) -> None:
-    with HttpSite() as site:
-        worker = cluster.start_worker({"CLIPFLEET_HOST_CONNECTIONS": "64"})
-        urls = [site.url(f"/stall?{number}") for number in range(200)]
-        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=50)
-        job = client.embed(urls, options=options)
-        wait_until(lambda: site.open_connections >= 50, "many requests are open")
-        drains_in_time(worker, "while 200 URLs do not answer")
-        no_chunk_is_blamed(cluster, job)
-        assert job.status().due_chunks == 4
-
-
-@pytest.mark.figures
-def test_while_the_model_loads(cluster: Cluster, client: Client) -> None:
-    loading = cluster.folder / "loading"
-    worker = cluster.start_worker(program=(CRASHING, "load", "hang", str(loading)))
-    job = embed(cluster, client)
-    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model")
-    drains_in_time(worker, "while the model loads")
+def test_full_of_urls_that_do_not_answer(cluster: Cluster, site: HttpSite) -> None:
+    worker = cluster.start_worker({"CLIPFLEET_HOST_CONNECTIONS": "64"})
+    urls = [site.url(f"/stall?{number}") for number in range(200)]
+    job = cluster.embed(urls, cluster.folder / "out", chunk_size=50)
+    wait_until(lambda: site.open_connections >= 50, "many requests are open")
+    drains_in_time(worker, "while 200 URLs do not answer")
     no_chunk_is_blamed(cluster, job)
-    is_finished_by_another(cluster, job)
+    assert job.status().due_chunks == 4
 
 
-@pytest.mark.figures
-@pytest.mark.parametrize(
-    "numbers", [(signal.SIGINT, signal.SIGQUIT), (signal.SIGQUIT,), (signal.SIGHUP, signal.SIGINT)]
-)
-def test_by_whatever_signal(cluster: Cluster, client: Client, numbers: Sequence[signal.Signals]) -> None:
-    loading = cluster.folder / "loading"
-    worker = cluster.start_worker(program=(CRASHING, "load", "hang", str(loading)))
-    job = embed(cluster, client)
+TERM, INT, QUIT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP
+
+
+@pytest.mark.parametrize("numbers", [(TERM, TERM), (INT, QUIT), (QUIT,), (HUP, INT)])
+def test_by_whatever_signal(cluster: Cluster, numbers: Sequence[signal.Signals]) -> None:
+    worker, loading = hanging(cluster, "load")
+    job = embed(cluster)
     wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model")
     drains_in_time(worker, "while the model loads", numbers)
     no_chunk_is_blamed(cluster, job)
+    if numbers == (TERM, TERM):
+        is_finished_by_another(cluster, job)
 
 
-@pytest.mark.figures
-@pytest.mark.parametrize("point", ["after_claim", "mid_write", "after_write"])
-def test_while_a_thread_hangs(cluster: Cluster, client: Client, point: str) -> None:
-    there = cluster.folder / "there"
-    worker = cluster.start_worker(program=(CRASHING, point, "hang", str(there)))
-    job = embed(cluster, client)
+@pytest.mark.parametrize("point", ["after_claim", "mid_write", "after_write", "mid_finish"])
+def test_while_a_thread_hangs(cluster: Cluster, point: str) -> None:
+    worker, there = hanging(cluster, point)
+    job = embed(cluster)
     wait_until(there.exists, "a thread hangs")
     drains_in_time(worker, f"while a thread hangs {point}")
-    if point != "after_claim":  # there the claim has not even come to the slot: its lease expires
+    if point.endswith("_write"):  # after_claim has not even come to the slot: its lease expires
         no_chunk_is_blamed(cluster, job)
     is_finished_by_another(cluster, job)
 
 
-@pytest.mark.figures
-def test_while_a_job_is_finished(cluster: Cluster, client: Client) -> None:
-    there = cluster.folder / "there"
-    worker = cluster.start_worker(program=(CRASHING, "mid_finish", "hang", str(there)))
-    job = embed(cluster, client)
-    wait_until(there.exists, "the job is being finished")
-    drains_in_time(worker, "while a job is finished")
-    is_finished_by_another(cluster, job)
-
-
-@pytest.mark.figures
-def test_while_redis_is_away(cluster: Cluster, client: Client) -> None:
-    there = cluster.folder / "there"
-    worker = cluster.start_worker(program=(CRASHING, "mid_write", "hang", str(there)))
-    job = embed(cluster, client)
+@pytest.mark.parametrize("fault", ["away", "silent"])
+def test_while_redis_is_of_no_use_and_threads_hang(cluster: Cluster, fault: str) -> None:
+    worker, there = hanging(cluster, "mid_write")
+    job = embed(cluster)
     wait_until(there.exists, "chunks are held")
-    cluster.server.child.kill()
-    started = time.monotonic()
-    worker.process.terminate()
-    code = worker.process.wait(PATIENCE_SECONDS)
-    assert code in (0, EXIT_HUNG), worker.log()
-    print(f"SIGTERM while Redis is away and threads hang: {code} after {time.monotonic() - started:.1f} s")
-    cluster.server.start_again()
+    server = cluster.server.child
+    server.kill() if fault == "away" else server.send(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        worker.process.terminate()
+        code = worker.process.wait(PATIENCE_SECONDS)
+        print(f"SIGTERM while Redis is {fault}: {code} after {time.monotonic() - started:.1f} s")
+    finally:
+        cluster.server.start_again() if fault == "away" else server.send(signal.SIGCONT)
+    assert code == EXIT_HUNG or (fault, code) == ("away", 0), worker.log()
+    assert fault == "away" or "drain hangs" in worker.log()
     is_finished_by_another(cluster, job)
 
 
-@pytest.mark.figures
 def test_an_idle_worker_whose_redis_is_away(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     cluster.server.child.kill()
     wait_until(lambda: "not reconciled" in worker.log(), "the worker reports that Redis is away")
     drains_in_time(worker, "while Redis is away")
-
-
-@pytest.mark.figures
-def test_a_silent_redis_does_not_keep_the_process(cluster: Cluster, client: Client) -> None:
-    there = cluster.folder / "there"
-    worker = cluster.start_worker(program=(CRASHING, "mid_write", "hang", str(there)))
-    job = embed(cluster, client)
-    wait_until(there.exists, "chunks are held")
-    cluster.server.child.send(signal.SIGSTOP)
-    try:
-        started = time.monotonic()
-        worker.process.terminate()
-        assert worker.process.wait(PATIENCE_SECONDS) == EXIT_HUNG, worker.log()
-        print(f"SIGTERM while Redis is silent: {EXIT_HUNG} after {time.monotonic() - started:.1f} s")
-        assert "drain hangs" in worker.log()
-    finally:
-        cluster.server.child.send(signal.SIGCONT)
-    is_finished_by_another(cluster, job)
 
 
 def test_before_it_holds_anything(cluster: Cluster) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,8 @@ import pytest
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import JobStatus, Ledger
-from tests.support.cluster import Cluster, job_events
+from clipfleet.ledger.jobs import JobStatus
+from tests.support.cluster import Cluster, ends
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
@@ -45,46 +44,26 @@ def disk(cluster: Cluster) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def status(cluster: Cluster, job_id: str) -> JobStatus:
-    ledger = Ledger(cluster.server.url)
-    try:
-        return ledger.status(job_id)
-    finally:
-        ledger.close()
+def wait_for(cluster: Cluster, job_id: str, is_so: Callable[[JobStatus], bool]) -> JobStatus:
+    wait_until(lambda: is_so(cluster.status(job_id)), f"{job_id} is as far", PATIENCE_SECONDS)
+    return cluster.status(job_id)
 
 
-def wait_for(cluster: Cluster, job_id: str, what: str, is_so: Callable[[JobStatus], bool]) -> JobStatus:
-    wait_until(lambda: is_so(status(cluster, job_id)), f"{what}: {job_id}", PATIENCE_SECONDS)
-    return status(cluster, job_id)
+def end_of(cluster: Cluster, job_id: str) -> JobStatus:
+    return wait_for(cluster, job_id, lambda status: status.state.is_final)
 
 
 def submit(cluster: Cluster, output: Path, name: str) -> None:
     """A job of twenty chunks."""
-    cluster.run_json(
-        "embed", cluster.folder / "images", "--model", "demo", "--output", output, "--chunk-size", "2",
-        "--job-id", name, "--no-wait",
-    )  # fmt: skip
-
-
-def ensure_worker(cluster: Cluster) -> None:
-    if not any(worker.process.poll() is None for worker in cluster.workers):
-        cluster.start_worker()
-
-
-def stop_workers(cluster: Cluster) -> None:
-    for worker in cluster.workers:
-        if worker.process.poll() is None:
-            assert worker.terminate() == 0, worker.log()
+    cluster.embed(cluster.folder / "images", output, chunk_size=2, job_id=name)
 
 
 def check_end(cluster: Cluster, output: Path, job_id: str) -> None:
     """Every row is there once, whole, with one event, and nothing else."""
-    ended = wait_for(cluster, job_id, "the job ends", lambda found: found.state.is_final)
+    ended = end_of(cluster, job_id)
     assert (ended.state, ended.ok, ended.failed) == (JobState.COMPLETED, 40, 0), ended.reason
-    result = cluster.run("results", output, "--format", "jsonl")
-    assert result.returncode == 0, result.stderr
-    assert [json.loads(line)["item_index"] for line in result.stdout.splitlines()] == list(range(40))
-    assert len(job_events(cluster, job_id)) == 1
+    assert [row["item_index"] for row in cluster.rows(output)] == list(range(40))
+    assert len(ends(cluster, job_id)) == 1
     assert list((output / keys.TMP).iterdir()) == []
     assert "Traceback" not in cluster.logs()
 
@@ -105,13 +84,11 @@ def fill(folder: Path) -> Path:
 
 @pytest.mark.figures
 def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
-    stop_workers(cluster)
+    cluster.stop_workers()
     submit(cluster, disk / "output", "full")
     ballast = fill(disk)
-    ensure_worker(cluster)
-    found = wait_for(
-        cluster, "full", "the status gives the reason", lambda found: "No space left" in found.reason
-    )
+    cluster.start_worker()
+    found = wait_for(cluster, "full", lambda status: "No space left" in status.reason)
     assert found.state is JobState.RUNNING
     assert all(path.stat().st_size for path in (disk / "output").glob("part-*"))  # none is half written
 
@@ -122,48 +99,40 @@ def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
     print(f"completed {time.monotonic() - room:.1f} s after there was room again")
 
 
-def test_a_disk_that_is_full_during_a_submit_is_reported_and_the_same_command_resumes(
-    cluster: Cluster, disk: Path
-) -> None:
-    (disk / "output").mkdir()
+def test_a_disk_that_is_full_during_a_submit(cluster: Cluster, disk: Path) -> None:
+    output = disk / "output"
+    output.mkdir()
     ballast = fill(disk)
-    arguments = (
-        "embed", cluster.folder / "images", "--model", "demo", "--output", disk / "output",
-        "--job-id", "late",
-    )  # fmt: skip
-    result = cluster.run(*arguments)
+    command = ("embed", cluster.folder / "images", "--model", "demo", "--output", output, "--job-id", "late")
+    result = cluster.run(*command)
     assert (result.returncode, "No space left" in result.stderr) == (1, True), result.stderr
     assert "Traceback" not in result.stderr
 
     ballast.unlink()
-    ensure_worker(cluster)
-    assert cluster.run(*arguments).returncode == 0
+    cluster.living_worker()
+    assert cluster.run(*command).returncode == 0
 
-    check_end(cluster, disk / "output", "late")
+    check_end(cluster, output, "late")
 
 
-def test_a_disk_that_turns_read_only_ends_the_job_with_its_reason_and_a_retry_resumes(
-    cluster: Cluster, disk: Path
-) -> None:
-    stop_workers(cluster)
-    output = disk / "output"
-    submit(cluster, output, "read-only")
+def test_a_disk_that_turns_read_only_ends_the_job_until_a_retry(cluster: Cluster, disk: Path) -> None:
+    cluster.stop_workers()
+    submit(cluster, disk / "output", "read-only")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    ensure_worker(cluster)
+    cluster.start_worker()
 
-    ended = wait_for(cluster, "read-only", "the job ends", lambda found: found.state.is_final)
-    assert ended.state is JobState.FAILED
-    assert "Read-only file system" in ended.reason
+    ended = end_of(cluster, "read-only")
+    assert (ended.state, "Read-only file system" in ended.reason) == (JobState.FAILED, True)
 
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert cluster.run("retry", "read-only").returncode == 0
-    again = wait_for(cluster, "read-only", "the retry ends", lambda found: found.state.is_final)
+    again = end_of(cluster, "read-only")
     assert (again.state, again.ok) == (JobState.COMPLETED, 40)
 
 
 def test_a_folder_that_disappears_ends_the_job_with_its_reason_until_it_is_back(cluster: Cluster) -> None:
     # Given two jobs without a worker; the folder of one goes, in the place of the other's lies a file
-    stop_workers(cluster)
+    cluster.stop_workers()
     gone, replaced = cluster.folder / "gone", cluster.folder / "replaced"
     for output in (gone, replaced):
         submit(cluster, output, output.name)
@@ -171,11 +140,11 @@ def test_a_folder_that_disappears_ends_the_job_with_its_reason_until_it_is_back(
     replaced.write_bytes(b"not a folder")
 
     # When a worker comes
-    ensure_worker(cluster)
+    cluster.start_worker()
 
     # Then they fail with the reason, and nothing is made in their place
     for output in (gone, replaced):
-        ended = wait_for(cluster, output.name, "the job ends", lambda found: found.state.is_final)
+        ended = end_of(cluster, output.name)
         assert (ended.state, ended.reason.split(":")[0]) == (JobState.FAILED, "output_unreachable")
     assert (gone.exists(), replaced.read_bytes()) == (False, b"not a folder")
 
@@ -184,7 +153,7 @@ def test_a_folder_that_disappears_ends_the_job_with_its_reason_until_it_is_back(
     for output in (gone, replaced):
         (cluster.folder / f"hidden-{output.name}").rename(output)
         assert cluster.run("retry", output.name).returncode == 0
-        again = wait_for(cluster, output.name, "the retry ends", lambda found: found.state.is_final)
+        again = end_of(cluster, output.name)
         assert (again.state, again.ok) == (JobState.COMPLETED, 40)
 
 
@@ -200,26 +169,20 @@ sys.exit(main())
 
 def test_a_limit_on_the_size_of_files_is_waited_for_without_any_privilege(cluster: Cluster) -> None:
     """Stands for a quota: writing fails half-way, with another error than a full disk."""
-    stop_workers(cluster)
+    cluster.stop_workers()
     output = cluster.folder / "limited"
     submit(cluster, output, "limited")
     with (cluster.folder / "limited-worker.log").open("wb") as log:
-        limited = subprocess.Popen(
-            [sys.executable, "-c", LIMITED_WORKER],
-            env=cluster.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
+        command = [sys.executable, "-c", LIMITED_WORKER]
+        limited = subprocess.Popen(command, env=cluster.environment(), stdout=subprocess.DEVNULL, stderr=log)
     try:
-        found = wait_for(
-            cluster, "limited", "the status gives the reason", lambda found: "File too large" in found.reason
-        )
+        found = wait_for(cluster, "limited", lambda status: "File too large" in status.reason)
         assert found.state is JobState.RUNNING
         assert list(output.glob("part-*")) == []
     finally:
         limited.terminate()
         limited.wait(60)
-    ensure_worker(cluster)
+    cluster.start_worker()
 
     check_end(cluster, output, "limited")
     shutil.rmtree(output)

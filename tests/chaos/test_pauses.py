@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
-from tests.support.cluster import Cluster, job_events
+from tests.support.cluster import Cluster, ends
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
 from tests.support.watchers import Looks, watcher_of
@@ -28,21 +27,18 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_it_completes_its_job_and_the_next_one(cluster: Cluster) -> None:
     worker = cluster.start_worker(program=("tests.support.altered_worker", "standstill", "2"))
     looks = Looks(watcher_of(worker.pid))
-    with Client(cluster.client_settings()) as client:
-        options = JobOptions(output=cluster.folder / "first", model="demo", chunk_size=2)
-        first = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk")
+    first = cluster.embed(cluster.folder / "images", cluster.folder / "first", chunk_size=2)
+    wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk")
 
-        worker.freeze()
-        before = looks.since
-        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "the watchdog's limit has passed")
-        worker.thaw()
+    worker.freeze()
+    before = looks.since
+    wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "the watchdog's limit has passed")
+    worker.thaw()
 
-        assert first.wait(120).ok == ITEMS
-        options = JobOptions(output=cluster.folder / "second", model="demo")
-        second = client.embed(cluster.folder / "images", options=options)
-        assert second.wait(120).ok == ITEMS
-        assert [len(job_events(cluster, job.job_id)) for job in (first, second)] == [1, 1]
+    assert first.wait(120).ok == ITEMS
+    second = cluster.embed(cluster.folder / "images", cluster.folder / "second")
+    assert second.wait(120).ok == ITEMS
+    assert [len(ends(cluster, job.job_id)) for job in (first, second)] == [1, 1]
     assert worker.process.poll() is None, worker.log()
     assert "hangs" not in worker.log()
     assert worker.terminate() == 0

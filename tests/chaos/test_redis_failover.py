@@ -21,7 +21,6 @@ from ops.chaos.sentinel import SentinelPair
 from tests.support.cluster import Cluster
 from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis
 from tests.support.http_site import HttpSite
-from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(300)]
@@ -33,49 +32,42 @@ def pair(tmp_path: Path) -> Iterator[SentinelPair]:
         yield pair
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[HttpSite]:
-    write_images(tmp_path / "site", 20)
-    with HttpSite(tmp_path / "site") as site:
-        yield site
-
-
 def test_the_primary_is_killed_under_load(tmp_path: Path, pair: SentinelPair, site: HttpSite) -> None:
     (tmp_path / "work").mkdir()
+    urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
     # The cluster's own server is not used: everything goes by the one variable.
-    with Cluster(tmp_path / "work", SETTINGS | {"CLIPFLEET_REDIS_URL": pair.url}) as cluster:
+    with (
+        Cluster(tmp_path / "work", SETTINGS | {"CLIPFLEET_REDIS_URL": pair.url}) as cluster,
+        Client(Settings(redis_url=pair.url)) as client,  # type: ignore[arg-type]
+    ):
         worker = cluster.start_worker()
-        with Client(Settings(redis_url=pair.url)) as client:  # type: ignore[arg-type]
-            urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
-            handles = [
-                client.embed(urls, options=JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE))
-                for output in (tmp_path / "work" / "out", None)
-            ]
-            site.heal(3 * CHUNK_SIZE)
-            wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done")
-            with connect(pair.primary_url) as primary:
-                assert primary.wait(1, 60_000) == 1  # the replica has caught up
-            old_port = pair.primary_port
-            pair.kill_primary()
-            killed = time.monotonic()
-            site.heal(64)
-            wait_until(lambda: pair.primary_port != old_port, "the replica was promoted")
-            promoted_seconds = time.monotonic() - killed
-            site.heal()
-            statuses = [handle.wait(120) for handle in handles]
-            done_seconds = time.monotonic() - killed
+        handles = [
+            client.embed(urls, options=JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE))
+            for output in (tmp_path / "work" / "out", None)
+        ]
+        site.heal(3 * CHUNK_SIZE)
+        wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done")
+        with connect(pair.primary_url) as primary:
+            assert primary.wait(1, 60_000) == 1  # the replica has caught up
+        old_port = pair.primary_port
+        pair.kill_primary()
+        killed = time.monotonic()
+        site.heal(64)
+        wait_until(lambda: pair.primary_port != old_port, "the replica was promoted")
+        promoted_seconds = time.monotonic() - killed
+        site.heal()
+        statuses = [handle.wait(120) for handle in handles]
+        done_seconds = time.monotonic() - killed
 
-            for handle, status in zip(handles, statuses, strict=True):
-                assert (status.state, status.ok, status.failed) == ("completed", ITEMS, 0)
-                indexes = Counter(row["item_index"] for row in handle.results())
-                assert indexes == Counter(range(ITEMS))
-                with connect(pair.primary_url) as promoted:
-                    events = [fields["job_id"] for _, fields in promoted.xrange(keys.EVENTS)]
-                assert events.count(handle.job_id) == 1
-        assert worker.process.poll() is None
+        with connect(pair.primary_url) as promoted:
+            events = [fields["job_id"] for _, fields in promoted.xrange(keys.EVENTS)]
+        for handle, status in zip(handles, statuses, strict=True):
+            assert (status.state, status.ok, status.failed) == ("completed", ITEMS, 0)
+            assert Counter(row["item_index"] for row in handle.results()) == Counter(range(ITEMS))
+            assert events.count(handle.job_id) == 1
+        assert worker.terminate() == 0
         log = worker.log()
         assert "leases had expired" not in log
-        assert worker.terminate() == 0
         assert not [secret for secret in pair.passwords if secret in log]
     print(f"promoted {promoted_seconds:.1f} s after the kill, {2 * ITEMS} rows after {done_seconds:.1f} s")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -105,38 +106,23 @@ class TestServer:
             admin.replicaof("NO", "ONE")
             jobs.fault_is_over()
 
-    def test_it_takes_no_writes_without_replicas(self, bed: FaultyRedis) -> None:
+    @pytest.mark.parametrize(
+        ("settings", "reason"),
+        [
+            ({"min_replicas_to_write": 1}, "NOREPLICAS"),
+            ({"maxclients": 1}, "max number of clients"),
+            ({"requirepass": "another"}, "login refused"),
+            ({"maxmemory": 1}, "memory is full"),
+        ],
+    )
+    def test_it_refuses_everything(self, bed: FaultyRedis, settings: dict[str, Any], reason: str) -> None:
         with bed.running_jobs() as jobs:
-            with bed.config(min_replicas_to_write=1):
-                jobs.go_on()
-                hold(3)
-                jobs.worker_says("NOREPLICAS")
-            jobs.fault_is_over()
-
-    def test_it_takes_no_more_clients(self, bed: FaultyRedis) -> None:
-        with bed.running_jobs() as jobs:
-            with bed.config(maxclients=1):
-                bed.proxy.reset()
-                jobs.go_on()
-                hold(3)
-                jobs.worker_says("max number of clients")
-            jobs.fault_is_over()
-
-    def test_the_password_is_another_one_for_a_while(self, bed: FaultyRedis) -> None:
-        with bed.running_jobs() as jobs:
-            with bed.config(requirepass="another"):
-                bed.proxy.reset()
-                jobs.go_on()
-                hold(3)
-                jobs.worker_says("login refused")
-            jobs.fault_is_over()
-
-    def test_its_memory_is_full(self, bed: FaultyRedis) -> None:
-        with bed.running_jobs() as jobs:
-            with bed.config(maxmemory=1):
+            with bed.config(**settings):
+                if reason in ("max number of clients", "login refused"):  # of new connections
+                    bed.proxy.reset()
                 jobs.go_on()
                 hold(5)
-                jobs.worker_says("memory is full")
+                jobs.worker_says(reason)
             jobs.fault_is_over()
 
 

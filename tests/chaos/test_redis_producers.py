@@ -27,34 +27,34 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRedis]:
         yield bed
 
 
-@pytest.fixture
-def site(bed: FaultyRedis) -> Iterator[HttpSite]:
-    with HttpSite(bed.images) as site:
-        site.heal()
-        yield site
+def urls_of(site: HttpSite) -> list[str]:
+    return [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
+
+
+def wait_for_half(bed: FaultyRedis, job_id: str) -> None:
+    with bed.admin() as admin:
+        wait_until(lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged")
 
 
 def submit(
     bed: FaultyRedis,
     site: HttpSite,
     job_id: str,
-    in_the_middle: Callable[[], None],
-    patience_seconds: float = PATIENCE_SECONDS,
+    fault: Callable[[], None],
+    seconds: float = PATIENCE_SECONDS,
 ) -> JobHandle:
-    """Submit a job; something happens after half of its items."""
+    """Submit a job, patient for so many seconds; the fault begins after half of its items."""
+    site.heal()
 
     def urls() -> Iterator[str]:
-        for number in range(ITEMS):
+        for number, url in enumerate(urls_of(site)):
             if number == ITEMS // 2:
-                with bed.admin() as admin:
-                    wait_until(
-                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged"
-                    )
-                in_the_middle()
-            yield site.url(f"/held/{number % 20:06d}.jpg?{number}")
+                wait_for_half(bed, job_id)
+                fault()
+            yield url
 
     settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]
-    with Client(settings, patience_seconds=patience_seconds) as client:
+    with Client(settings, patience_seconds=seconds) as client:
         options = JobOptions(output=bed.cluster.folder / job_id, model="demo", chunk_size=8, job_id=job_id)
         return client.embed(urls(), options=options)
 
@@ -90,7 +90,7 @@ class TestSubmit:
 
         try:
             with pytest.raises(RedisUnavailableError, match=f"submit again with job id {fault} to resume"):
-                submit(bed, site, fault, begin, patience_seconds=2)
+                submit(bed, site, fault, begin, seconds=2)
         finally:
             with bed.admin() as admin:
                 admin.config_set("maxmemory", 0)
@@ -100,17 +100,17 @@ class TestSubmit:
         require_exact(bed, fault)
 
     def test_a_submit_of_a_stream_waits_for_redis(self, bed: FaultyRedis, site: HttpSite) -> None:
-        urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}\n") for number in range(ITEMS)]
+        site.heal()
+        urls = [f"{url}\n" for url in urls_of(site)]
         program = bed.cluster.start(
             "embed", "-", "--output", bed.cluster.folder / "stream", "--model", "demo", "--chunk-size", "8",
             "--job-id", "stream", "--json", stdin=subprocess.PIPE,
         )  # fmt: skip
-        with program, bed.admin() as admin:  # closes its pipes
+        with program:  # closes its pipes
             assert program.stdin and program.stdout and program.stderr
             program.stdin.writelines(urls[: ITEMS // 2])
             program.stdin.flush()
-            staged = keys.job("stream", keys.STAGED)
-            wait_until(lambda: admin.exists(staged), "the first half is staged")
+            wait_for_half(bed, "stream")
             bed.proxy.refuse()
             bed.proxy.reset()
             try:
@@ -143,27 +143,23 @@ def until_it_waits(lines: Iterable[str]) -> str:
 
 class TestWait:
     @pytest.mark.parametrize("fault", ["silence", "restart"])
-    def test_it_sees_the_end(self, bed: FaultyRedis, fault: str) -> None:
-        with HttpSite(bed.images) as site:
-            list_of_urls = bed.cluster.folder / f"{fault}.txt"
-            urls = (site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS))
-            list_of_urls.write_text("\n".join(urls))
-            program = bed.cluster.start(
-                "embed", list_of_urls, "--model", "demo", "--job-id", f"wait-{fault}", "--json"
-            )
-            with bed.admin() as admin:
-                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way")
-            if fault == "silence":
-                bed.proxy.freeze(new=True)
-                hold(20)
-                bed.proxy.thaw()
-            else:
-                bed.cluster.server.child.kill()
-                hold(2)
-                bed.cluster.server.start()
-                bed.proxy.retarget(bed.server_port)
-            site.heal()
-            out, said = program.communicate(timeout=120)
+    def test_it_sees_the_end(self, bed: FaultyRedis, site: HttpSite, fault: str) -> None:
+        source = bed.cluster.folder / f"{fault}.txt"
+        source.write_text("\n".join(urls_of(site)))
+        program = bed.cluster.start("embed", source, "--model", "demo", "--job-id", f"wait-{fault}", "--json")
+        with bed.admin() as admin:
+            wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way")
+        if fault == "silence":
+            bed.proxy.freeze(new=True)
+            hold(20)
+            bed.proxy.thaw()
+        else:
+            bed.cluster.server.child.kill()
+            hold(2)
+            bed.cluster.server.start()
+            bed.proxy.retarget(bed.server_port)
+        site.heal()
+        out, said = program.communicate(timeout=120)
 
         assert program.returncode == 0, said
         assert '"state": "completed"' in out

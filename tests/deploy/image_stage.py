@@ -76,14 +76,9 @@ def build(dockerfile: Path, context: Path, given: dict[str, str]) -> Stage:
 
 
 def _step(
-    stage: Stage,
-    word: str,
-    value: str,
-    stages: dict[str, Stage],
-    tracked: list[str],
-    context: Path,
+    stage: Stage, word: str, value: str, stages: dict[str, Stage], tracked: list[str], context: Path,
     given: dict[str, str],
-) -> None:
+) -> None:  # fmt: skip
     print(f"{word} {value}"[:200], file=sys.stderr, flush=True)
     match word:
         case "ARG":

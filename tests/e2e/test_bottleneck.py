@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clipfleet.ledger.jobs import Ledger
 from tests.support.altered_worker import SLOW_TO_DECODE
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
@@ -28,7 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.start_worker(program=("tests.support.altered_worker", "throttle", str(slow_writes(cluster))))
         # What a worker loads with its first images would pass for decoding.
         first = folder_of(cluster, "first", encoded(make_image(1)))
-        cluster.run_json("embed", first, "--model", "demo", "--output", cluster.folder / "first-out")
+        assert cluster.embed(first, cluster.folder / "first-out").wait(60).ok == ITEMS
         yield cluster
 
 
@@ -51,19 +49,16 @@ def limit(cluster: Cluster, source: Path) -> Any:
     options = ["--model", "demo", "--chunk-size", "16", "--output", output]
     summary = cluster.run_json("embed", source, *options)
     assert summary["failed"] == 0
-    with closing(Ledger(cluster.server.url)) as ledger:
-        status = ledger.status(summary["job_id"])
+    status = cluster.status(summary["job_id"])
     assert (status.limit and asdict(status.limit)) == summary["limit"]
     assert json.loads((output / "_manifest.json").read_text())["limit"] == summary["limit"], status.meters
     return summary["limit"]
 
 
-def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(encoded(make_image(1)))
-    with HttpSite(tmp_path) as site:
-        source = cluster.folder / "late.txt"
-        source.write_text("".join(f"{site.url(f'/late/a.jpg?{n}')}\n" for n in range(ITEMS)))
-        found = limit(cluster, source)
+def test_fetch(cluster: Cluster, site: HttpSite) -> None:
+    source = cluster.folder / "late.txt"
+    source.write_text("".join(f"{site.url(f'/late/000000.jpg?{n}')}\n" for n in range(ITEMS)))
+    found = limit(cluster, source)
 
     assert found["step"] == "fetch"
     assert found["text"].startswith("hosts at their connection caps hold up most of the items (")

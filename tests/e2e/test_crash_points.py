@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
 from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from tests.support.cluster import Cluster
 from tests.support.crash_points import records_in
@@ -19,12 +18,8 @@ def test_every_point_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Cluster(tmp_path) as cluster:
         write_images(tmp_path / "images", 20)
         worker = cluster.start_worker(program=("tests.support.altered_worker", "record", str(passages)))
-        with Client(cluster.client_settings()) as client:
-            options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=8)
-            status = client.embed(tmp_path / "images", options=options).wait(120)
-            assert (status.state, status.ok) == ("completed", 20), cluster.logs()
-            options = JobOptions(model="demo", chunk_size=8)
-            status = client.embed(tmp_path / "images", options=options).wait(120)
+        for output in (tmp_path / "out", None):
+            status = cluster.embed(tmp_path / "images", output, chunk_size=8).wait(120)
             assert (status.state, status.ok) == ("completed", 20), cluster.logs()
         assert worker.terminate() == 0
     reached = passages.read_text().split()

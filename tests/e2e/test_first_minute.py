@@ -21,43 +21,24 @@ NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there: the demo needs no n
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo that was run once."""
+    """A demo in a folder, with an empty home, a small environment and no way out of the machine."""
 
     folder: Path
-    result: subprocess.CompletedProcess[str]
+    home: Path
 
-
-def new_folder(parent: Path) -> Path:
-    """An empty folder beside an empty home."""
-    (parent / "home").mkdir()
-    (parent / "here").mkdir()
-    return parent / "here"
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    folder = new_folder(tmp_path_factory.mktemp("first"))
-    return Demo(folder, run_demo(folder))
-
-
-def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
-    """The demo in a folder, with an empty home, a small environment and no way out of the machine."""
-    environment = {
-        "HOME": str(folder.parent / "home"),
-        "PATH": os.defpath,
-        "LANG": "C.UTF-8",
-        "HTTP_PROXY": NOWHERE,
-        "HTTPS_PROXY": NOWHERE,
-    }
-    return subprocess.run(
-        [Path(sys.executable).with_name("clipfleet-worker"), "demo"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    def run(self) -> str:
+        environment = {
+            "HOME": str(self.home), "PATH": os.defpath, "LANG": "C.UTF-8",
+            "HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE,
+        }  # fmt: skip
+        result = subprocess.run(
+            [Path(sys.executable).with_name("clipfleet-worker"), "demo"],
+            cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, (result.stdout, result.stderr)
+        assert "Traceback" not in result.stdout + result.stderr
+        assert processes_of(self.folder) == []
+        return result.stdout
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -86,33 +67,28 @@ def number_right(output: str) -> int:
     return int(found[1])
 
 
-def test_the_demo_labels_sixty_images_and_can_be_run_again(first: Demo) -> None:
-    folder, result = first.folder, first.result
-    assert result.returncode == 0, (result.stdout, result.stderr)
-    assert number_right(result.stdout) >= 45
-    assert "Traceback" not in result.stdout + result.stderr
-    assert processes_of(folder) == []
+def test_the_demo_labels_sixty_images_and_can_be_run_again(tmp_path: Path) -> None:
+    demo = Demo(tmp_path / "here", tmp_path / "home")
+    demo.folder.mkdir()
+    demo.home.mkdir()
 
-    demo = folder / "clipfleet-demo"
-    parts = sorted((demo / "results").glob("*/*/part-*.parquet"))
+    printed = demo.run()
+
+    assert number_right(printed) >= 45
+    made = demo.folder / "clipfleet-demo"
+    parts = sorted((made / "results").glob("*/*/part-*.parquet"))
     rows = ds.dataset(parts).to_table(columns=["item_id", "status"]).to_pylist()
+    names = [path.name for path in (made / "images").glob("*/*.png")]
+    assert sorted((row["item_id"], row["status"]) for row in rows) == [(name, "ok") for name in sorted(names)]
     assert len(rows) == 60
-    assert {row["item_id"] for row in rows} == {path.name for path in (demo / "images").glob("*/*.png")}
-    assert {row["status"] for row in rows} == {"ok"}
-
-    second = run_demo(folder)
-    assert second.returncode == 0, (second.stdout, second.stderr)
-    assert number_right(second.stdout) == number_right(result.stdout)
-    assert processes_of(folder) == []
-    assert [path.name for path in folder.iterdir()] == ["clipfleet-demo"]
-
-
-def test_the_readme_shows_what_the_demo_prints(first: Demo) -> None:
+    # The README shows what it prints
     excerpt = next(block for block in blocks(README) if block.language == "text").text
     table, left_out, end = excerpt.partition("\n...\n")
-    printed = first.result.stdout
     shown = without_scores(table)
     assert [line for line in without_scores(printed) if line in shown] == shown  # all of them, in this order
     assert {line.split()[-1] for line in shown} >= {"right", "wrong"}
     assert left_out
     assert abs(number_right(printed) - number_right(end)) <= 2
+
+    assert number_right(demo.run()) == number_right(printed)
+    assert [path.name for path in demo.folder.iterdir()] == ["clipfleet-demo"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
 from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import ask, scrape
@@ -31,9 +30,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready")
-    with Client(cluster.client_settings()) as client:
-        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
-        assert client.embed(cluster.folder / "images", options=options).wait(60).ok == 20
+    assert cluster.embed(cluster.folder / "images", cluster.folder / "out", chunk_size=5).wait(60).ok == 20
     check_metrics(worker)
     code, report = ask(worker, "healthz")
     assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
@@ -77,13 +74,11 @@ def test_a_chunk_that_hangs_is_reported_then_the_process_ends(cluster: Cluster) 
     there = cluster.folder / "there"
     program = ("tests.support.altered_worker", "mid_write", "hang", str(there), "1")
     worker = cluster.start_worker(program=program)
-    with Client(cluster.client_settings()) as client:
-        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
-        job = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is reported")
-        assert worker.process.wait(60) == EXIT_HUNG, worker.log()
-        assert "write takes more than" in worker.log()
-        assert "crash_points.py" in worker.log()  # the stack of the thread that hangs
+    job = cluster.embed(cluster.folder / "images", cluster.folder / "out", chunk_size=20)
+    wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is reported")
+    assert worker.process.wait(60) == EXIT_HUNG, worker.log()
+    assert "write takes more than" in worker.log()
+    assert "crash_points.py" in worker.log()  # the stack of the thread that hangs
 
-        cluster.start_worker()
-        assert job.wait(120).ok == 20
+    cluster.start_worker()
+    assert job.wait(120).ok == 20

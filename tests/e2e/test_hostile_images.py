@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 import pytest
 
 from tests.support.cluster import Cluster
@@ -14,9 +13,7 @@ from tests.support.hostile_files import HOSTILE
 from tests.support.images import encoded, photo
 
 GOOD = {f"good-{number:02d}.jpg": (number, "JPEG" if number % 2 else "PNG") for number in range(24)}
-MAX_WORKER_BYTES = (
-    1_000_000_000  # of the peak, beyond what the worker had before; one bomb alone would be more
-)
+MAX_WORKER_BYTES = 1_000_000_000  # of the peak, beyond what it had before; one bomb alone would be more
 
 
 def write_good(folder: Path) -> None:
@@ -25,13 +22,10 @@ def write_good(folder: Path) -> None:
         (folder / name).write_bytes(encoded(photo(seed, 200 + seed, 160), image_format))
 
 
-def embedded(cluster: Cluster, folder: Path, output: Path) -> pa.Table:
-    answer = cluster.run_json(
-        "embed", folder, "--model", "demo", "--output", output, "--chunk-size", "64",
-        expect=0 if folder.name == "good" else 3,
-    )  # fmt: skip
-    assert answer["ok"] + answer["failed"] == len(list(folder.iterdir()))
-    return ds.dataset(sorted(output.glob("part-*.parquet"))).to_table().sort_by("item_index")
+def embedded(cluster: Cluster, folder: Path, output: Path) -> list[dict[str, Any]]:
+    job = cluster.embed(folder, output, chunk_size=64)
+    assert job.wait(240).total == len(list(folder.iterdir()))
+    return list(job.results())
 
 
 def peak_bytes(pid: int) -> int:
@@ -40,9 +34,8 @@ def peak_bytes(pid: int) -> int:
 
 
 @pytest.mark.figures
-def test_good_images_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> None:
-    folder = cluster.folder / tmp_path.name
-    worker = next(worker for worker in cluster.workers if worker.process.poll() is None)
+def test_good_images_among_hostile_ones(cluster: Cluster, folder: Path) -> None:
+    worker = cluster.living_worker()
     write_good(folder / "good")
     alone = embedded(cluster, folder / "good", folder / "alone")
     write_good(folder / "mixed")
@@ -52,14 +45,13 @@ def test_good_images_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> Non
         (folder / "mixed" / name).write_bytes(kind.build())
     before = peak_bytes(worker.pid)
 
-    rows = embedded(cluster, folder / "mixed", folder / "out").to_pylist()
+    rows = embedded(cluster, folder / "mixed", folder / "out")
 
     found = {row["item_id"]: row for row in rows}
     assert len(rows) == len(found) == len(GOOD) + len(HOSTILE)
-    assert {name: found[name]["error_code"] for name in kinds} == {
-        name: kind.code and kind.code.value for name, kind in kinds.items()
-    }
-    for row in alone.to_pylist():
+    for name, kind in kinds.items():
+        assert found[name]["error_code"] == (kind.code and kind.code.value), name
+    for row in alone:
         same = found[row["item_id"]]
         assert same["content_hash"] == row["content_hash"]
         assert np.dot(np.float32(same["embedding"]), np.float32(row["embedding"])) > 0.999

@@ -57,43 +57,31 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_celery_task_of_the_user_is_sent_at_the_end(
-    cluster: Cluster, received: Path, tmp_path: Path
-) -> None:
-    folder = cluster.folder / tmp_path.name
+def test_a_task_of_the_user_is_sent(cluster: Cluster, client: Client, folder: Path, received: Path) -> None:
     write_images(folder / "images", 3)
     (folder / "images" / "broken.jpg").write_bytes(b"no picture")
-    done = cluster.run_json(
-        "embed", folder / "images", "--model", "demo", "--output", folder / "out",
-        "--on-finished", "myapp.tasks.handle", expect=3,
-    )  # fmt: skip
-    waiting = cluster.run_json(
-        "embed", folder / "images", "--model", "nobody:serves", "--output", folder / "never", "--no-wait",
-        "--on-finished", "myapp.tasks.handle",
-    )  # fmt: skip
-    cluster.run("cancel", waiting["job_id"])
-    with Client(cluster.client_settings()) as client:
-        options = JobOptions(output="redis://", model="demo", on_finished="myapp.tasks.handle")
-        in_redis = client.embed_text(["a cat"], options=options)
+    options = JobOptions(output=folder / "out", model="demo", on_finished="myapp.tasks.handle")
+    done = client.embed(folder / "images", options=options)
+    changes = {"output": str(folder / "never"), "model": "nobody:serves"}
+    cancelled = client.embed(folder / "images", options=options.model_copy(update=changes))
+    cancelled.cancel()
+    in_redis = client.embed_text(["a cat"], options=options.model_copy(update={"output": "redis://"}))
 
-    events = wait_until(lambda: len(lines(received)) >= 3 and lines(received), "all ends have arrived")
+    wait_until(lambda: len(lines(received)) >= 3, "all ends have arrived")
 
-    assert isinstance(events, list)
-    by_job = {event["job_id"]: event for event in events}
-    assert by_job[done["job_id"]] == {
-        "id": by_job[done["job_id"]]["id"], "job_id": done["job_id"], "generation": 0,
+    by_job = {event["job_id"]: event for event in lines(received)}
+    assert by_job[done.job_id] == {
+        "id": by_job[done.job_id]["id"], "job_id": done.job_id, "generation": 0,
         "state": "completed_with_errors", "total": 4, "ok": 3, "failed": 1, "output": str(folder / "out"),
         "reason": "",
     }  # fmt: skip
-    assert by_job[waiting["job_id"]]["state"] == "cancelled"
-    event_of_redis = by_job[in_redis.job_id]
-    assert (event_of_redis["state"], event_of_redis["output"]) == ("completed", in_redis.output)
+    assert by_job[cancelled.job_id]["state"] == "cancelled"
+    of_redis = by_job[in_redis.job_id]
+    assert (of_redis["state"], of_redis["output"]) == ("completed", in_redis.output)
 
     (folder / "images" / "broken.jpg").write_bytes((folder / "images" / "000000.jpg").read_bytes())
-    cluster.run_json("retry", done["job_id"])
-    events = wait_until(
-        lambda: len(lines(received)) >= 4 and lines(received), "the end of the retry has arrived"
-    )
-    assert isinstance(events, list)
-    assert (events[-1]["generation"], events[-1]["state"], events[-1]["ok"]) == (1, "completed", 4)
-    assert len({event["id"] for event in events}) == 4
+    cluster.run_json("retry", done.job_id)
+    wait_until(lambda: len(lines(received)) >= 4, "the end of the retry has arrived")
+    last = lines(received)[-1]
+    assert (last["generation"], last["state"], last["ok"]) == (1, "completed", 4)
+    assert len({event["id"] for event in lines(received)}) == 4

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
@@ -40,22 +39,19 @@ def lines(parent: WorkerProcess, name: str, action: str) -> int:
 def test_two_processes_share_a_job_and_one_is_killed(cluster: Cluster) -> None:
     parent = cluster.start_worker(program=TWO)  # ready: both are
 
-    with Client(cluster.client_settings()) as client:
+    def embed(name: str) -> int:
+        job = cluster.embed(cluster.folder / "images", cluster.folder / name, chunk_size=2)
+        return job.wait(120).ok
 
-        def embed(name: str) -> int:
-            options = JobOptions(output=cluster.folder / name, model="demo", chunk_size=2)
-            return client.embed(cluster.folder / "images", options=options).wait(120).ok
+    assert embed("first") == IMAGES
+    shares = [lines(parent, name, "chunk_completed") for name in ("cpu/0", "cpu/1")]
+    assert sum(shares) == IMAGES // 2
+    assert min(shares) > 0, shares
 
-        assert embed("first") == IMAGES
-        shares = [lines(parent, name, "chunk_completed") for name in ("cpu/0", "cpu/1")]
-        assert sum(shares) == IMAGES // 2
-        assert min(shares) > 0, shares
-
-        (killed,) = pids(parent, "cpu/0")
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: lines(parent, "cpu/0", "worker_ready") == 2, "it is back", 120)
-        assert embed("second") == IMAGES
-        assert lines(parent, "cpu/1", "worker_ready") == 1
-
+    (killed,) = pids(parent, "cpu/0")
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: lines(parent, "cpu/0", "worker_ready") == 2, "it is back", 120)
+    assert embed("second") == IMAGES
+    assert lines(parent, "cpu/1", "worker_ready") == 1
     assert parent.terminate() == 0, parent.log()
     assert "draining all workers" in parent.log()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,55 +32,36 @@ CARRIED = ["source_label", "source_status", "source_item_id", "source_embedding"
 ITEMS, MISSING = 14, {0, 5, 6, 13}
 
 
-@dataclass(frozen=True)
-class Source:
+@pytest.fixture
+def source(folder: Path) -> Path:
     """A table of images, some of which are missing; ids repeat."""
-
-    path: Path
-
-    def write(self) -> None:
-        self.path.parent.mkdir(parents=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(HEADER)
-            for number in range(ITEMS):
-                name = f"{number}.jpg"
-                if number not in MISSING:
-                    (self.path.parent / name).write_bytes(encoded(make_image(number)))
-                theirs = [f'their "{column}"\n{number}, \u732b\u2028' for column in HEADER[2:-1]]
-                writer.writerow([name, f"id-{number % 3}", *theirs, f"00{number}"])
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for number in range(ITEMS):
+            if number not in MISSING:
+                (folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
+            theirs = [f'their "{column}"\n{number}, \u732b\u2028' for column in HEADER[2:-1]]
+            writer.writerow([f"{number}.jpg", f"id-{number % 3}", *theirs, f"00{number}"])
+    return folder / "list.csv"
 
 
-@pytest.fixture
-def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(cluster.client_settings()) as client:
-        yield client
-
-
-@pytest.fixture
-def source(cluster: Cluster, tmp_path: Path) -> Source:
-    source = Source(cluster.folder / tmp_path.name / "list.csv")
-    source.write()
-    return source
-
-
-def submit(client: Client, source: Source, **options: Any) -> JobHandle:
-    job = client.classify(
-        str(source.path),
-        LABELS,
-        options=JobOptions(model="demo", chunk_size=4, store_embeddings=True, url_column="path", **options),
-    )
+def submit(client: Client, source: Path, **options: Any) -> JobHandle:
+    all_options = {
+        "model": "demo",
+        "chunk_size": 4,
+        "store_embeddings": True,
+        "url_column": "path",
+        **options,
+    }
+    job = client.classify(source, LABELS, options=JobOptions(**all_options))
     status = job.wait(120)
     assert (status.ok, status.failed) == (ITEMS - len(MISSING), len(MISSING))
     return job
 
 
-def test_every_output_gives_the_same_rows_back(
-    cluster: Cluster, client: Client, source: Source, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    folder = source.path.parent
+def test_every_output_gives_the_same_rows_back(client: Client, source: Path, s3: S3Bucket) -> None:
+    folder = source.parent
     jobs = {"redis": submit(client, source)}
     for part_format in PartFormat:
         for where, output in (("folder", str(folder / part_format)), ("s3", f"{s3.uri}/{part_format}")):
@@ -124,76 +102,44 @@ def export(job: JobHandle, folder: Path, layout: Layout) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part_format", list(PartFormat))
-def test_other_programs_read_the_parts(
-    cluster: Cluster, client: Client, source: Source, part_format: PartFormat
-) -> None:
-    folder = source.path.parent / "out"
-    job = submit(client, source, output=folder, part_format=part_format)
-    expected = list(job.results())
-    pattern = folder / f"part-*.{part_format}"
-    parts = sorted(folder.glob(pattern.name))
+def test_other_programs_read_the_parts(client: Client, source: Path, part_format: PartFormat) -> None:
+    folder, is_json = source.parent / "out", part_format is PartFormat.JSONL
+    expected = list(submit(client, source, output=folder, part_format=part_format).results())
+    parts = sorted(folder.glob(f"part-*.{part_format}"))
     assert len(parts) == 4
 
     # DuckDB
-    options = ", union_by_name = true, sample_size = -1" if part_format is PartFormat.JSONL else ""
-    rows = duckdb.sql(
-        f"from read_{'json' if options else 'parquet'}('{pattern}'{options}) order by item_index"
-    )
-    found = [dict(zip(rows.columns, values, strict=True)) for values in rows.fetchall()]
-    assert found == expected
+    options = ", union_by_name = true, sample_size = -1" if is_json else ""
+    reader = f"read_{'json' if is_json else 'parquet'}('{folder}/part-*.{part_format}'{options})"
+    rows = duckdb.sql(f"from {reader} order by item_index")
+    assert [dict(zip(rows.columns, values, strict=True)) for values in rows.fetchall()] == expected
 
     # pandas
-    if part_format is PartFormat.PARQUET:
-        frame = pd.read_parquet(parts)
-    else:
+    if is_json:
         frame = pd.concat([pd.read_json(part, lines=True, dtype=False, precise_float=True) for part in parts])
+    else:
+        frame = pd.read_parquet(parts)
     assert list(frame.columns) == list(expected[0])
     assert frame["source_label"].tolist() == [row["source_label"] for row in expected]
-    assert [list(vector) for vector in frame["embedding"].dropna()] == [
-        row["embedding"] for row in expected if row["embedding"]
-    ]
+    vectors = [row["embedding"] for row in expected if row["embedding"]]
+    assert [list(vector) for vector in frame["embedding"].dropna()] == vectors
 
     # pyarrow
-    if part_format is PartFormat.PARQUET:
-        assert ds.dataset(parts).to_table().to_pylist() == expected
+    if is_json:
+        names = ["item_index", "zip", "labels"]
+        table = pa.concat_tables(map(pyarrow.json.read_json, parts), promote_options="permissive")
+        assert table.select(names).to_pylist() == [{name: row[name] for name in names} for row in expected]
     else:
-        tables = [pyarrow.json.read_json(part) for part in parts]
-        table = pa.concat_tables(tables, promote_options="permissive")
-        assert table.select(["item_index", "zip", "labels"]).to_pylist() == [
-            {name: row[name] for name in ("item_index", "zip", "labels")} for row in expected
-        ]
+        assert ds.dataset(parts).to_table().to_pylist() == expected
 
 
-def test_the_commands_read_json_lines(cluster: Cluster, source: Source) -> None:
-    folder = source.path.parent
-    done = cluster.run_json(
-        "embed", source.path, "--url-column", "path", "--model", "demo", "--output", folder / "out",
-        "--format", "jsonl", "--chunk-size", "5", expect=3,
-    )  # fmt: skip
-    assert [path.name for path in sorted(folder.glob("out/part-*"))] == [
-        f"part-0000000{chunk}.jsonl" for chunk in range(3)
-    ]
-    errors = [json.loads(line) for line in (folder / "out" / "errors.jsonl").read_text().split("\n")[:-1]]
-    assert {error["item_index"] for error in errors} == MISSING
-    manifest = json.loads((folder / "out" / "_manifest.json").read_text())
-    assert [part["rows"] for part in manifest["parts"]] == [5, 5, 4]
+def test_an_export_says_what_is_left_out(cluster: Cluster, client: Client, source: Path) -> None:
+    job = submit(client, source)
+    command = ("export", job.job_id, "--layout", "clip-retrieval", "--to", source.parent / "index-input")
 
-    # By the job's id and by the folder, which outlives it
-    printed = [
-        cluster.run("results", name, "--format", "jsonl").stdout for name in (done["job_id"], folder / "out")
-    ]
-    assert printed[0] == printed[1] == "".join(path.read_text() for path in sorted(folder.glob("out/part-*")))
-    table = csv.DictReader(io.StringIO(cluster.run("results", folder / "out", "--format", "csv").stdout))
-    assert [row["source_item_id"] for row in table] == [
-        json.loads(line)["source_item_id"] for line in printed[0].split("\n")[:-1]
-    ]
+    said = cluster.run(*command)
 
-    # An export says what is left out, and replaces nothing
-    command = ("export", folder / "out", "--layout", "clip-retrieval", "--to", folder / "index-input")
-    told = cluster.run(*command)
-    assert (told.returncode, told.stdout) == (0, "")
-    assert "10 rows -> " in told.stderr
-    assert "4 rows without an embedding are left out" in told.stderr
+    assert (said.returncode, said.stdout) == (0, "")
+    assert "10 rows -> " in said.stderr and "4 rows without an embedding are left out" in said.stderr
     again = cluster.run(*command)
-    assert again.returncode == 2
-    assert "is not empty: choose another folder" in again.stderr
+    assert (again.returncode, "is not empty: choose another folder" in again.stderr) == (2, True)

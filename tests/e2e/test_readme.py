@@ -93,15 +93,9 @@ class Reader:
 
     def _run(self, command: list[str], block: Block, text: str) -> str:
         result = subprocess.run(
-            command,
-            input=text,
-            cwd=self._here,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=BLOCK_SECONDS,
-            check=False,
-        )
+            command, input=text, cwd=self._here, env=self._environment, capture_output=True, text=True,
+            timeout=BLOCK_SECONDS, check=False,
+        )  # fmt: skip
         assert result.returncode == 0, (block.where, text, result.stdout, result.stderr)
         return result.stdout
 
@@ -109,20 +103,13 @@ class Reader:
         log_file = self.folder.parent / f"service-{len(self._services)}.log"
         with log_file.open("wb") as log:
             service = subprocess.Popen(
-                ["bash", "-euo", "pipefail", "-c", text],
-                cwd=self._here,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+                ["bash", "-euo", "pipefail", "-c", text], cwd=self._here, env=self._environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
         self._services.append((block, service))
-        wait_until(
-            lambda: ready in log_file.read_text() or service.poll() is not None,
-            f"{block.where} is ready",
-            120,
-        )
-        assert service.poll() is None, (block.where, log_file.read_text())
+        where = block.where
+        wait_until(lambda: ready in log_file.read_text() or service.poll() is not None, f"{where} is up", 120)
+        assert service.poll() is None, (where, log_file.read_text())
         return ""
 
     def stop_services(self) -> None:
@@ -205,11 +192,8 @@ def test_every_document_with_commands_is_run() -> None:
 
 def check_results(results: Path) -> None:
     """Every job of the page has finished, and the layout that the page shows is that of a job."""
-    layout = next(
-        block.text
-        for block in blocks(ROOT / "docs" / "results.md")
-        if block.text.startswith("results/first/")
-    )
+    shown = [block.text for block in blocks(ROOT / "docs" / "results.md")]
+    layout = next(text for text in shown if text.startswith("results/first/"))
     names = re.findall(r"^  (\S+)", layout, re.MULTILINE)
     outputs = sorted(path.parent for path in results.glob("*/_clipfleet"))
     for output in outputs:
@@ -220,17 +204,17 @@ def check_results(results: Path) -> None:
         assert table["shelf"].to_pylist() == ["7", "9"]
 
 
-BROKEN = [
-    pytest.param("sh", "true\nclipfleet classify nowhere --labels a,b\ntrue\n", id="a command in the middle"),
-    pytest.param("sh", "clipfleet jobz | cat\n", id="a command before a pipe"),
-    pytest.param("sh", "cat > list.txt <<'END'\na.png\n", id="a heredoc without an end"),
-    pytest.param("sh", "exit 0\nclipfleet jobs\n", id="what is never reached"),
-    pytest.param("sh", "clipfleet-worker run --models nothing\n", id="a service that does not come up"),
-    pytest.param("python", "from clipfleet.client import Klient\n", id="python"),
-]
+BROKEN = {
+    "a command in the middle": ("sh", "true\nclipfleet classify nowhere --labels a,b\ntrue\n"),
+    "a command before a pipe": ("sh", "clipfleet jobz | cat\n"),
+    "a heredoc without an end": ("sh", "cat > list.txt <<'END'\na.png\n"),
+    "what is never reached": ("sh", "exit 0\nclipfleet jobs\n"),
+    "a service that does not come up": ("sh", "clipfleet-worker run --models nothing\n"),
+    "python": ("python", "from clipfleet.client import Klient\n"),
+}
 
 
-@pytest.mark.parametrize(("language", "text"), BROKEN)
+@pytest.mark.parametrize(("language", "text"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_command_is_found(reader: Reader, language: str, text: str) -> None:
     with pytest.raises(AssertionError, match=r"page\.md:1"):
         reader.read(Block(language, text, "", "page.md:1"))

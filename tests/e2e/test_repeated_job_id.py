@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import closing
 from pathlib import Path
 
-from clipfleet.ledger.jobs import Ledger
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image, write_images
 
@@ -18,19 +16,16 @@ ALREADY = re.compile(
 FIGURES = re.compile(r"\d in [\d.]+ s|/s\)")
 
 
-def test_the_same_command_again(cluster: Cluster, tmp_path: Path) -> None:
-    folder = cluster.folder / tmp_path.name
+def test_the_same_command_again(cluster: Cluster, folder: Path) -> None:
     write_images(folder / "images", 20)
-    words = (
-        "embed", folder / "images", "--output", folder / "out", "--model", "demo",
-        "--job-id", tmp_path.name,
-    )  # fmt: skip
+    job_id, output = folder.name, folder / "out"
+    words = ("embed", folder / "images", "--output", output, "--model", "demo", "--job-id", job_id)
     first = cluster.run(*words)
     assert (first.returncode, FIGURES.search(first.stderr) is not None) == (0, True), first.stderr
     assert "already" not in first.stderr
 
-    commands = [words, (*words, "--no-wait"), ("watch", tmp_path.name), ("retry", tmp_path.name)]
-    for command in (*commands, ("rebuild", folder / "out")):
+    commands = [words, (*words, "--no-wait"), ("watch", job_id), ("retry", job_id)]
+    for command in (*commands, ("rebuild", output)):
         again = cluster.run(*command)
         assert again.returncode == 0
         found = ALREADY.search(again.stderr)
@@ -39,14 +34,13 @@ def test_the_same_command_again(cluster: Cluster, tmp_path: Path) -> None:
         assert FIGURES.search(again.stderr) is None, (command, again.stderr)
 
     answers = [cluster.run_json(*command) for command in commands]
-    with closing(Ledger(cluster.server.url)) as ledger:
-        lasted = round(ledger.status(tmp_path.name).lasted_seconds, 3)
+    lasted = round(cluster.status(job_id).lasted_seconds, 3)
     assert [(answer["already_ended"], answer["seconds"]) for answer in answers] == [(True, lasted)] * 4
 
     (folder / "images" / "more.jpg").write_bytes(encoded(make_image(1)))
     changed = cluster.run(*words)
     assert (changed.returncode, changed.stdout) == (2, "")
     assert changed.stderr == (
-        f"error: job {tmp_path.name} holds 20 items; the source now has 21: choose another --job-id\n"
+        f"error: job {job_id} holds 20 items; the source now has 21: choose another --job-id\n"
     )
-    assert len(json.loads((folder / "out" / "_manifest.json").read_text())["parts"]) == 1
+    assert len(json.loads((output / "_manifest.json").read_text())["parts"]) == 1

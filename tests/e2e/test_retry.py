@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,95 +14,96 @@ import pytest
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis.connection import connect
 from clipfleet.results import rows as results
 from clipfleet.results.part_rows import PartRows
-from tests.support.cluster import Cluster, job_events
+from tests.support.cluster import Cluster, ends
 from tests.support.http_site import HttpSite
-from tests.support.images import encoded, make_image
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
-LABELS = "red apple,dog,car,house"
 CHUNK = 8
 
 
+@dataclass(frozen=True)
+class Source:
+    """A CSV of URLs below a folder of its own, where the output is, too."""
+
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def command(self) -> tuple[str | Path, ...]:
+        output = ("--output", self.output, "--chunk-size", str(CHUNK))
+        return ("embed", self.folder / "list.csv", "--model", "demo", *output)
+
+    def write(self, site: HttpSite, *, chunks: int, sick_chunks: Collection[int]) -> None:
+        """In each of the sick chunks every third URL fails until the site is healed."""
+        lines = ["id,url,note"]
+        for item in range(chunks * CHUNK):
+            is_sick = item // CHUNK in sick_chunks and item % 3 == 0
+            path = f"/{'sick' if is_sick else 'files'}/{item % 7:06d}.jpg"
+            lines.append(f"n{item},{site.url(path)},note {item}")
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "list.csv").write_text("\n".join(lines) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(results.rows(PartRows(FolderOutput(self.output))))
+
+    def parts(self) -> list[Path]:
+        return sorted(self.output.glob("part-*"))
+
+    def generations(self) -> list[int]:
+        return [int(pq.read_schema(part).metadata[b"generation"]) for part in self.parts()]
+
+    def inodes(self) -> dict[str, int]:
+        return {part.name: part.stat().st_ino for part in self.parts()}
+
+    def is_success(self) -> bool:
+        return (self.output / keys.SUCCESS).exists()
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[HttpSite]:
-    (tmp_path / "site").mkdir()
-    with HttpSite(tmp_path / "site") as running:
-        yield running
+def source(fragile: Cluster, tmp_path: Path) -> Source:
+    return Source(fragile.folder / tmp_path.name)
 
 
-def write_list(
-    folder: Path, site: HttpSite, site_folder: Path, *, chunks: int, sick_chunks: set[int]
-) -> Path:
-    """A CSV of URLs; in each of the sick chunks every third one fails until the site is healed."""
-    for number in range(7):
-        (site_folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
-    lines = ["id,url,note"]
-    for item in range(chunks * CHUNK):
-        is_sick = item // CHUNK in sick_chunks and item % 3 == 0
-        path = f"/{'sick' if is_sick else 'files'}/{item % 7}.jpg"
-        lines.append(f"n{item},{site.url(path)},note {item}")
-    folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "list.csv"
-    source.write_text("\n".join(lines) + "\n")
-    return source
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    return list(results.rows(PartRows(FolderOutput(output))))
-
-
-def generations(output: Path) -> list[int]:
-    parts = sorted(output.glob("part-*.parquet"))
-    return [int(pq.read_schema(part).metadata[b"generation"]) for part in parts]
-
-
-def test_a_retry_turns_exactly_the_failed_rows_into_good_ones_in_place(
-    cluster: Cluster, tmp_path: Path, site: HttpSite
-) -> None:
-    folder = cluster.folder / tmp_path.name
-    source = write_list(folder, site, tmp_path / "site", chunks=4, sick_chunks={1, 3})
-    output = folder / "out"
-    answer = cluster.run_json(
-        "classify", source, "--labels", LABELS, "--model", "demo", "--output", output, "--chunk-size", CHUNK,
-        expect=3,
-    )  # fmt: skip
+def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: Path, site: HttpSite) -> None:
+    source = Source(folder)
+    source.write(site, chunks=4, sick_chunks={1, 3})
+    answer = cluster.run_json(*source.command, expect=3)
     job_id, failed = answer["job_id"], answer["failed"]
     assert (answer["state"], failed) == ("completed_with_errors", 6)
-    before, inodes = rows(output), [part.stat().st_ino for part in sorted(output.glob("part-*"))]
+    before, inodes = source.rows(), source.inodes()
     site.heal()
-    asked = dict(site.requests)
+    asked = site.requests.total()
 
     answer = cluster.run_json("retry", job_id)
 
     assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 32, 32, 0)
-    after = rows(output)
-    assert [row["item_id"] for row in after] == [f"n{item}" for item in range(32)]
-    assert [row["note"] for row in after] == [f"note {item}" for item in range(32)]
+    after = source.rows()
+    assert [(row["item_id"], row["note"]) for row in after] == [
+        (f"n{item}", f"note {item}") for item in range(32)
+    ]
     for old, new in zip(before, after, strict=True):
         assert new["status"] == "ok"
         assert new == old or old["status"] == "failed"
-    assert sum(site.requests.values()) - sum(asked.values()) == failed
-    assert generations(output) == [0, 1, 0, 1]
-    new_inodes = [part.stat().st_ino for part in sorted(output.glob("part-*"))]
-    assert [old == new for old, new in zip(inodes, new_inodes, strict=True)] == [True, False, True, False]
-    assert (output / keys.SUCCESS).exists()
-    assert (output / keys.ERRORS).read_text() == ""
-    manifest = json.loads((output / keys.MANIFEST).read_text())
+    assert site.requests.total() - asked == failed
+    assert source.generations() == [0, 1, 0, 1]
+    assert [source.inodes()[name] == inode for name, inode in inodes.items()] == [True, False, True, False]
+    assert source.is_success()
+    assert (source.output / keys.ERRORS).read_text() == ""
+    manifest = json.loads((source.output / keys.MANIFEST).read_text())
     assert (manifest["generation"], manifest["ok"], manifest["failed"]) == (1, 32, 0)
-    events = [(event["generation"], event["state"]) for event in job_events(cluster, job_id)]
-    assert events == [("0", "completed_with_errors"), ("1", "completed")]
+    assert ends(cluster, job_id) == [("0", "completed_with_errors"), ("1", "completed")]
     assert "retries  1" in cluster.run("status", job_id).stdout
     again = cluster.run("retry", job_id)
-    assert again.returncode == 0
-    assert "no failed rows" in again.stderr
-    assert (output / keys.SUCCESS).exists()
+    assert (again.returncode, "no failed rows" in again.stderr, source.is_success()) == (0, True, True)
 
 
 @pytest.fixture(scope="module")
@@ -125,185 +126,146 @@ def forget_everything(cluster: Cluster) -> None:
         client.flushall()
 
 
-def status(cluster: Cluster, job_id: str) -> JobStatus:
-    with closing(Ledger(cluster.server.url)) as ledger:
-        return ledger.status(job_id)
+def submit_sick_job(fragile: Cluster, source: Source, site: HttpSite, *, chunks: int) -> str:
+    """A job that has ended with failed rows in two of three chunks; returns its id."""
+    source.write(site, chunks=chunks, sick_chunks={chunk for chunk in range(chunks) if chunk % 3})
+    return str(fragile.run_json(*source.command, expect=3)["job_id"])
 
 
-def submit_sick_job(fragile: Cluster, tmp_path: Path, site: HttpSite, *, chunks: int) -> tuple[str, Path]:
-    """A job that has ended with failed rows in two of three chunks."""
-    folder = fragile.folder / tmp_path.name
-    sick = {chunk for chunk in range(chunks) if chunk % 3}
-    source = write_list(folder, site, tmp_path / "site", chunks=chunks, sick_chunks=sick)
-    answer = fragile.run_json(
-        "embed", source, "--model", "demo", "--output", folder / "out", "--chunk-size", CHUNK, expect=3
-    )
-    return answer["job_id"], folder / "out"
-
-
-def check_retried(output: Path, before: list[dict[str, Any]], inodes: dict[str, int]) -> None:
+def check_retried(source: Source, before: list[dict[str, Any]], inodes: dict[str, int]) -> None:
     """Every row is there once and good; what was good is what it was, and so are parts without failures."""
-    after = rows(output)
+    after = source.rows()
     assert [row["item_index"] for row in after] == list(range(len(before)))
     for old, new in zip(before, after, strict=True):
         assert new["status"] == "ok"
         assert new == old or old["status"] == "failed"
-    for part in output.glob("part-*"):
-        is_untouched = inodes[part.name] == part.stat().st_ino
-        assert is_untouched == (int(pq.read_schema(part).metadata[b"generation"]) == 0)
-    assert generations(output) == [min(1, number % 3) for number in range(len(inodes))]
-    assert (output / keys.SUCCESS).exists()
-    assert list((output / keys.TMP).iterdir()) == []
+    assert source.generations() == [min(1, number % 3) for number in range(len(inodes))]
+    is_untouched = [source.inodes()[name] == inode for name, inode in inodes.items()]
+    assert is_untouched == [generation == 0 for generation in source.generations()]
+    assert source.is_success()
+    assert list((source.output / keys.TMP).iterdir()) == []
 
 
-def inodes_of(output: Path) -> dict[str, int]:
-    return {part.name: part.stat().st_ino for part in output.glob("part-*")}
-
-
-@pytest.mark.timeout(300)
-def test_workers_killed_during_a_retry_leave_the_parts_exact(
-    fragile: Cluster, tmp_path: Path, site: HttpSite
-) -> None:
-    job_id, output = submit_sick_job(fragile, tmp_path, site, chunks=36)
-    before, inodes = rows(output), inodes_of(output)
+def test_workers_are_killed_during_a_retry(fragile: Cluster, source: Source, site: HttpSite) -> None:
+    job_id = submit_sick_job(fragile, source, site, chunks=36)
+    before, inodes = source.rows(), source.inodes()
     chance = random.Random(20261125)
     alive = [fragile.workers[0], fragile.launch_worker()]
     site.heal(0)
     with fragile.start("retry", job_id, "--json") as retry:
-        wait_until(lambda: not (output / keys.SUCCESS).exists(), "the retry has begun")
+        wait_until(lambda: not source.is_success(), "the retry has begun")
         for _ in range(4):
             site.heal(chance.randint(3, 12))
             wait_until(lambda: site.has_answered_all, "some rows more are healed")
-            victim = alive.pop(chance.randrange(2))
-            victim.kill()
+            alive.pop(chance.randrange(2)).kill()
             alive.append(fragile.launch_worker())
-            assert not (output / keys.SUCCESS).exists()
+            assert not source.is_success()
         site.heal()
         out, err = retry.communicate(timeout=120)
     assert retry.returncode == 0, (err, fragile.logs())
     assert json.loads(out)["ok"] == len(before)
-    check_retried(output, before, inodes)
-    events = [(event["generation"], event["state"]) for event in job_events(fragile, job_id)]
-    assert events == [("0", "completed_with_errors"), ("1", "completed")]
-    for worker in fragile.workers:
-        if worker is not alive[0] and worker.process.poll() is None:
-            worker.terminate()
+    check_retried(source, before, inodes)
+    assert ends(fragile, job_id) == [("0", "completed_with_errors"), ("1", "completed")]
+    alive[1].terminate()
 
 
 @pytest.mark.parametrize("part_format", list(PartFormat))
 def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
-    fragile: Cluster, tmp_path: Path, site: HttpSite, part_format: PartFormat
+    fragile: Cluster, source: Source, site: HttpSite, part_format: PartFormat
 ) -> None:
     # Given a job of which some chunks are done and others are under way
-    folder = fragile.folder / tmp_path.name
-    source = write_list(folder, site, tmp_path / "site", chunks=12, sick_chunks=set(range(5, 12)))
-    output = folder / "out"
+    source.write(site, chunks=12, sick_chunks=range(5, 12))
     site.heal(4)
-    arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
-    job_id = fragile.run_json(*arguments, "--format", part_format, "--no-wait")["job_id"]
-    wait_until(lambda: len(inodes_of(output)) >= 5 and site.has_answered_all, "half of it is done")
+    job_id = fragile.run_json(*source.command, "--format", part_format, "--no-wait")["job_id"]
+    wait_until(lambda: len(source.parts()) >= 5 and site.has_answered_all, "half of it is done")
 
     forget_everything(fragile)
     assert fragile.run("status", job_id).returncode == 2
-    done = inodes_of(output)
+    done = source.inodes()
     site.heal()
-    answer = fragile.run_json("rebuild", output)
+    answer = fragile.run_json("rebuild", source.output)
 
     assert (answer["job_id"], answer["state"], answer["ok"]) == (job_id, "completed", 12 * CHUNK)
-    assert [row["item_id"] for row in rows(output)] == [f"n{item}" for item in range(12 * CHUNK)]
-    assert done.items() <= inodes_of(output).items()
-    assert {*inodes_of(output)} == {keys.part(chunk, part_format) for chunk in range(12)}
-    assert len(job_events(fragile, job_id)) == 1
+    assert [row["item_id"] for row in source.rows()] == [f"n{item}" for item in range(12 * CHUNK)]
+    assert done.items() <= source.inodes().items()
+    assert {*source.inodes()} == {keys.part(chunk, part_format) for chunk in range(12)}
     # A job that is known stays as it is
-    assert fragile.run_json("rebuild", output)["state"] == "completed"
-    assert len(job_events(fragile, job_id)) == 1
+    assert fragile.run_json("rebuild", source.output)["state"] == "completed"
+    assert ends(fragile, job_id) == [("0", "completed")]
 
 
-def test_a_retry_resumes_after_redis_lost_it(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
-    job_id, output = submit_sick_job(fragile, tmp_path, site, chunks=12)
-    before, inodes = rows(output), inodes_of(output)
+def test_a_retry_resumes_after_redis_lost_it(fragile: Cluster, source: Source, site: HttpSite) -> None:
+    job_id = submit_sick_job(fragile, source, site, chunks=12)
+    before, inodes = source.rows(), source.inodes()
     # An output is enough: the job that has ended is put back first
     forget_everything(fragile)
     site.heal(10)
-    assert fragile.run_json("retry", output, "--no-wait")["state"] == "running"
-    wait_until(lambda: site.has_answered_all and 1 in generations(output), "half of it is healed")
+    assert fragile.run_json("retry", source.output, "--no-wait")["state"] == "running"
+    wait_until(lambda: site.has_answered_all and 1 in source.generations(), "half of it is healed")
 
     forget_everything(fragile)
     site.heal()
-    answer = fragile.run_json("rebuild", output)
+    answer = fragile.run_json("rebuild", source.output)
 
     assert (answer["state"], answer["ok"]) == ("completed", 12 * CHUNK)
-    check_retried(output, before, inodes)
-    assert status(fragile, job_id).generation == 1
-    assert [event["generation"] for event in job_events(fragile, job_id)] == ["1"]
+    check_retried(source, before, inodes)
+    assert fragile.status(job_id).generation == 1
+    assert ends(fragile, job_id) == [("1", "completed")]
 
 
-def exported_batch(cluster: Cluster, job_id: str, to: Path) -> dict[str, Any]:
+def exported_state(cluster: Cluster, job_id: str, to: Path) -> str:
     assert cluster.run("export", job_id, "--layout", "openai-batch", "--to", to).returncode == 0
-    batch: dict[str, Any] = json.loads((to / "batch.json").read_text())
-    return batch
+    return str(json.loads((to / "batch.json").read_text())["status"])
 
 
-def test_a_cancelled_job_resumes_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
-    folder = fragile.folder / tmp_path.name
-    source = write_list(folder, site, tmp_path / "site", chunks=12, sick_chunks=set(range(4, 12)))
-    output = folder / "out"
+def test_a_cancelled_job_resumes_where_it_was(fragile: Cluster, source: Source, site: HttpSite) -> None:
+    source.write(site, chunks=12, sick_chunks=range(4, 12))
     site.heal(0)
-    arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
-    job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
-    wait_until(lambda: len(inodes_of(output)) == 4, "four chunks are done")
+    job_id = fragile.run_json(*source.command, "--no-wait")["job_id"]
+    wait_until(lambda: len(source.parts()) == 4, "four chunks are done")
     assert fragile.run("cancel", job_id).returncode == 0
-    assert exported_batch(fragile, job_id, folder / "cancelled")["status"] == "cancelled"
-    done = inodes_of(output)
+    assert exported_state(fragile, job_id, source.folder / "cancelled") == "cancelled"
+    done = source.inodes()
     site.heal()
 
     answer = fragile.run_json("retry", job_id)
 
     assert (answer["state"], answer["ok"]) == ("completed", 12 * CHUNK)
-    assert exported_batch(fragile, job_id, folder / "completed")["status"] == "completed"
-    assert [row["item_index"] for row in rows(output)] == list(range(12 * CHUNK))
-    assert done.items() <= inodes_of(output).items()
-    events = [(event["generation"], event["state"]) for event in job_events(fragile, job_id)]
-    assert events == [("0", "cancelled"), ("1", "completed")]
+    assert exported_state(fragile, job_id, source.folder / "completed") == "completed"
+    assert [row["item_index"] for row in source.rows()] == list(range(12 * CHUNK))
+    assert done.items() <= source.inodes().items()
+    assert ends(fragile, job_id) == [("0", "cancelled"), ("1", "completed")]
 
 
-def test_a_paused_job_hands_out_nothing_until_it_is_resumed(
-    fragile: Cluster, tmp_path: Path, site: HttpSite
-) -> None:
-    folder = fragile.folder / tmp_path.name
-    source = write_list(folder, site, tmp_path / "site", chunks=20, sick_chunks=set(range(20)))
-    output = folder / "out"
+def test_a_paused_job_hands_out_nothing(fragile: Cluster, source: Source, site: HttpSite) -> None:
+    source.write(site, chunks=20, sick_chunks=range(20))
     site.heal(0)
-    arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
-    job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
-    wait_until(lambda: status(fragile, job_id).leased_chunks > 0, "some chunks are under way")
+    job_id = fragile.run_json(*source.command, "--no-wait")["job_id"]
+    wait_until(lambda: fragile.status(job_id).leased_chunks > 0, "some chunks are under way")
 
     assert fragile.run("pause", job_id).returncode == 0
     site.heal()
-    wait_until(lambda: status(fragile, job_id).leased_chunks == 0, "what was under way is done")
+    wait_until(lambda: fragile.status(job_id).leased_chunks == 0, "what was under way is done")
 
-    paused = status(fragile, job_id)
+    paused = fragile.status(job_id)
     assert (paused.state, paused.reason) == ("paused", "paused by request")
-    assert 0 < paused.done_chunks == len(inodes_of(output)) < 20
+    assert 0 < paused.done_chunks == len(source.parts()) < 20
     assert fragile.run("resume", job_id).returncode == 0
     assert fragile.run_json("watch", job_id)["ok"] == 20 * CHUNK
 
 
-def test_only_what_was_asked_for_is_run_again(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
-    folder = fragile.folder / tmp_path.name
-    source = write_list(folder, site, tmp_path / "site", chunks=1, sick_chunks={0})
-    source.write_text(source.read_text() + f"gone,{site.url('/status/404')},x\n")
-    output = folder / "out"
-    arguments = ("embed", source, "--model", "demo", "--output", output)
-    job_id = fragile.run_json(*arguments, expect=3)["job_id"]
+def test_only_what_was_asked_for_is_run_again(fragile: Cluster, source: Source, site: HttpSite) -> None:
+    source.write(site, chunks=1, sick_chunks={0})
+    with (source.folder / "list.csv").open("a") as file:
+        file.write(f"gone,{site.url('/status/404')},x\n")
+    job_id = fragile.run_json(*source.command, expect=3)["job_id"]
     site.heal()
     nothing = fragile.run("retry", job_id, "--codes", "timeout")
-    assert nothing.returncode == 3
-    assert "no failed rows with timeout" in nothing.stderr
+    assert (nothing.returncode, "no failed rows with timeout" in nothing.stderr) == (3, True)
     assert "unknown error code 'tiemout'" in fragile.run("retry", job_id, "--codes", "tiemout").stderr
 
     answer = fragile.run_json("retry", job_id, "--codes", "server_error, timeout", expect=3)
 
     assert (answer["state"], answer["failed"]) == ("completed_with_errors", 1)
-    assert [row["error_code"] for row in rows(output)] == [None] * CHUNK + ["not_found"]
+    assert [row["error_code"] for row in source.rows()] == [None] * CHUNK + ["not_found"]
     assert site.requests["/status/404"] == 1

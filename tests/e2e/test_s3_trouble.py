@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,14 +10,12 @@ from clipfleet.redis.connection import connect
 from clipfleet.s3.client import make_client
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
-from tests.support.cluster import Cluster, job_events
+from tests.support.cluster import Cluster, ends
 from tests.support.http_site import HttpSite
 from tests.support.images import encoded, make_image, write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
-
-OUTPUT = f"s3://{BUCKET}/{{name}}"
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +37,7 @@ def fragile(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-@pytest.fixture
-def worker(fragile: Cluster) -> None:
-    """At least one."""
-    if not fragile.workers:
-        fragile.start_worker()
-
-
-def rows(fragile: Cluster, output: str) -> list[dict[str, Any]]:
-    result = fragile.run("results", output, "--format", "jsonl")
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def done_chunks(fragile: Cluster, job_id: str) -> int:
-    return int(fragile.run_json("status", job_id)["done_chunks"])
-
-
-def test_images_in_a_store_that_is_away_are_waited_for(
-    fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_in_a_store(fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a job of images in a store, that dies
     for name, value in store.environment().items():
         monkeypatch.setenv(name, value)
@@ -70,29 +46,28 @@ def test_images_in_a_store_that_is_away_are_waited_for(
         client.put_object(Bucket=BUCKET, Key=f"images/{number}.jpg", Body=encoded(make_image(number)))
     for other in fragile.workers:
         other.kill()
-    source = f"s3://{BUCKET}/images/"
-    job_id = fragile.run_json("embed", source, "--model", "demo", "--chunk-size", "4", "--no-wait")["job_id"]
+    job = fragile.embed(f"s3://{BUCKET}/images/", chunk_size=4)
     store.child.kill()
 
     # When a worker asks for them, more often than it would ask for one by one
     taker = fragile.start_worker()
     wait_until(lambda: "gets only trial requests for now" in taker.log(), "it knows that the store is away")
-    assert fragile.run_json("status", job_id)["failed"] == 0
+    assert job.status().failed == 0
     store.start()
 
     # Then all of them come
-    answer = fragile.run_json("watch", job_id)
-    assert (answer["state"], answer["ok"], answer["failed"]) == ("completed", 24, 0)
+    status = job.wait(120)
+    assert (status.state, status.ok, status.failed) == ("completed", 24, 0)
 
 
-@pytest.mark.usefixtures("worker")
 def test_kills_of_a_worker_and_of_the_store_cost_no_row(fragile: Cluster, store: EmbeddedS3) -> None:
-    folder, output = fragile.folder / "many", OUTPUT.format(name="killed")
+    fragile.living_worker()
+    folder, output = fragile.folder / "many", f"s3://{BUCKET}/killed"
     write_images(folder, 160)
     victim = fragile.start_worker()
     arguments = ("embed", folder, "--model", "demo", "--output", output, "--chunk-size", "2", "--no-wait")
     job_id = fragile.run_json(*arguments)["job_id"]
-    wait_until(lambda: done_chunks(fragile, job_id) >= 5, "some chunks are done")
+    wait_until(lambda: fragile.status(job_id).done_chunks >= 5, "some chunks are done")
 
     victim.kill()
     store.child.kill()
@@ -103,31 +78,27 @@ def test_kills_of_a_worker_and_of_the_store_cost_no_row(fragile: Cluster, store:
 
     answer = fragile.run_json("watch", job_id)
     assert (answer["state"], answer["ok"], answer["failed"]) == ("completed", 160, 0)
-    assert [row["item_index"] for row in rows(fragile, output)] == list(range(160))
-    assert len(job_events(fragile, job_id)) == 1
+    assert [row["item_index"] for row in fragile.rows(output)] == list(range(160))
+    assert ends(fragile, job_id) == [("0", "completed")]
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_retry_in_a_bucket_needs_nothing_but_the_bucket(fragile: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "a.jpg").write_bytes(encoded(make_image(1)))
-    output = OUTPUT.format(name="retried")
-    with HttpSite(tmp_path / "site") as site:
-        paths = [f"/{'sick' if number % 3 == 1 else 'files'}/a.jpg" for number in range(12)]
-        source = fragile.folder / "list.txt"
-        source.write_text("".join(f"{site.url(path)}\n" for path in paths))
-        arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", "4")
-        answer = fragile.run_json(*arguments, expect=3)
-        assert (answer["ok"], answer["failed"]) == (8, 4)
-        before = rows(fragile, output)
+def test_a_retry_in_a_bucket_needs_nothing_but_the_bucket(fragile: Cluster, site: HttpSite) -> None:
+    fragile.living_worker()
+    source, output = fragile.folder / "list.txt", f"s3://{BUCKET}/retried"
+    paths = [f"/{'sick' if number % 3 == 1 else 'files'}/000000.jpg" for number in range(12)]
+    source.write_text("".join(f"{site.url(path)}\n" for path in paths))
+    arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", "4")
+    answer = fragile.run_json(*arguments, expect=3)
+    assert (answer["ok"], answer["failed"]) == (8, 4)
+    before = fragile.rows(output)
 
-        with connect(fragile.server.url) as client:
-            client.flushall()
-        site.heal()
-        answer = fragile.run_json("retry", output)
+    with connect(fragile.server.url) as client:
+        client.flushall()
+    site.heal()
+    answer = fragile.run_json("retry", output)
 
     assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 12, 12, 0)
-    after = rows(fragile, output)
+    after = fragile.rows(output)
     assert [row["item_index"] for row in after] == list(range(12))
     for old, new in zip(before, after, strict=True):
         assert new["status"] == "ok"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
 from tests.support.images import write_images
@@ -16,6 +15,7 @@ from tests.support.waiting import wait_until
 
 ITEMS = 600
 SPARE_FILES = 3
+REASON = "waits: this worker has too few file descriptors (ulimit -n"
 
 
 @pytest.fixture
@@ -23,13 +23,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path) as cluster:
         write_images(tmp_path / "images", ITEMS)
         yield cluster
-
-
-def sources(cluster: Cluster, site: HttpSite, kind: str) -> list[str]:
-    names = [f"{number:06d}.jpg" for number in range(ITEMS)]
-    if kind == "http":
-        return [site.url(f"/files/images/{name}") for name in names]
-    return [str(cluster.folder / "images" / name) for name in names]
 
 
 def limit_files(worker: WorkerProcess, count: int) -> None:
@@ -41,26 +34,18 @@ def limit_files(worker: WorkerProcess, count: int) -> None:
 def test_its_chunks_wait_until_it_may_open_more(cluster: Cluster, kind: str) -> None:
     worker = cluster.start_worker()
     _, enough = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
-    with HttpSite(cluster.folder) as site, Client(cluster.client_settings()) as client:
-        images = sources(cluster, site, kind)
+    with HttpSite(cluster.folder) as site:
+        base = site.url("/files/images") if kind == "http" else cluster.folder / "images"
+        images = [f"{base}/{number:06d}.jpg" for number in range(ITEMS)]
         # The model is loaded and the connections are open: what is missing from now on is missing for items.
-        options = JobOptions(output=cluster.folder / "first", model="demo")
-        assert client.embed(images[:1], options=options).wait(60).ok == 1
+        assert cluster.embed(images[:1], cluster.folder / "first").wait(60).ok == 1
         limit_files(worker, len(list(Path(f"/proc/{worker.pid}/fd").iterdir())) + SPARE_FILES)
-        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
 
-        job = client.embed(images, options=options)
+        job = cluster.embed(images, cluster.folder / "out", chunk_size=20)
 
-        wait_until(
-            lambda: (
-                "waits: this worker has too few file descriptors (ulimit -n" in worker.log()
-                or job.status().state.is_final
-            ),
-            "a chunk waits",
-            60,
-        )
+        wait_until(lambda: REASON in worker.log() or job.status().state.is_final, "a chunk waits")
         limit_files(worker, enough)
         status = job.wait(120)
     assert (status.ok, status.failed, status.codes) == (ITEMS, 0, {})
-    assert "waits: this worker has too few file descriptors (ulimit -n" in worker.log()
+    assert REASON in worker.log()
     assert worker.terminate() == 0

@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import PartFormat
-from clipfleet.ledger.jobs import Ledger
 from clipfleet.sources import SourceLike
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image
@@ -53,9 +52,7 @@ class Given:
 
 
 @pytest.fixture
-def place(cluster: Cluster, tmp_path: Path, s3: S3Bucket) -> Place:
-    folder = cluster.folder / tmp_path.name
-    folder.mkdir()
+def place(folder: Path, s3: S3Bucket) -> Place:
     for number, data in enumerate(IMAGES):
         (folder / f"{number}.jpg").write_bytes(data)
         s3.put(f"images/{number}.jpg", data)
@@ -133,13 +130,25 @@ GIVEN: dict[str, Callable[[Place], Given]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(cluster.client_settings()) as client:
-        yield client
+# Every kind of source into every kind of output is in test_sources_and_sinks.py, with columns of text.
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [("jsonl", "{folder}/out"), ("parquet", "{bucket}/out"), ("parquet", "redis://"), ("webdataset", "redis://"),
+     ("iterable", "{folder}/out")],
+)  # fmt: skip
+def test_columns_keep_their_types_and_values(client: Client, place: Place, kind: str, output: str) -> None:
+    given = GIVEN[kind](place)
+    options = JobOptions(
+        output=output.format(folder=place.folder, bucket=place.s3.uri), model="demo", chunk_size=4,
+        part_format=PartFormat.JSONL if kind == "jsonl" else PartFormat.PARQUET,
+    )  # fmt: skip
 
+    job = client.classify(given.source, ["red apple", "dog", "car"], options=options)
+    status = job.wait(120)
 
-def check(rows: list[dict[str, Any]], given: Given) -> None:
+    failed = len(given.codes) - given.codes.count(None)
+    assert (status.total, status.failed) == (len(given.ids), failed), status
+    rows = list(job.results())
     assert [row["item_index"] for row in rows] == list(range(len(given.ids)))
     assert [row["item_id"] for row in rows] == list(given.ids)
     assert [row["error_code"] for row in rows] == list(given.codes)
@@ -148,85 +157,54 @@ def check(rows: list[dict[str, Any]], given: Given) -> None:
         assert [row[name] for row in rows] == list(values), name
 
 
-@pytest.mark.parametrize("output", ["folder", "s3", "redis"])
-@pytest.mark.parametrize("kind", GIVEN)
-def test_columns_keep_their_types_and_values(client: Client, place: Place, kind: str, output: str) -> None:
-    given = GIVEN[kind](place)
-    outputs = {"folder": str(place.folder / "out"), "s3": f"{place.s3.uri}/out", "redis": "redis://"}
-    options = JobOptions(
-        output=outputs[output],
-        model="demo",
-        chunk_size=4,
-        part_format=PartFormat.JSONL if kind == "jsonl" and output != "redis" else PartFormat.PARQUET,
-    )
-
-    job = client.classify(given.source, ["red apple", "dog", "car"], options=options)
-    status = job.wait(120)
-
-    failed = len(given.codes) - given.codes.count(None)
-    assert (status.total, status.failed) == (len(given.ids), failed), status
-    check(list(job.results()), given)
-
-
 class TestStandardInput:
-    def start(self, cluster: Cluster, *words: str | Path) -> subprocess.Popen[bytes]:
-        command = [Path(sys.executable).with_name("clipfleet"), "embed", "-", "--model", "demo", *words]
-        return subprocess.Popen(
-            list(map(str, command)),
-            env=cluster.environment(),
-            cwd=cluster.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def start(self, cluster: Cluster, place: Place, lines: list[bytes]) -> subprocess.Popen[bytes]:
+        """A submit that has been given some lines and waits for more."""
+        command = [Path(sys.executable).with_name("clipfleet"), "embed", "-", "--model", "demo", "--json"]
+        command += ["--output", place.folder / "out", "--job-id", place.folder.name]
+        process = subprocess.Popen(
+            list(map(str, command)), env=cluster.environment(), cwd=cluster.folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(b"".join(lines))
+        process.stdin.flush()
+        return process
+
+    def wait_for_rows(self, client: Client, job_id: str, count: int) -> None:
+        def ok() -> int:
+            return next((status.ok for status in client.jobs() if status.job_id == job_id), 0)
+
+        wait_until(lambda: ok() == count, f"{count} rows are there")
 
     @pytest.mark.parametrize("kind", ["lines", "json"])
     def test_items_are_worked_on_while_more_come(
         self, cluster: Cluster, client: Client, place: Place, kind: str
     ) -> None:
-        def line(number: int) -> bytes:
-            path = str(place.folder / f"{number}.jpg")
-            return (json.dumps({"url": path, "n": number}) if kind == "json" else path).encode() + b"\n"
-
-        job_id = place.folder.name
-        with self.start(cluster, "--output", place.folder / "out", "--job-id", job_id, "--json") as process:
-            assert process.stdin is not None
-            process.stdin.write(line(0))
-            process.stdin.flush()
-            ledger = Ledger(cluster.server.url)
-            wait_until(lambda: _ok(ledger, job_id) == 1, "the first row is there")
-            ledger.close()
-            process.stdin.write(line(1) + line(2))
-            answer, said = process.communicate(timeout=120)
+        paths = [f"{place.folder}/{name}" for name in NAMES[:3]]
+        records = [json.dumps({"url": path, "n": number}) for number, path in enumerate(paths)]
+        lines = [f"{line}\n".encode() for line in (records if kind == "json" else paths)]
+        with self.start(cluster, place, lines[:1]) as process:
+            self.wait_for_rows(client, place.folder.name, 1)
+            answer, said = process.communicate(b"".join(lines[1:]), timeout=120)
 
         assert process.returncode == 0, said
         assert json.loads(answer)["ok"] == 3
-        rows = list(client.job(job_id).results())
-        assert [Path(row["uri"]).name for row in rows] == NAMES[:3]
+        rows = list(client.job(place.folder.name).results())
+        assert [row["uri"] for row in rows] == paths
         assert [row.get("n") for row in rows] == ([0, 1, 2] if kind == "json" else [None] * 3)
 
     def test_the_same_lines_resume_where_a_killed_submit_stopped(
         self, cluster: Cluster, client: Client, place: Place
     ) -> None:
-        job_id = place.folder.name
-        words = ("--output", place.folder / "out", "--job-id", job_id, "--json")
         lines = [f"{place.folder}/{name}\n".encode() for name in NAMES]
-        with self.start(cluster, *words) as process:
-            assert process.stdin is not None
-            process.stdin.write(b"".join(lines[:2]))
-            process.stdin.flush()
-            ledger = Ledger(cluster.server.url)
-            wait_until(lambda: _ok(ledger, job_id) == 2, "two rows are there")
-            ledger.close()
+        with self.start(cluster, place, lines[:2]) as process:
+            self.wait_for_rows(client, place.folder.name, 2)
             process.kill()
 
-        with self.start(cluster, *words) as process:
+        with self.start(cluster, place, []) as process:
             answer, said = process.communicate(b"".join(lines), timeout=120)
 
         assert process.returncode == 0, said
         assert json.loads(answer)["ok"] == COUNT
-        assert [Path(row["uri"]).name for row in client.job(job_id).results()] == NAMES
-
-
-def _ok(ledger: Ledger, job_id: str) -> int:
-    return next((status.ok for status in ledger.jobs(50) if status.job_id == job_id), 0)
+        assert [Path(row["uri"]).name for row in client.job(place.folder.name).results()] == NAMES

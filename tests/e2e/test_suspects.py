@@ -11,27 +11,28 @@ from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hos
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(400), pytest.mark.long]
 
+DEEDS = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
+
+
+def expected(count: int) -> dict[int, str | None]:
+    return dict.fromkeys(range(count)) | {number: CODES[deed] for number, deed in DEEDS.items()}
+
 
 def test_images_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
     """The first death has the chunk read by children: each of the others costs one of these, no worker."""
-    deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
     with Cluster(tmp_path, SETTINGS) as cluster:
-        write_hostile_images(tmp_path / "images", 60, deeds)
+        write_hostile_images(tmp_path / "images", 60, DEEDS)
         ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=30)
 
     print(f"\nworkers died with {ending.exit_codes}")
     assert ending.status["state"] == "completed_with_errors"
-    assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(60)}
-    assert ending.decode_children == []
+    assert (ending.codes, ending.decode_children) == (expected(60), [])
     assert 1 <= len(ending.exit_codes) <= 6
 
 
 def test_a_worker_that_isolates_its_decoders_loses_nothing_but_the_rows(tmp_path: Path) -> None:
-    deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
     with Cluster(tmp_path, SETTINGS | {"CLIPFLEET_ISOLATE_DECODE": "1"}) as cluster:
-        write_hostile_images(tmp_path / "images", 40, deeds, image_format="WEBP")
+        write_hostile_images(tmp_path / "images", 40, DEEDS, image_format="WEBP")
         ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=40)
 
-    assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(40)}
-    assert ending.exit_codes == []
-    assert ending.decode_children == []
+    assert (ending.codes, ending.decode_children, ending.exit_codes) == (expected(40), [], [])

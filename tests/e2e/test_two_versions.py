@@ -14,7 +14,7 @@ from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
-from tests.support.cluster import Cluster, WorkerProcess, job_events
+from tests.support.cluster import Cluster, WorkerProcess, ends
 from tests.support.documents import ROOT
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
@@ -34,27 +34,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+def start_worker(cluster: Cluster, version: int) -> WorkerProcess:
+    return cluster.start_worker(program=("tests.support.versions", str(version), "worker"))
+
+
 @pytest.fixture(scope="module")
 def older(cluster: Cluster) -> WorkerProcess:
-    return cluster.start_worker(program=("tests.support.versions", str(OLDER), "worker"))
-
-
-def start_newer(cluster: Cluster) -> WorkerProcess:
-    return cluster.start_worker(program=("tests.support.versions", str(NEWER), "worker"))
+    return start_worker(cluster, OLDER)
 
 
 def submit(cluster: Cluster, version: int, job_id: str, output: str) -> None:
-    chunk_size = str(IMAGES // CHUNKS)
     program = [sys.executable, "-m", "tests.support.versions", str(version), "submit"]
     submitted = subprocess.run(
-        [*program, str(cluster.folder / "images"), output, job_id, chunk_size],
-        env=cluster.environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+        [*program, str(cluster.folder / "images"), output, job_id, str(IMAGES // CHUNKS)],
+        env=cluster.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr
 
 
@@ -63,29 +57,14 @@ def completed_by(worker: WorkerProcess, job_id: str) -> int:
     return sum("chunk_completed" in line and f"job_id={job_id} " in line for line in lines)
 
 
-def state_of(cluster: Cluster, job_id: str) -> dict[str, str]:
-    with connect(cluster.server.url) as server:
-        facts: dict[str, str] = server.hgetall(keys.job(job_id))  # type: ignore[assignment]  # or async
-    return facts
-
-
-def troubles(cluster: Cluster, job_id: str) -> list[str]:
-    """Losses and failures; `waits` are no trouble."""
-    with connect(cluster.server.url) as server:
-        names: list[str] = server.hkeys(keys.job(job_id, keys.TROUBLES))  # type: ignore[assignment]  # or async
-    return [name for name in names if not name.endswith(":waits")]
-
-
 def is_exact(cluster: Cluster, job_id: str, version: int) -> None:
-    wait_until(
-        lambda: state_of(cluster, job_id)["state"].startswith("completed"), f"{job_id} is completed", 120
-    )
-    facts = state_of(cluster, job_id)
-    assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(IMAGES), "0")
     with connect(cluster.server.url) as server:
+        wait_until(lambda: ends(cluster, job_id), f"{job_id} ends", 120)
+        facts: Any = server.hgetall(keys.job(job_id))
         spec: Any = server.get(keys.job(job_id, keys.SPEC))
+    assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(IMAGES), "0")
     assert json.loads(spec)["schema_version"] == version
-    assert len(job_events(cluster, job_id)) == 1
+    assert ends(cluster, job_id) == [("0", "completed")]
 
 
 @pytest.mark.parametrize("kind", ["folder", "redis"])
@@ -94,29 +73,28 @@ def test_versions(cluster: Cluster, older: WorkerProcess, kind: str) -> None:
         return REDIS_OUTPUT if kind == "redis" else str(cluster.folder / name)
 
     # Given only a worker of N-1, a job of N is left alone: no loss, no failure, no end, no busy loop
-    new_job = f"new-{kind}"
+    new_job, old_job, both = (f"{name}-{kind}" for name in ("new", "old", "both"))
     submit(cluster, NEWER, new_job, output(new_job))
     wait_until(lambda: f"schema version {NEWER}" in older.log(), "the older worker has met it")
-    old_job = f"old-{kind}"
     submit(cluster, OLDER, old_job, output(old_job))  # it is not kept from its own
     is_exact(cluster, old_job, OLDER)
-    facts = state_of(cluster, new_job)
+    with connect(cluster.server.url) as server:
+        facts: Any = server.hgetall(keys.job(new_job))
+        troubles: Any = server.hkeys(keys.job(new_job, keys.TROUBLES))
     assert (facts["state"], facts["done_chunks"]) == ("running", "0"), cluster.logs()
-    assert troubles(cluster, new_job) == []
+    assert [name for name in troubles if not name.endswith(":waits")] == []
     assert older.log().count(f"job {new_job}: the job has schema version") <= CHUNKS
 
     # When one of N comes, it does that job, and both do another one of N-1
-    newer = start_newer(cluster)
+    newer = start_worker(cluster, NEWER)
     try:
         is_exact(cluster, new_job, NEWER)
-        assert completed_by(newer, new_job) == CHUNKS
-        assert completed_by(older, new_job) == 0
-        both = f"both-{kind}"
+        assert (completed_by(newer, new_job), completed_by(older, new_job)) == (CHUNKS, 0)
         submit(cluster, OLDER, both, output(both))
         is_exact(cluster, both, OLDER)
         shares = completed_by(older, both), completed_by(newer, both)
         assert sum(shares) == CHUNKS
         assert min(shares) > 0, shares
-        assert cluster.run("results", both if kind == "redis" else output(both)).returncode == 0
+        assert len(cluster.rows(both if kind == "redis" else output(both))) == IMAGES
     finally:
         assert newer.terminate() == 0

@@ -58,11 +58,8 @@ def running(tmp_path: Path) -> Iterator[RunningUp]:
     with (tmp_path / "up.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.up_with", str(tmp_path / "service"), *worker],
-            env=clean | settings,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+            env=clean | settings, cwd=ROOT, stdout=log, stderr=log,
+        )  # fmt: skip
     yield RunningUp(tmp_path, process)
     if process.poll() is None:
         process.terminate()

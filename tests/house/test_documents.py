@@ -85,9 +85,8 @@ def test_codes_that_are_never_given_are_marked() -> None:
     sources = [*ROOT.glob("producer/**/*.py"), *ROOT.glob("worker/**/*.py")]
     text = "\n".join(path.read_text() for path in sources)
     given = {code for code in ErrorCode if re.search(rf"ErrorCode\.{code.name}\b", text)}
-    marked = {
-        row[0].strip("`") for row in table(ERRORS_PAGE, "code", "meaning", "retryable") if row[1] == NOT_GIVEN
-    }
+    rows = table(ERRORS_PAGE, "code", "meaning", "retryable")
+    marked = {code.strip("`") for code, meaning, _ in rows if meaning == NOT_GIVEN}
     assert marked == {code.value for code in ErrorCode} - {code.value for code in given}
 
 
@@ -142,9 +141,8 @@ def test_what_a_document_names_exists(document: Path) -> None:
         beside = document.parent / path
         assert (ROOT / path).exists() or beside.exists(), f"{document.name} names {name}"
         for word in inside:
-            assert re.search(rf"(def|class) {word}\b", (ROOT / path).read_text()), (
-                f"{document.name} names {name}"
-            )
+            found = re.search(rf"(def|class) {word}\b", (ROOT / path).read_text())
+            assert found, f"{document.name} names {name}"
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -158,11 +156,7 @@ def test_links_inside_a_document_lead_somewhere(document: Path) -> None:
 
 
 def test_variables_that_are_named_are_settings() -> None:
-    names = [
-        *documents(),
-        ROOT / "docker-compose.yml",
-        *ROOT.glob("ops/**/*"),
-    ]
+    names = [*documents(), ROOT / "docker-compose.yml", *ROOT.glob("ops/**/*")]
     named = {name for path in names if path.is_file() for name in SETTING.findall(_text(path))}
     assert "CLIPFLEET_REDIS_URL" in named
     assert named <= setting_names()
@@ -209,33 +203,18 @@ def test_a_dockerfile_copies_what_exists_and_ends_without_root(name: str) -> Non
 
 
 def test_images_are_pinned_to_a_version() -> None:
-    files = [
-        ROOT / "docker-compose.yml",
-        *ROOT.glob("ops/docker/*.Dockerfile"),
-        *ROOT.glob("ops/kubernetes/*/*/redis.yaml"),
-    ]
-    images = re.findall(
-        r"^(?:FROM|\s+image:) (\S+)", "\n".join(map(Path.read_text, files)), flags=re.MULTILINE
-    )
+    files = [ROOT / "docker-compose.yml", *ROOT.glob("ops/docker/*.Dockerfile")]
+    text = "\n".join(map(Path.read_text, [*files, *ROOT.glob("ops/kubernetes/*/*/redis.yaml")]))
+    images = re.findall(r"^(?:FROM|\s+image:) (\S+)", text, flags=re.MULTILINE)
     assert len(images) >= 9
     for image in images:
         assert re.search(r":v?\d+\.\d+[\w.-]*$", image), image
 
 
 def test_no_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
-    hosts = [
-        "py" + "pi.org",
-        "python" + "hosted.org",
-        "npm" + "js.org",
-        "npm" + "js.com",
-        "deb." + "debian.org",
-    ]
-    hosts += [
-        "security." + "debian.org",
-        "download.py" + "torch.org",
-        "crates" + ".io",
-        "proxy.go" + "lang.org",
-    ]
+    parts = "py+pi.org python+hosted.org npm+js.org npm+js.com deb.+debian.org security.+debian.org"
+    parts += " download.py+torch.org crates+.io proxy.go+lang.org"
+    hosts = parts.replace("+", "").split()
     machine = re.compile(r"(?<![\w.\-/*}])/(?:wo" + r"rk|ro" + r"ot|opt/whe" + r"els)/")
     for path in repository_files():
         text = _text(path)

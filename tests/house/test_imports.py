@@ -115,9 +115,7 @@ print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] fo
 
 
 class TestProducer:
-    def test_all_modules_load_without_packages_of_the_worker(
-        self, installation: Installation, tmp_path: Path
-    ) -> None:
+    def test_all_modules_load(self, installation: Installation, tmp_path: Path) -> None:
         result = python(
             installation.without(*WORKER_EXTRA.values(), "pillow", "valkey"), IMPORT_ALL, tmp_path
         )
@@ -135,9 +133,7 @@ class TestProducer:
         assert "pyarrow" in loaded
         assert loaded & (set(HEAVY) - {"numpy"}) == set()  # pyarrow loads numpy where it is
 
-    def test_the_commands_run_without_packages_of_the_worker(
-        self, installation: Installation, tmp_path: Path
-    ) -> None:
+    def test_the_commands_run(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
 
         for answer in run_all(site, tmp_path, "clipfleet", "--help", "classify --help", "jobs --help"):
@@ -157,9 +153,7 @@ class TestWithoutWorkerExtra:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("module", WORKER_EXTRA)
-    def test_the_line_names_what_is_missing(
-        self, installation: Installation, tmp_path: Path, module: str
-    ) -> None:
+    def test_what_is_missing_is_named(self, installation: Installation, tmp_path: Path, module: str) -> None:
         (answer,) = run_all(installation.without(WORKER_EXTRA[module]), tmp_path, "clipfleet-worker", "run")
 
         assert answer.code == 2
@@ -173,9 +167,7 @@ class TestWithoutWorkerExtra:
         for answer in run_all(site, tmp_path, "clipfleet-worker", "--help", "run --help", "up --help"):
             assert (answer.code, answer.err) == (0, ""), answer
 
-    def test_up_runs_a_command_with_an_existing_redis(
-        self, installation: Installation, tmp_path: Path
-    ) -> None:
+    def test_up_runs_a_command(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
         request = json.dumps(["clipfleet-worker", [["up", "--no-worker", "--", "true"]]])
 
@@ -186,9 +178,7 @@ class TestWithoutWorkerExtra:
 
 
 class TestWithoutEmbeddedExtra:
-    def test_one_line_names_the_extra_and_the_setting(
-        self, installation: Installation, tmp_path: Path
-    ) -> None:
+    def test_one_line_names_the_ways_out(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without("valkey")
 
         for answer in run_all(

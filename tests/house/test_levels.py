@@ -223,9 +223,7 @@ class TestTheChecksThemselves:
             (None, ["ours/ledger"]),
         ],
     )
-    def test_what_does_not_say_what_belongs_there(
-        self, tmp_path: Path, said: str | None, found: list[str]
-    ) -> None:
+    def test_what_is_unsaid(self, tmp_path: Path, said: str | None, found: list[str]) -> None:
         package = plant(tmp_path / "ours", ledger__jobs="")
         door = package / "ledger" / "__init__.py"
         door.unlink() if said is None else door.write_text(said)

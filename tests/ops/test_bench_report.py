@@ -13,9 +13,7 @@ from ops.bench.report import Report, names_of, positive, positives
 from ops.bench.rounds import in_turns, median_ratio
 
 
-def test_the_json_says_what_ran_where_and_how_it_ended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_json_says_what_ran(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "result.json"
     with Report("decode", path) as report:
         table = report.table({"image": "<9", "images/s": "10.1f"}, "one core")

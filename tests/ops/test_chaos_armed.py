@@ -69,12 +69,7 @@ def test_it_stands_before_a_part_becomes_visible_and_before_nothing_else(
         with output.scratch() as scratch:
             scratch.write_text(f"{point}\n")
             version = output.version(name)
-            was_done = (
-                output.publish(scratch, name)
-                if version is None
-                else output.replace_if(scratch, name, version)
-            )
-        assert was_done
+            assert output.replace_if(scratch, name, version) if version else output.publish(scratch, name)
         reached += [name] * (armed_in(tmp_path / "armed") is None)
         for left in (tmp_path / "armed").iterdir():
             left.unlink()

@@ -92,25 +92,14 @@ def test_owners_that_were_struck_down_are_counted_per_chunk_and_generation() -> 
 
 
 def test_faults_that_did_not_strike_are_not_counted() -> None:
+    in_step, of_producer = "death at a crash point", "death of a producer"
     events = [
-        {
-            "what": "fault",
-            "number": 1,
-            "kind": "death at a crash point",
-            "point": "mid_write",
-            "at_seconds": 1,
-        },
-        {"what": "fault_ended", "number": 1, "kind": "death at a crash point", "at_seconds": 1},
-        {
-            "what": "fault",
-            "number": 2,
-            "kind": "death at a crash point",
-            "point": "mid_fetch",
-            "at_seconds": 2,
-        },
-        {"what": "fault_ended", "number": 2, "kind": "death at a crash point", "at_seconds": 2},
-        {"what": "fault", "number": 3, "kind": "death of a producer", "point": "mid_submit", "at_seconds": 3},
-        {"what": "fault_ended", "number": 3, "kind": "death of a producer", "at_seconds": 3},
+        {"what": "fault", "number": 1, "kind": in_step, "point": "mid_write", "at_seconds": 1},
+        {"what": "fault_ended", "number": 1, "kind": in_step, "at_seconds": 1},
+        {"what": "fault", "number": 2, "kind": in_step, "point": "mid_fetch", "at_seconds": 2},
+        {"what": "fault_ended", "number": 2, "kind": in_step, "at_seconds": 2},
+        {"what": "fault", "number": 3, "kind": of_producer, "point": "mid_submit", "at_seconds": 3},
+        {"what": "fault_ended", "number": 3, "kind": of_producer, "at_seconds": 3},
         {"what": "producer_ended", "fault": 3, "code": 0},
     ]
     ended = [

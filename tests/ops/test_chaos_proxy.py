@@ -104,30 +104,37 @@ def is_reset_or_ended(connection: socket.socket) -> bool:
     return True
 
 
+def read_at_most(connection: socket.socket) -> bytes:
+    """All that comes before the end or a reset."""
+    data = b""
+    with suppress(ConnectionResetError):
+        while more := connection.recv(64):
+            data += more
+    return data
+
+
+Ends = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def ends(peer: Peer, proxy: Proxy) -> Ends:
+    return pair(peer, proxy)
+
+
 class TestCarrying:
-    def test_bytes_pass_both_ways_and_are_counted(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
+    def test_bytes_pass_both_ways_and_are_counted(self, proxy: Proxy, ends: Ends) -> None:
+        client, server = ends
 
         assert passes(server, client)
         assert (proxy.passed_bytes("server"), proxy.passed_bytes("client")) == (4, 4)
         assert (proxy.accepted, proxy.open_connections) == (1, 1)
 
-    def test_much_passes_whole(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
-        data = bytes(range(256)) * 4096
-
-        client.sendall(data[: len(data) // 2])
-        first = read_exactly(server, len(data) // 2)
-        client.sendall(data[len(data) // 2 :])
-
-        assert first + read_exactly(server, len(data) // 2) == data
-
-    def test_one_end_may_have_sent_all_and_still_receive(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
-
+    def test_one_end_may_have_sent_all_and_still_receive(self, proxy: Proxy, ends: Ends) -> None:
+        client, server = ends
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         assert passes(server, client)
+
         server.close()
 
         assert client.recv(1) == b""
@@ -139,65 +146,42 @@ class TestCarrying:
         with Proxy(nobody) as proxy:
             with suppress(ConnectionResetError):  # it may come before `connect` has returned
                 assert is_reset(peer.connect(proxy))
-            wait_until(lambda: proxy.accepted == 1, "the client is accepted")
-            wait_until(lambda: proxy.open_connections == 0, "the connection is forgotten")
+            wait_until(lambda: (proxy.accepted, proxy.open_connections) == (1, 0), "the client is forgotten")
 
-    def test_stopping_ends_everything(self, peer: Peer) -> None:
-        proxy = Proxy(peer.port)
-        proxy.start()
-        client, server = pair(peer, proxy)
-
+    def test_stopping_ends_everything(self, peer: Peer, proxy: Proxy, ends: Ends) -> None:
         proxy.stop()
         proxy.stop()
 
-        assert is_reset(client)
-        assert is_reset(server)
+        assert all(is_reset(end) for end in ends)
         with pytest.raises(ConnectionRefusedError):
             peer.connect(proxy)
 
 
 class TestFreezing:
-    def test_open_connections_go_silent_and_new_ones_work(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
-
-        proxy.freeze()
-        client.sendall(b"lost?")
-        server.sendall(b"lost?")
-
-        assert is_silent(server)
-        assert is_silent(client)
-        assert pair(peer, proxy)
-
-    def test_after_the_thaw_they_continue_where_they_were(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
+    def test_open_connections_go_silent_until_the_thaw(self, peer: Peer, proxy: Proxy, ends: Ends) -> None:
+        client, server = ends
         proxy.freeze()
         client.sendall(b"kept")
-        assert is_silent(server)
+        server.sendall(b"kept")
+        assert is_silent(server) and is_silent(client)
+        assert pair(peer, proxy)  # new ones work
 
         proxy.thaw()
 
-        assert read_exactly(server, 4) == b"kept"
+        assert read_exactly(server, 4) == read_exactly(client, 4) == b"kept"
         assert passes(server, client)
 
-    def test_no_end_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
+    @pytest.mark.parametrize("end", ["FIN", "RST"])
+    def test_no_end_is_passed_on_until_the_thaw(self, proxy: Proxy, ends: Ends, end: str) -> None:
+        client, server = ends
         proxy.freeze()
-
+        if end == "RST":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()
-
         assert is_silent(server)
+
         proxy.thaw()
-        assert server.recv(1) == b""
 
-    def test_no_reset_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
-        proxy.freeze()
-
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        client.close()
-
-        assert is_silent(server)
-        proxy.thaw()
         assert is_reset_or_ended(server)
 
     def test_new_ones_too_until_the_thaw(self, peer: Peer, proxy: Proxy) -> None:
@@ -211,19 +195,13 @@ class TestFreezing:
         assert read_exactly(peer.accept(), 4) == b"kept"
         assert pair(peer, proxy)
 
-    def test_what_is_frozen_can_be_reset(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
-        proxy.freeze()
-
-        assert proxy.reset() == 1
-
-        assert is_reset(client)
-        assert is_reset(server)
-
 
 class TestBreaking:
-    def test_a_reset_reaches_both_ends_of_all(self, peer: Peer, proxy: Proxy) -> None:
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_a_reset_reaches_both_ends_of_all(self, peer: Peer, proxy: Proxy, frozen: bool) -> None:
         ends = [end for _ in range(3) for end in pair(peer, proxy)]
+        if frozen:
+            proxy.freeze()
 
         assert proxy.reset() == 3
 
@@ -232,9 +210,8 @@ class TestBreaking:
         assert pair(peer, proxy)
 
     @pytest.mark.parametrize("towards", ["server", "client"])
-    def test_a_cut_in_mid_command(self, peer: Peer, proxy: Proxy, towards: str) -> None:
-        client, server = pair(peer, proxy)
-        sender, receiver = (client, server) if towards == "server" else (server, client)
+    def test_a_cut_in_mid_command(self, peer: Peer, proxy: Proxy, ends: Ends, towards: str) -> None:
+        sender, receiver = ends if towards == "server" else reversed(ends)
 
         proxy.cut_after(6, towards="server" if towards == "server" else "client")
         assert not proxy.is_cut
@@ -247,8 +224,8 @@ class TestBreaking:
         assert proxy.is_cut
         assert pair(peer, proxy)
 
-    def test_a_cut_after_the_last_byte_of_a_command(self, peer: Peer, proxy: Proxy) -> None:
-        client, server = pair(peer, proxy)
+    def test_a_cut_after_the_last_byte_of_a_command(self, proxy: Proxy, ends: Ends) -> None:
+        client, server = ends
         before = proxy.passed_bytes("server")
 
         proxy.cut_after(4, towards="server")
@@ -258,36 +235,21 @@ class TestBreaking:
         assert read_at_most(server) in (b"word", b"")
         assert proxy.passed_bytes("server") == before + 4
 
-    def test_refused_and_admitted_again(self, peer: Peer, proxy: Proxy) -> None:
-        ends = pair(peer, proxy)
-
-        proxy.refuse()
+    def test_refused_and_admitted_again(self, peer: Peer, proxy: Proxy, ends: Ends) -> None:
         proxy.refuse()
         with pytest.raises(ConnectionRefusedError):
             peer.connect(proxy)
         assert passes(*ends)
         proxy.admit()
-        proxy.admit()
 
         assert pair(peer, proxy)
 
-    def test_another_server_from_now_on(self, peer: Peer, proxy: Proxy) -> None:
-        ends = pair(peer, proxy)
+    def test_another_server_from_now_on(self, peer: Peer, proxy: Proxy, ends: Ends) -> None:
         other = Peer()
 
         proxy.retarget(other.port)
-        client = peer.connect(proxy)
-        server = other.accept()
 
-        assert passes(client, server)
+        client = peer.connect(proxy)
+        assert passes(client, other.accept())
         assert passes(*ends)
         other.close()
-
-
-def read_at_most(connection: socket.socket) -> bytes:
-    """All that comes before the end or a reset."""
-    data = b""
-    with suppress(ConnectionResetError):
-        while more := connection.recv(64):
-            data += more
-    return data

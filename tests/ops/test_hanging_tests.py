@@ -53,14 +53,10 @@ def test_a_hanging_test_fails_alone_and_is_cleaned_up(tmp_path: Path) -> None:
     file.write_text(HANGING)
     options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "--basetemp", tmp_path / "work", file],
-        cwd=ROOT,
-        env=os.environ | {"TESTS_CLEAN_UP_SECONDS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-m", "pytest", *options, "--basetemp", tmp_path / "work", file], cwd=ROOT,
+        env=os.environ | {"TESTS_CLEAN_UP_SECONDS": "1"}, capture_output=True, text=True, timeout=120,
         check=False,
-    )
+    )  # fmt: skip
 
     said = result.stdout + result.stderr
     assert result.returncode == 1, said

@@ -8,7 +8,6 @@
 | `record FILE` | records each crash point that is reached |
 | `load hang FILE` | hangs while it loads a model |
 | `standstill SECONDS` | ends when none of its threads has run for so long |
-| `count FILE` | records how many texts each call of the encoder gets |
 | `throttle FILE` | has a fake model; slow at marked and at black images, and at parts while FILE exists |
 | `harm` | has a decoder that images can harm, see `hostile_decoder` |
 """
@@ -19,7 +18,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +28,7 @@ from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.chunk import held_lease, pipeline
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import Raster
-from clipfleet_worker.encode.backends import Backend
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
-from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
@@ -51,8 +47,6 @@ _WRITE_SECONDS = 1.0
 def alter(arguments: list[str]) -> dict[str, Any]:
     """Arguments of `Worker`; crash points are put into its classes."""
     match arguments:
-        case ["count", file]:
-            return {"load_model": partial(load_counted, Path(file))}
         case ["throttle", file]:
             stand_in_worker(partial(slow_write, Path(file)))
             return {"decoder_class": SlowDecoder, "load_model": lambda name, *_: SlowEncoder(name)}
@@ -77,28 +71,6 @@ def alter(arguments: list[str]) -> dict[str, Any]:
             raise SystemExit(__doc__)
     stand_in_worker(reach)
     return {}
-
-
-class CountingBackend:
-    """Another backend, whose texts are counted."""
-
-    def __init__(self, backend: Backend, file: Path) -> None:
-        self._backend = backend
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def encode_texts(self, tokens: Any) -> np.ndarray:
-        with self._file.open("a") as lines:
-            lines.write(f"{len(tokens)}\n")
-        return self._backend.encode_texts(tokens)
-
-
-def load_counted(file: Path, *arguments: Any) -> LoadedModel:
-    model = load_model(*arguments)
-    model._backend = cast(Backend, CountingBackend(model._backend, file))  # its canaries do not count
-    return model
 
 
 class SlowDecoder(Decoder):

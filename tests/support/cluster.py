@@ -16,6 +16,10 @@ from typing import Any, Self
 
 from pydantic import SecretStr
 
+from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
 from tests.support.documents import ROOT
 from tests.support.leftovers import MARK, left_by_jobs, left_in_redis, processes_marked
@@ -70,6 +74,7 @@ class Cluster:
         self.settings = dict(settings or {})  # of the programs started from now on
         self._broker = ExitStack()
         self._mark = str(folder)
+        self._client: Client | None = None
 
     def __enter__(self) -> Self:
         self.settings = self._broker.enter_context(broker_settings()) | self.settings
@@ -83,6 +88,8 @@ class Cluster:
             if kind is None:
                 self._check_outputs()
         finally:
+            if self._client is not None:
+                self._client.close()
             started: list[subprocess.Popen[Any]] = [*self._programs, *(one.process for one in self.workers)]
             for process in started:
                 process.kill()
@@ -97,10 +104,9 @@ class Cluster:
 
     def _check_outputs(self) -> None:
         """With a live worker that sweeps, ended jobs leave nothing but results."""
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.thaw()
-        if any(worker.process.poll() is None for worker in self.workers):
+        for worker in self.living_workers():
+            worker.thaw()
+        if self.living_workers():
             wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing")
 
     def environment(self) -> dict[str, str]:
@@ -129,6 +135,38 @@ class Cluster:
         return Settings(
             redis_url=SecretStr(self.server.url), broker_url=SecretStr(broker_url) if broker_url else None
         )
+
+    @property
+    def client(self) -> Client:
+        """A producer in this process, as long as the cluster lives."""
+        if self._client is None:
+            self._client = Client(self.client_settings())
+        return self._client
+
+    def embed(self, source: Any, output: Any = None, **options: Any) -> JobHandle:
+        """Submit a job of the demo model; without an output its rows stay in Redis."""
+        return self.client.embed(source, options=JobOptions(output=output, model="demo", **options))
+
+    def status(self, job_id: str) -> JobStatus:
+        """Without the command line, which takes a second to start."""
+        return self.client.job(job_id).status()
+
+    def rows(self, where: str | Path) -> list[dict[str, Any]]:
+        """Rows of a job or an output as the command line prints them."""
+        result = self.run("results", where, "--format", "jsonl")
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def living_workers(self) -> list[WorkerProcess]:
+        return [worker for worker in self.workers if worker.process.poll() is None]
+
+    def stop_workers(self) -> None:
+        for worker in self.living_workers():
+            assert worker.terminate() == 0, worker.log()
+
+    def living_worker(self) -> WorkerProcess:
+        """A worker, started if there is none."""
+        return next(iter(self.living_workers()), None) or self.start_worker()
 
     def start_worker(
         self, settings: Mapping[str, str] | None = None, *, program: Sequence[str] = WORKER_PROGRAM
@@ -211,9 +249,11 @@ class Cluster:
 
 def job_events(cluster: Cluster, job_id: str) -> Sequence[dict[str, str]]:
     """Completion events of a job."""
-    from clipfleet.ledger import keys
-    from clipfleet.redis.connection import connect
-
     with connect(cluster.server.url) as client:
         entries: Any = client.xrange(keys.EVENTS)
     return [fields for _, fields in entries if fields["job_id"] == job_id]
+
+
+def ends(cluster: Cluster, job_id: str) -> list[tuple[str, str]]:
+    """Generation and state of each completion event of a job."""
+    return [(event["generation"], event["state"]) for event in job_events(cluster, job_id)]

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
 from tests.support.shards import tar_bytes
 
-GOOD_JPEG, GOOD_PNG, GOOD_WEBP = (
-    encoded(make_image(1)),
-    encoded(make_image(2), "PNG"),
-    encoded(make_image(3), "WEBP"),
-)
+GOOD_JPEG, GOOD_PNG = encoded(make_image(1)), encoded(make_image(2), "PNG")
+GOOD_WEBP = encoded(make_image(3), "WEBP")
 TRUNCATED = encoded(make_image(4))[:-700]
 PAGE = b"<html>no picture</html>"
 FILES = {
@@ -104,18 +102,24 @@ def _records(place: Place) -> list[Record]:
     ]
 
 
+def _absolute(place: Place) -> list[Record]:
+    """Those that mean the same wherever they are read."""
+    return [record for record in _records(place) if not record.uri.startswith(("images/", "../"))]
+
+
 def _columns(number: int) -> dict[str, str]:
     """The source's own columns; two of them have names of ours."""
     return {"label": f"mine {number}", "status": "todo", "note": f'007, "{number}"'}
 
 
 def _expected(records: Iterable[Record]) -> list[Expected]:
-    rows = []
-    for number, record in enumerate(records):
-        own = _columns(number)
-        columns = {"source_label": own["label"], "source_status": own["status"], "note": own["note"]}
-        rows.append(Expected(record.item_id, record.error_code, columns))
-    return rows
+    renamed = {"label": "source_label", "status": "source_status", "note": "note"}
+    return [
+        Expected(
+            record.item_id, record.error_code, {renamed[n]: text for n, text in _columns(number).items()}
+        )
+        for number, record in enumerate(records)
+    ]
 
 
 def _table(records: Iterable[Record]) -> list[dict[str, str]]:
@@ -164,9 +168,7 @@ MANIFESTS: dict[str, Callable[[Sequence[Record]], bytes]] = {
 
 def _manifest(kind: str, *, gzipped: bool = False, in_bucket: bool = False) -> Callable[[Place], Given]:
     def make(place: Place) -> Given:
-        records = _records(place)
-        if in_bucket:  # relative names in it count from the bucket's folder: only what is absolute stays
-            records = [record for record in records if not record.uri.startswith(("images/", "../"))]
+        records = _absolute(place) if in_bucket else _records(place)
         data = MANIFESTS[kind](records)
         name = f"list.{kind}"
         if gzipped:
@@ -187,12 +189,8 @@ def _based(place: Place) -> Given:
     names = [*FILES, "missing.jpg"]
     text = "where,shelf\n" + "".join(f"{name},{number}\n" for number, name in enumerate(names))
     (place.folder / "keys.csv").write_text(text)
-    rows = [
-        Expected(
-            str(number), "not_found" if name == "missing.jpg" else CODES.get(name), {"shelf": str(number)}
-        )
-        for number, name in enumerate(names)
-    ]
+    codes = {**CODES, "missing.jpg": "not_found"}
+    rows = [Expected(str(n), codes.get(name), {"shelf": str(n)}) for n, name in enumerate(names)]
     return Given(place.folder / "keys.csv", rows, base_uri=f"{place.bucket.uri}/based/", url_column="where")
 
 
@@ -221,23 +219,23 @@ def _bucket_prefix(place: Place) -> Given:
 
 
 def _stdin_lines(place: Place) -> Given:
-    absolute = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
-    return Given("-", _plain_expected(absolute), stdin=_plain(absolute))
+    records = _absolute(place)
+    return Given("-", _plain_expected(records), stdin=_plain(records))
 
 
 def _stdin_json(place: Place) -> Given:
-    absolute = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
-    return Given("-", _expected(absolute), stdin=_json_lines(absolute))
+    records = _absolute(place)
+    return Given("-", _expected(records), stdin=_json_lines(records))
 
 
 def _urls(place: Place) -> Given:
-    records = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
+    records = _absolute(place)
     rows = [Expected(str(number), record.error_code) for number, record in enumerate(records)]
     return Given([record.uri for record in records], rows)
 
 
 def _dicts(place: Place) -> Given:
-    records = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
+    records = _absolute(place)
     return Given(_table(records), _expected(records))
 
 
@@ -258,9 +256,9 @@ def _stream(place: Place) -> Given:
     return Given((data for data in given.source), given.rows)
 
 
-def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Expected]]:
+def _shards(place: Place, *, in_bucket: bool) -> Given:
     """Two archives as img2dataset lays them out: `{key}.jpg`, `{key}.txt`, `{key}.json`."""
-    shards, rows = [], []
+    rows, uri = [], place.bucket.uri if in_bucket else str(place.folder)
     images = [GOOD_JPEG, TRUNCATED, GOOD_JPEG, b"", GOOD_JPEG]
     for shard, slice_ in enumerate((images[:3], images[3:])):
         members = []
@@ -272,32 +270,14 @@ def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Exp
                 (f"{key}.txt", f"caption of {key}".encode()),
                 (f"{key}.json", json.dumps(facts, indent=4).encode()),
             ]
+            own = {"txt": f"caption of {key}", "url": facts["url"], "key": key}
             code = {TRUNCATED: "broken_image", b"": "empty"}.get(data)
-            columns = {
-                "txt": f"caption of {key}",
-                "url": facts["url"],
-                "key": key,
-                "source_status": "success",
-                "source_width": 96,
-            }
-            rows.append(Expected(key, code, columns))
-        shards.append((f"{shard:05d}.tar", tar_bytes(members)))
-    return shards, rows
-
-
-def _local_shards(place: Place) -> Given:
-    shards, rows = _img2dataset_shards(place)
-    (place.folder / "shards").mkdir()
-    for name, data in shards:
-        (place.folder / "shards" / name).write_bytes(data)
-    return Given(str(place.folder / "shards" / "{00000..00001}.tar"), rows)
-
-
-def _bucket_shards(place: Place) -> Given:
-    shards, rows = _img2dataset_shards(place)
-    for name, data in shards:
-        place.bucket.put(f"shards/{name}", data)
-    return Given(f"{place.bucket.uri}/shards/{{00000..00001}}.tar", rows)
+            rows.append(Expected(key, code, own | {"source_status": "success", "source_width": 96}))
+        if in_bucket:
+            place.bucket.put(f"{shard:05d}.tar", tar_bytes(members))
+        else:
+            (place.folder / f"{shard:05d}.tar").write_bytes(tar_bytes(members))
+    return Given(f"{uri}/{{00000..00001}}.tar", rows)
 
 
 def _image_parquet(place: Place) -> Given:
@@ -329,10 +309,10 @@ SOURCES: dict[str, Callable[[Place], Given]] = {
     "paths": _paths,
     "bytes": _bytes,
     "generator": _stream,
-    "tar shards": _local_shards,
+    "tar shards": partial(_shards, in_bucket=False),
     "image parquet": _image_parquet,
     "s3 prefix": _bucket_prefix,
     "s3 csv": _manifest("csv", in_bucket=True),
     "s3 jsonl.gz": _manifest("jsonl", gzipped=True, in_bucket=True),
-    "s3 tar shards": _bucket_shards,
+    "s3 tar shards": partial(_shards, in_bucket=True),
 }
