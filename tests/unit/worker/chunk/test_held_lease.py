@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import cast
 
 import pytest
 
-from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Lease, Ledger
 from clipfleet_worker.chunk.held_lease import HeldLease, Progress
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.process.watchdog import Phase
 from tests.support.doubles import Clock, InThread
 from tests.support.recording_ledger import RecordingLedger
 
@@ -90,10 +89,9 @@ class TestInterruption:
     @pytest.mark.parametrize("is_late", [False, True])
     def test_it_calls_back_once(self, held: HeldLease, is_late: bool) -> None:
         seen = list[BaseException]()
-        if is_late:
-            held.interrupt("lost")
-        held.on_interrupt(seen.append)
-        held.interrupt("lost" if not is_late else "the worker drains")
+        steps = [lambda: held.interrupt("lost"), lambda: held.on_interrupt(seen.append)]
+        for step in steps if is_late else reversed(steps):
+            step()
         held.interrupt("the worker drains")
 
         assert [str(error) for error in seen] == ["lost"]
@@ -159,35 +157,36 @@ class TestConfirming:
     def keeper(self, ledger: RecordingLedger, clock: Clock) -> LeaseKeeper:
         return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
 
-    def test_within_the_lease_the_ledger_is_not_asked(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
+    @pytest.fixture
+    def confirming(self, keeper: LeaseKeeper, clock: Clock) -> Iterator[HeldLease]:
         with keeper.hold(LEASE, asked_at=clock.now) as held:
+            yield held
+
+    def test_within_the_lease_the_ledger_is_not_asked(
+        self, confirming: HeldLease, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
+    ) -> None:
+        for renewals in (0, 1):
             clock.now += LEASE_SECONDS - 0.1
-            held.confirm()
+            confirming.confirm()
+            assert len(ledger.renewed) == renewals
             keeper.renew_all()
-            clock.now += LEASE_SECONDS - 0.1
-            held.confirm()
-        assert len(ledger.renewed) == 1
 
     def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
+        self, confirming: HeldLease, ledger: RecordingLedger, clock: Clock
     ) -> None:
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            clock.now += LEASE_SECONDS
-            held.confirm()
-            held.confirm()
+        clock.now += LEASE_SECONDS
+        confirming.confirm()
+        confirming.confirm()
         assert ledger.renewed == [["1"]]
 
     @pytest.mark.parametrize("word", ["lost", "cancelled"])
     def test_else_it_writes_nothing(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock, word: str
+        self, confirming: HeldLease, ledger: RecordingLedger, clock: Clock, word: str
     ) -> None:
         ledger.words["1"] = word
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            clock.now += LEASE_SECONDS
-            with pytest.raises(ChunkInterrupted, match=word):
-                held.confirm()
+        clock.now += LEASE_SECONDS
+        with pytest.raises(ChunkInterrupted, match=word):
+            confirming.confirm()
 
     def test_an_interrupted_chunk_is_not_written_within_its_lease_either(self, held: HeldLease) -> None:
         held.interrupt("cancelled")
@@ -195,17 +194,18 @@ class TestConfirming:
             held.confirm()
 
     def test_while_redis_is_away_it_waits_without_a_limit(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
+        self, confirming: HeldLease, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
     ) -> None:
-        phases: list[Phase] = []
-        ledger.errors["renew"] = RedisUnavailableError("away")
+        limits: list[float | None] = []
+        ledger.goes_away("renew")
+        ledger.answers_from("renew", 2)
+        answers = ledger.on_call["renew"]
         ledger.on_call["renew"] = lambda: (
-            phases.extend(keeper.phases()) or (len(phases) < 2 or ledger.errors.clear())
-        )
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            held.enter("write", 300)
-            clock.now += LEASE_SECONDS
-            held.confirm()
-            (phase,) = keeper.phases()
-        assert [one.limit_seconds for one in phases] == [None, None]
+            limits.extend(phase.limit_seconds for phase in keeper.phases()), answers(),
+        )  # fmt: skip
+        confirming.enter("write", 300)
+        clock.now += LEASE_SECONDS
+        confirming.confirm()
+        (phase,) = keeper.phases()
+        assert limits == [None, None]
         assert (phase.name, phase.limit_seconds) == ("write", WRITE_LIMIT_SECONDS + 60)

@@ -18,12 +18,6 @@ NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
 VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)
 
 
-def failed_outcomes(count: int, error: ItemError) -> Outcomes:
-    outcomes = Outcomes(count)
-    outcomes.fail_all(error)
-    return outcomes
-
-
 def items(*uris: str, **extra: list[str | None]) -> pa.Table:
     """Items 10, 11, ... as they are staged."""
     return pa.table(
@@ -117,12 +111,8 @@ class TestClassifying:
         insects, colours = ItemLabels(3), ItemLabels(3)
         insects.labels[:], insects.scores[:] = [["bee"], None, ["ant"]], [[0.75], None, [1.0]]
         colours.labels[:], colours.scores[:] = [["red"], None, ["blue"]], [[0.5], None, [0.25]]
-        table = part(
-            THREE,
-            outcomes,
-            label_set_names=["insects", "colours"],
-            labels=ChunkLabels(insects, {"insects": insects, "colours": colours}),
-        )
+        labels = ChunkLabels(insects, {"insects": insects, "colours": colours})
+        table = part(THREE, outcomes, label_set_names=["insects", "colours"], labels=labels)
 
         assert tuple(table.column_names) == (
             *PART_COLUMNS,
@@ -131,9 +121,8 @@ class TestClassifying:
             "note", "source_label",
         )  # fmt: skip
         rows = table.to_pylist()
-        assert (
-            [row["label"] for row in rows] == [row["label_insects"] for row in rows] == ["bee", None, "ant"]
-        )
+        for name in ("label", "label_insects"):
+            assert [row[name] for row in rows] == ["bee", None, "ant"]
         assert [row["label_colours"] for row in rows] == ["red", None, "blue"]
         assert [row["scores_colours"] for row in rows] == [[0.5], None, [0.25]]
         assert [row["embedding"] is not None for row in rows] == [True, False, True]
@@ -142,18 +131,14 @@ class TestClassifying:
 class TestGivingUp:
     @pytest.mark.parametrize("store", [True, False])
     @pytest.mark.parametrize("dimension", [4, None])
-    def test_every_item_fails_with_the_chunks_error_in_all_columns(
-        self, store: bool, dimension: int | None
-    ) -> None:
+    def test_every_item_fails_with_the_chunks_error(self, store: bool, dimension: int | None) -> None:
         error = ItemError(ErrorCode.MODEL_UNAVAILABLE, "no such weights")
+        outcomes = Outcomes(3)
+        outcomes.fail_all(error)
         table = part(
-            THREE,
-            failed_outcomes(3, error),
-            embedding_dimension=dimension,
-            model_fingerprint=None,
-            store_embeddings=store,
+            THREE, outcomes, embedding_dimension=dimension, model_fingerprint=None, store_embeddings=store,
             label_set_names=["insects", "colours"],
-        )
+        )  # fmt: skip
 
         assert tuple(table.column_names[: len(PART_COLUMNS)]) == PART_COLUMNS
         assert table["error_code"].to_pylist() == ["model_unavailable"] * 3
@@ -174,11 +159,8 @@ class TestUserinfo:
     def test_a_part_holds_no_password(self, outcomes: Outcomes) -> None:
         rows = items("https://me:secret@a.example/x.jpg", "https://me@b.example/y", "/home/me@work/z.jpg")
 
-        assert part(rows, outcomes)["uri"].to_pylist() == [
-            "https://a.example/x.jpg",
-            "https://b.example/y",
-            "/home/me@work/z.jpg",
-        ]
+        stored = ["https://a.example/x.jpg", "https://b.example/y", "/home/me@work/z.jpg"]
+        assert part(rows, outcomes)["uri"].to_pylist() == stored
 
     @pytest.mark.parametrize(
         ("uri", "stored"),
