@@ -10,7 +10,6 @@ import pytest
 
 from clipfleet.contract.jobs import Lane
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.jobs import Ledger
 from clipfleet_worker.chunk import claims as claims_module
 from clipfleet_worker.chunk.claims import Claims
 from clipfleet_worker.chunk.endings import ShunnedJobs
@@ -29,18 +28,19 @@ class Bench:
     """Claims of a worker with three slots and room for a hundred items."""
 
     def __init__(self) -> None:
-        self.ledger = RecordingLedger(on_call={"claim": self._note_lanes})
+        self.ledger = RecordingLedger()
+        self.ledger.before["claim"] = self._note_lanes
         self.items = OpenItems(100)
         self.clock = Clock()
         self.asked_for_high = threading.Event()
         models = cast(Models, SimpleNamespace(served=lambda: ("demo",)))
         self.claims = Claims(
-            ledger=cast(Ledger, self.ledger), open_items=self.items, models=models,
+            ledger=self.ledger, open_items=self.items, models=models,
             shunned_jobs=ShunnedJobs(), lease_seconds=30, slots=SLOTS, monotonic=self.clock,
         )  # fmt: skip
 
     def _note_lanes(self) -> None:
-        if self.ledger.asked[-1][1] == (Lane.HIGH,):
+        if self.ledger.named("claim")[-1][2] == (Lane.HIGH,):
             self.asked_for_high.set()
 
     def take(self, lane: Lane = Lane.NORMAL) -> HeldChunk:
@@ -85,7 +85,7 @@ class TestTaking:
         bench.items._changed = changed = WatchedCondition()
         call = InThread(bench.claims.take)
         assert changed.somebody_waits.wait(PATIENCE_SECONDS)
-        assert bench.ledger.asked == []
+        assert bench.ledger.named("claim") == []
 
         bench.items.remove(90)
 
@@ -134,11 +134,11 @@ class TestTaking:
         for _ in range(2):
             with pytest.raises(RedisUnavailableError):
                 bench.claims.take()
-        bench.ledger.errors.clear()
+        del bench.ledger.replies["claim"]
         bench.take()
         bench.claims.take()
 
-        first, second, third, fourth = (token for token, _ in bench.ledger.asked)
+        first, second, third, fourth = (token for token, *_ in bench.ledger.named("claim"))
         assert first == second == third != fourth
 
 

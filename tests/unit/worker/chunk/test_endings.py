@@ -11,7 +11,7 @@ from clipfleet import errors
 from clipfleet.contract.jobs import ErrorCode, ItemError, Precision
 from clipfleet.contract.parts import ItemStatus, PartCounts
 from clipfleet.ledger.answers import CompleteAnswer
-from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from clipfleet.ledger.jobs import WorkerFacts
 from clipfleet_worker.chunk import endings as endings_module
 from clipfleet_worker.chunk.endings import Endings, ShunnedJobs
 from clipfleet_worker.chunk.held_chunk import HeldChunk
@@ -37,7 +37,7 @@ class Bench:
             default_precision=Precision.FP32,
         )  # fmt: skip
         self.endings = Endings(
-            ledger=cast(Ledger, self.ledger), models=self.models, worker_id="me", outage_seconds=3600,
+            ledger=self.ledger, models=self.models, worker_id="me", outage_seconds=3600,
             job_ttl_seconds=60, monotonic=self.clock,
         )  # fmt: skip
 
@@ -129,8 +129,7 @@ def test_while_redis_is_away_the_release_is_retried(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(endings_module, "_RETRY_SECONDS", 0.001)
-    bench.ledger.goes_away("release")
-    bench.ledger.answers_from("release", 3)
+    bench.ledger.replies["release"] = [errors.RedisUnavailableError("away")] * 2
 
     assert bench.release(ValueError("bug")) == [("failures", "ValueError: bug")]
     assert [record.levelname for record in caplog.records if "failed" in record.message] == ["ERROR"]
@@ -159,7 +158,7 @@ def test_a_chunk_that_the_ledger_counts_is_counted_with_its_rows_another_without
     bench: Bench, words: list[str], end: ChunkEnd, items: dict[Any, int], work_seconds: dict[str, float]
 ) -> None:
     for number, word in enumerate(words, 1):
-        bench.ledger.complete_answer = CompleteAnswer(word)
+        bench.ledger.replies["complete"] = CompleteAnswer(word)
         bench.endings.complete(bench.held(), RESULT)
 
         totals = bench.endings.tally.totals()
@@ -191,7 +190,7 @@ def test_only_workers_that_serve_the_model_get_the_chunk(bench: Bench, models: t
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (errors.OutputTooNewError("update it"), ("0", "")),
+        (errors.OutputTooNewError("update it"), ("0",)),
         (errors.OutputUnavailableError("disk full"), ("5", "disk full")),
         (errors.OutputUnreachableError("no mount"), ("5", "no mount")),
     ],

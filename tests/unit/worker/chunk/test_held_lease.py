@@ -6,11 +6,11 @@ import gc
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import cast
 
 import pytest
 
-from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.jobs import Lease
 from clipfleet_worker.chunk.held_lease import HeldLease, Progress
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.failures import ChunkInterrupted
@@ -119,7 +119,7 @@ class TestInterruption:
 
         gc.disable()
         try:
-            with LeaseKeeper(cast(Ledger, RecordingLedger()), LEASE_SECONDS).hold(LEASE) as held:
+            with LeaseKeeper(RecordingLedger(), LEASE_SECONDS).hold(LEASE) as held:
                 waiting = Waiting(held)
                 held.on_interrupt(waiting.interrupt)
                 seen = weakref.ref(waiting)
@@ -155,7 +155,7 @@ class TestConfirming:
 
     @pytest.fixture
     def keeper(self, ledger: RecordingLedger, clock: Clock) -> LeaseKeeper:
-        return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+        return LeaseKeeper(ledger, LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
 
     @pytest.fixture
     def confirming(self, keeper: LeaseKeeper, clock: Clock) -> Iterator[HeldLease]:
@@ -197,12 +197,8 @@ class TestConfirming:
         self, confirming: HeldLease, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
     ) -> None:
         limits: list[float | None] = []
-        ledger.goes_away("renew")
-        ledger.answers_from("renew", 2)
-        answers = ledger.on_call["renew"]
-        ledger.on_call["renew"] = lambda: (
-            limits.extend(phase.limit_seconds for phase in keeper.phases()), answers(),
-        )  # fmt: skip
+        ledger.replies["renew"] = [RedisUnavailableError("away")]
+        ledger.before["renew"] = lambda: limits.extend(phase.limit_seconds for phase in keeper.phases())
         confirming.enter("write", 300)
         clock.now += LEASE_SECONDS
         confirming.confirm()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet.ledger.jobs import Lease
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.process.watchdog import RunningTime
@@ -20,9 +20,8 @@ LEASE_SECONDS = 30.0
 class Bench:
     def __init__(self) -> None:
         self.ledger, self.clock = RecordingLedger(), Clock()
-        running_time = RunningTime(self.clock)
-        ledger = cast(Ledger, self.ledger)
-        self.keeper = LeaseKeeper(ledger, LEASE_SECONDS, clock=self.clock, running_time=running_time)
+        running = RunningTime(self.clock)
+        self.keeper = LeaseKeeper(self.ledger, LEASE_SECONDS, clock=self.clock, running_time=running)
 
     def renewals(self, seconds: int) -> list[int]:
         """One pass each second; the times of the calls to the ledger."""
@@ -86,7 +85,7 @@ class TestRenewing:
             keeper.renew_all()
             held.enter("encode", 10)
 
-            ledger.errors.clear()
+            ledger.replies.clear()
             keeper.renew_all()
             with pytest.raises(ChunkInterrupted):
                 held.enter("write", 10)
@@ -160,7 +159,8 @@ class TestLoop:
     def test_a_cancel_is_seen_within_a_second(self, bench: Bench) -> None:
         with bench.keeper.hold(lease(1)) as held:
             bench.renewals(5)
-            bench.ledger.early_end, bench.ledger.words = "job:1764540000000", {"1": "cancelled"}
+            bench.ledger.replies["last_early_end"] = "job:1764540000000"
+            bench.ledger.words["1"] = "cancelled"
             # Once more for a chunk that was claimed right before.
             assert bench.renewals(5) == [1, 2]
             with pytest.raises(ChunkInterrupted, match="cancelled"):

@@ -17,7 +17,7 @@ from clipfleet.errors import OutputUnavailableError as OutputAway
 from clipfleet.errors import RedisUnavailableError as RedisAway
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import CompleteAnswer
-from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.ledger.jobs import Claim
 from clipfleet_worker.chunk.claims import Claims
 from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.held_lease import HeldLease
@@ -102,7 +102,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.ledger, self.scene, self.open_items = RecordingLedger(), Scene(), OpenItems(1000)
-        ledger, self.clock = cast(Ledger, self.ledger), Clock()
+        ledger, self.clock = self.ledger, Clock()
         models = cast(Models, SimpleNamespace(served=lambda: ("demo",)))
         self.endings = Endings(
             ledger=ledger, models=models, worker_id="me", outage_seconds=3600, job_ttl_seconds=60
@@ -148,7 +148,7 @@ class TestChunk:
     # The last chunk calls for the finish; that of a job in Redis is its end.
     @pytest.mark.parametrize(("word", "published"), [("done", []), ("finishing", ["finish"]), ("ended", [])])
     def test_a_part_in_place_is_recorded(self, bench: Bench, word: str, published: list[str]) -> None:
-        bench.ledger.complete_answer = CompleteAnswer(word)
+        bench.ledger.replies["complete"] = CompleteAnswer(word)
 
         assert bench.work() == [("complete", JOB_ID, "2", "1")]
         assert bench.scene.published == published
@@ -167,7 +167,7 @@ class TestChunk:
         assert bench.scene.published == ["work"]
 
     def test_a_chunk_whose_rows_redis_has_lost_waits_to_be_done_again(self, bench: Bench) -> None:
-        bench.ledger.complete_answer = CompleteAnswer.INCOMPLETE
+        bench.ledger.replies["complete"] = CompleteAnswer.INCOMPLETE
 
         (_, told) = bench.work(chunk_id=7)
         assert told == ("waits", "OutputUnavailableError: Redis has lost rows of chunk 7")
@@ -193,7 +193,7 @@ class TestChunk:
             bench.clock.now += 1e12
             seen.extend([*(phase.name for phase in bench.keeper.phases()), bench.keeper.hanging()])
 
-        bench.ledger.on_call["complete"] = look
+        bench.ledger.before["complete"] = look
         bench.work()
 
         assert seen == ["complete", []]
@@ -226,7 +226,7 @@ def test_anything_unexpected_counts_as_a_failure(
 @pytest.mark.parametrize("error", EVERYTHING, ids=named)
 class TestItEndsWell:
     def test_a_claim(self, bench: Bench, error: BaseException) -> None:
-        bench.ledger.errors["claim"] = error
+        bench.ledger.replies["claim"] = error
 
         bench.hint()
 
@@ -239,14 +239,14 @@ class TestItEndsWell:
         assert len(bench.work(more=True)) == 1
 
     def test_a_release(self, bench: Bench, error: BaseException) -> None:
-        bench.ledger.errors["release"] = error
-        bench.ledger.on_call["release"] = bench.endings.drain
+        bench.ledger.replies["release"] = error
+        bench.ledger.before["release"] = bench.endings.drain
 
         assert bench.work(ValueError("bug")) == []
 
     def test_a_claim_to_finish(self, bench: Bench, caplog: Any, error: BaseException) -> None:
         # The puller asks until the answer is no: it must not ask for ever.
-        bench.ledger.errors["claim_finish"] = error
+        bench.ledger.replies["claim_finish"] = error
         bench.hint(keys.FINISH_TASK)
 
         assert not bench.tasks.finish_job()
@@ -257,7 +257,7 @@ class TestFinishing:
     def finish(self, bench: Bench, error: BaseException | None = None) -> bool:
         """One job is to be finished; both by a hint and by the worker itself, with the same answer."""
         bench.scene.raises["finish"] = error
-        bench.ledger.finish_claims += [make_finish_claim(bench.scene.job)] * 2
+        bench.ledger.replies["claim_finish"] = [make_finish_claim(bench.scene.job)] * 2
         bench.hint(keys.FINISH_TASK)
         told = bench.ledger.told.copy()
         again = bench.tasks.finish_job()
@@ -270,8 +270,8 @@ class TestFinishing:
         [
             (None, [], True),
             (OutputAway("disk full"), [("postpone", JOB_ID, "5", "disk full")], True),
-            (OutputTooNewError("update it"), [("postpone", JOB_ID, "0", "")], True),
-            (ChunkInterrupted("the worker drains"), [("postpone", JOB_ID, "0", "")], False),
+            (OutputTooNewError("update it"), [("postpone", JOB_ID, "0")], True),
+            (ChunkInterrupted("the worker drains"), [("postpone", JOB_ID, "0")], False),
             (OutputConflictError("of job x"), [("fail", JOB_ID, "output_conflict: of job x")], True),
         ],
         ids=named,
