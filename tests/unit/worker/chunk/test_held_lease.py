@@ -149,59 +149,45 @@ class TestWaitingForAnotherThread:
 
 
 class TestConfirming:
-    @pytest.fixture
-    def ledger(self) -> RecordingLedger:
-        return RecordingLedger()
+    @pytest.fixture(autouse=True)
+    def _hold(self, clock: Clock) -> Iterator[None]:
+        self.ledger, self.clock = RecordingLedger(), clock
+        self.keeper = LeaseKeeper(self.ledger, LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+        with self.keeper.hold(LEASE, asked_at=clock.now) as self.held:
+            yield
 
-    @pytest.fixture
-    def keeper(self, ledger: RecordingLedger, clock: Clock) -> LeaseKeeper:
-        return LeaseKeeper(ledger, LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+    def confirm_after(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.held.confirm()
 
-    @pytest.fixture
-    def confirming(self, keeper: LeaseKeeper, clock: Clock) -> Iterator[HeldLease]:
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            yield held
-
-    def test_within_the_lease_the_ledger_is_not_asked(
-        self, confirming: HeldLease, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
+    def test_within_the_lease_the_ledger_is_not_asked(self) -> None:
         for renewals in (0, 1):
-            clock.now += LEASE_SECONDS - 0.1
-            confirming.confirm()
-            assert len(ledger.renewed) == renewals
-            keeper.renew_all()
+            self.confirm_after(LEASE_SECONDS - 0.1)
+            assert len(self.ledger.renewed) == renewals
+            self.keeper.renew_all()
 
-    def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(
-        self, confirming: HeldLease, ledger: RecordingLedger, clock: Clock
-    ) -> None:
-        clock.now += LEASE_SECONDS
-        confirming.confirm()
-        confirming.confirm()
-        assert ledger.renewed == [["1"]]
+    def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(self) -> None:
+        self.confirm_after(LEASE_SECONDS)
+        self.confirm_after(0)
+        assert self.ledger.renewed == [["1"]]
 
     @pytest.mark.parametrize("word", ["lost", "cancelled"])
-    def test_else_it_writes_nothing(
-        self, confirming: HeldLease, ledger: RecordingLedger, clock: Clock, word: str
-    ) -> None:
-        ledger.words["1"] = word
-        clock.now += LEASE_SECONDS
+    def test_else_it_writes_nothing(self, word: str) -> None:
+        self.ledger.words["1"] = word
         with pytest.raises(ChunkInterrupted, match=word):
-            confirming.confirm()
+            self.confirm_after(LEASE_SECONDS)
 
-    def test_an_interrupted_chunk_is_not_written_within_its_lease_either(self, held: HeldLease) -> None:
-        held.interrupt("cancelled")
+    def test_an_interrupted_chunk_is_not_written_within_its_lease_either(self) -> None:
+        self.held.interrupt("cancelled")
         with pytest.raises(ChunkInterrupted, match="cancelled"):
-            held.confirm()
+            self.confirm_after(0)
 
-    def test_while_redis_is_away_it_waits_without_a_limit(
-        self, confirming: HeldLease, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
+    def test_while_redis_is_away_it_waits_without_a_limit(self) -> None:
         limits: list[float | None] = []
-        ledger.replies["renew"] = [RedisUnavailableError("away")]
-        ledger.before["renew"] = lambda: limits.extend(phase.limit_seconds for phase in keeper.phases())
-        confirming.enter("write", 300)
-        clock.now += LEASE_SECONDS
-        confirming.confirm()
-        (phase,) = keeper.phases()
+        self.ledger.replies["renew"] = [RedisUnavailableError("away")]
+        self.ledger.before["renew"] = lambda: limits.extend(one.limit_seconds for one in self.keeper.phases())
+        self.held.enter("write", 300)
+        self.confirm_after(LEASE_SECONDS)
+        (phase,) = self.keeper.phases()
         assert limits == [None, None]
         assert (phase.name, phase.limit_seconds) == ("write", WRITE_LIMIT_SECONDS + 60)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -494,10 +495,7 @@ class TestTexts:
 class TestLabelsThatFail:
     def test_a_chunk_without_its_text_matrix_fetches_no_further(self, bench: Bench) -> None:
         # Given a worker without memory for the prompts, and an item that never comes
-        def no_room(prompts: list[str]) -> np.ndarray:
-            raise MemoryError("device")
-
-        bench.encoder.encode_texts = no_room  # type: ignore[method-assign]
+        bench.encoder.encode_texts = Mock(side_effect=MemoryError)  # type: ignore[method-assign]
         uris = bench.colours()
         bench.places.hangs.add(uris[1])
 
@@ -548,9 +546,7 @@ class Counted(bytes):
         Counted.in_memory -= 1
 
 
-def test_decoded_files_are_free_before_the_next_are_read(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoded_files_are_free_before_the_next_are_read(bench: Bench, monkeypatch: Any) -> None:
     red, together, seen = colour("red"), 4, list[int]()
 
     def read(_uri: str) -> Counted:
@@ -629,9 +625,7 @@ class TestWhereItIsDecoded:
         assert bench.rows() == rows
 
     @pytest.mark.parametrize("code", ["crashed", "decode_timeout", "chunk_failed", "timeout"])
-    def test_a_retry_of_what_harmed_its_decoder_is_careful(
-        self, bench: Bench, readers: Readers, code: str
-    ) -> None:
+    def test_a_retry_of_what_did_harm_is_careful(self, bench: Bench, readers: Readers, code: str) -> None:
         uris = bench.colours(len(LABELS))
         failed = uris[LABELS.index("red")]
         bench.places.contents[failed] = ItemFailure(ErrorCode(code), "in an earlier generation")
@@ -644,9 +638,7 @@ class TestWhereItIsDecoded:
 
         assert readers.counts() == ((1, 0) if code == "timeout" else (0, 1))
 
-    def test_what_finds_no_memory_in_the_process_is_tried_outside(
-        self, bench: Bench, readers: Readers
-    ) -> None:
+    def test_what_finds_no_memory_inside_is_tried_outside(self, bench: Bench, readers: Readers) -> None:
         assert bench.run_colours().counts == ALL_OK
         assert readers.outside.read_files == [Readers.BLUE] * sum(IS_BLUE)
         assert set(readers.outside.handled) == {None}  # what the process had read of them is free by then
@@ -665,22 +657,15 @@ class TestWhereItIsDecoded:
             bench.run_colours()
         bench.nothing_is_left()
 
-    def test_a_bug_while_decoding_ends_the_chunk_and_frees_its_bytes(
-        self, bench: Bench, readers: Readers
-    ) -> None:
+    def test_a_bug_ends_the_chunk_and_frees_its_bytes(self, bench: Bench, readers: Readers) -> None:
         readers.inside.fails = lambda _: ZeroDivisionError("bug")
 
         with pytest.raises(ZeroDivisionError):
             bench.run_colours()
         bench.nothing_is_left()
 
-    def test_too_little_memory_to_fit_an_image_is_a_row(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fit(*_: object) -> None:
-            raise MemoryError
-
-        monkeypatch.setattr(decode_step, "fit", fit)
+    def test_too_little_memory_to_fit_an_image_is_a_row(self, bench: Bench, monkeypatch: Any) -> None:
+        monkeypatch.setattr(decode_step, "fit", Mock(side_effect=MemoryError))
 
         assert bench.run_colours().counts == PartCounts(0, ITEMS, {"out_of_memory": ITEMS})
 
@@ -704,9 +689,7 @@ class TestWhereItIsDecoded:
 
         assert readers.counts() == (0, 1 + ITEMS)
 
-    def test_a_careful_operator_has_the_simplest_formats_read_inside(
-        self, bench: Bench, readers: Readers
-    ) -> None:
+    def test_a_careful_operator_has_simple_formats_read_inside(self, bench: Bench, readers: Readers) -> None:
         image = Image.new("RGB", (24, 20), COLOURS["red"])
         simple = [encoded(image), encoded(image, "PNG")]
         others = [encoded(image, "JPEG", progressive=True)]

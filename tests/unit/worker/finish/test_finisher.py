@@ -253,19 +253,14 @@ class TestRepeating:
         assert not (folder / keys.SUCCESS).exists()
 
     @pytest.mark.parametrize(
-        ("state", "stays"),
-        [
-            (JobState.RUNNING, False),
-            (JobState.PAUSED, False),
-            (JobState.FINISHING, True),  # it may be that one's
-            (JobState.COMPLETED, True),
-        ],
+        ("state", "stays"),  # that of the next generation may be that one's
+        [("running", False), ("paused", False), ("finishing", True), ("completed", True)],
     )
     def test_one_that_slept_before_its_last_write_takes_it_back(
-        self, folder: Path, state: JobState, stays: bool
+        self, folder: Path, state: str, stays: bool
     ) -> None:
         bench = Bench(folder)
-        bench.statuses = [finishing()] * 5 + [finishing(state=state, generation=1)]
+        bench.statuses = [finishing()] * 5 + [finishing(state=JobState(state), generation=1)]
         bench.answer = FinishAnswer.STALE
 
         assert bench.run() == "stale"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,10 +63,7 @@ def test_readiness_is_waited_for(launch: Launch, tmp_path: Path) -> None:
 
 
 def test_a_probe_that_cannot_connect_means_not_ready_yet(launch: Launch) -> None:
-    def refuse() -> bool:
-        raise ConnectionRefusedError
-
-    assert not launch("sleep", "1000", is_ready=refuse).probe()
+    assert not launch("sleep", "1000", is_ready=Mock(side_effect=ConnectionRefusedError)).probe()
 
 
 @pytest.mark.parametrize(

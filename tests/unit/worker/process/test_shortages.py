@@ -6,8 +6,6 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
@@ -138,30 +136,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     return threads
 
 
-@contextmanager
-def held(submit: Callable[[Callable[[], object]], object]) -> Iterator[None]:
-    """A thread of a pool is busy in the context."""
-    began, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        began.set()
-        assert go_on.wait(PATIENCE_SECONDS)
-
-    submit(hold)
-    assert began.wait(PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        go_on.set()
-
-
 class TestThreads:
     def test_work_waits_for_the_threads_that_are_there(self, threads: Threads) -> None:
-        threads.allowed = 1
+        threads.allowed, go_on = 1, threading.Event()
         with LenientThreadPool(8) as pool:
-            with held(pool.submit):
-                later = [pool.submit(int, text) for text in ("1", "2")]
-                assert len(pool._threads) == 1
+            pool.submit(go_on.wait, PATIENCE_SECONDS)
+            later = [pool.submit(int, text) for text in ("1", "2")]
+            assert threads.allowed == 0
+            go_on.set()
             assert [future.result(PATIENCE_SECONDS) for future in later] == [1, 2]
 
     def test_without_a_thread_it_says_so(self, threads: Threads) -> None:

@@ -68,9 +68,7 @@ def test_the_soft_limit_is_raised_not_lowered(soft: int, hard: int, expected: in
 
 
 @pytest.mark.parametrize(("connections", "warned"), [(256, False), (1000, True)])
-def test_too_few_open_files_are_reported(
-    connections: int, warned: bool, monkeypatch: Any, caplog: Any
-) -> None:
+def test_too_few_files_are_reported(connections: int, warned: bool, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (4096, 4096))
     raise_open_files_limit(connections=connections)
     assert ("ulimit -n" in caplog.text) is warned
