@@ -39,18 +39,13 @@ class FullDisk(FolderOutput):
 
 def make_job(output: str | Path = "/out", *, labels: tuple[str, ...] = (), **values: Any) -> Job:
     """A job over a folder: `classify` where labels are given, else `embed`."""
-    return Job(
-        **{
-            "job_id": JOB_ID,
-            "task": Task.CLASSIFY if labels else Task.EMBED,
-            "model": "demo",
-            "label_sets": (LabelSet(labels=labels),) if labels else (),
-            "source": SourceDescription(kind="folder", uri="/images"),
-            "output": str(output),
-            "created_at": datetime(2026, 11, 24, 12, tzinfo=UTC),
-            **values,
-        }
-    )
+    defaults: dict[str, Any] = {
+        "job_id": JOB_ID, "task": Task.CLASSIFY if labels else Task.EMBED, "model": "demo",
+        "label_sets": (LabelSet(labels=labels),) if labels else (), "output": str(output),
+        "source": SourceDescription(kind="folder", uri="/images"),
+        "created_at": datetime(2026, 11, 24, 12, tzinfo=UTC),
+    }  # fmt: skip
+    return Job(**(defaults | values))
 
 
 def place_job(output: Output, job: Job) -> None:

@@ -10,28 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet.contract.parts import part_schema
+from clipfleet.contract.parts import PART_COLUMNS, part_schema
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-
-NO_ANSWER = {
-    "error_code": None,
-    "error_detail": None,
-    "label": None,
-    "score": None,
-    "labels": None,
-    "scores": None,
-    "embedding": None,
-    "width": None,
-    "height": None,
-    "content_hash": None,
-    "model_fingerprint": None,
-}
 
 
 def row(index: int, **values: Any) -> dict[str, Any]:
     base = {"item_index": index, "item_id": f"img{index}", "uri": f"/p/{index}.jpg", "status": "ok"}
-    return {**base, **NO_ANSWER, **values}
+    return {**dict.fromkeys(PART_COLUMNS), **base, **values}
 
 
 def embedded(index: int, *vector: float) -> dict[str, Any]:
@@ -54,11 +40,8 @@ def note_manifest(
     finished_at: str = "2026-11-24T13:00:30Z",
 ) -> None:
     """What a job that was finished leaves: its manifest, as far as readers look at it."""
-    manifest = {
-        "job": {"job_id": job_id},
-        "finished_at": finished_at,
-        "parts": [{"name": name} for name in parts],
-    }
+    names = [{"name": name} for name in parts]
+    manifest = {"job": {"job_id": job_id}, "finished_at": finished_at, "parts": names}
     output.replace(keys.MANIFEST, json.dumps(manifest).encode())
     output.replace(keys.SUCCESS, b"")
 

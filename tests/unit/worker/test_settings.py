@@ -25,24 +25,18 @@ COUNTS = (
 DURATIONS = ("decode_seconds", "fetch_timeout_seconds", "chunk_deadline_seconds", "reconcile_seconds")
 TTLS = ("job_ttl_seconds", "result_ttl_seconds")
 
+BROKERS = (
+    "redis://h/1", "rediss://:pw@h:6380/0", "redis+socket:///run/r", "amqp://u:pw@h//", "amqps://h",
+    "sentinel://:pw@h1,h2:1/name/0", "sentinels://h/name",
+)  # fmt: skip
+
 # Name -> accepted texts, and what they mean.
 GOOD: dict[str, dict[str, Any]] = {
     **{name: {"1": 1, "9": 9} for name in COUNTS},
     **{name: {"0.5": 0.5, str(DAY): float(DAY)} for name in DURATIONS},
     **{name: {"60": 60, str(3650 * DAY): 3650 * DAY} for name in TTLS},
     "redis_url": {"redis://:pw@host:6379/0": SecretStr("redis://:pw@host:6379/0")},
-    "broker_url": {
-        url: SecretStr(url)
-        for url in (
-            "redis://h/1",
-            "rediss://:pw@h:6380/0",
-            "redis+socket:///run/r",
-            "amqp://u:pw@h//",
-            "amqps://h",
-            "sentinel://:pw@h1,h2:1/name/0",
-            "sentinels://h/name",
-        )
-    },
+    "broker_url": {url: SecretStr(url) for url in BROKERS},
     "lease_seconds": {"1": 1.0, "2.5": 2.5, str(DAY): float(DAY)},
     "write_limit_seconds": {"0.5": 0.5, "3600": 3600.0},
     "quota_items": {"0": 0, "1000000": 1_000_000},
@@ -98,10 +92,8 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "output_roots": [("results", "not an absolute path")],
     "s3_buckets": [("s3://images", "not the name of a bucket"), ("a/b", "'a/b'")],
     "allow_private": [
-        ("::ffff:10.0.0.0/104", "as an IPv4 network"),
-        ("localhost", "'localhost'"),
-        ("10.0.0.1/8", "host bits"),
-        "10.0.0.0/33",
+        ("::ffff:10.0.0.0/104", "as an IPv4 network"), ("localhost", "'localhost'"),
+        ("10.0.0.1/8", "host bits"), "10.0.0.0/33",
     ],
     "allow_ports": [("0", "not a port"), "65536", "http", "-1"],
     "contact": [],  # any text
@@ -136,41 +128,31 @@ def test_every_setting_is_tested(table: dict[str, Any]) -> None:
     assert table.keys() == WorkerSettings.model_fields.keys()
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [(name, text, value) for name, values in GOOD.items() for text, value in values.items()],
-)
-def test_a_good_value(name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable(name), text)
+@pytest.mark.parametrize("name", GOOD)
+def test_good_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, value in GOOD[name].items():
+        monkeypatch.setenv(variable(name), text)
+        settings = checked(WorkerSettings)
 
-    settings = checked(WorkerSettings)
-
-    assert getattr(settings, name) == value
-    assert settings.model_fields_set == {name}
+        assert getattr(settings, name) == value
+        assert settings.model_fields_set == {name}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        (name, *(case if isinstance(case, tuple) else (case, "")))
-        for name, cases in BAD.items()
-        for case in cases
-    ],
-)
-def test_a_bad_value_is_one_line_that_names_the_variable(
-    name: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(variable(name), text)
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_is_one_line_that_names_the_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in BAD[name]:
+        text, words = case if isinstance(case, tuple) else (case, "")
+        monkeypatch.setenv(variable(name), text)
 
-    with pytest.raises(UsageError) as caught:
-        checked(WorkerSettings)
+        with pytest.raises(UsageError) as caught:
+            checked(WorkerSettings)
 
-    message = str(caught.value)
-    assert message.startswith(f"invalid settings: {variable(name)}: ")
-    assert words in message
-    assert "\n" not in message
-    assert "Value error" not in message
-    assert caught.value.__suppress_context__
+        message = str(caught.value)
+        assert message.startswith(f"invalid settings: {variable(name)}: "), text
+        assert words in message
+        assert "\n" not in message
+        assert "Value error" not in message
+        assert caught.value.__suppress_context__
 
 
 def test_an_empty_variable_is_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +199,7 @@ class TestUrls:
         with pytest.raises(UsageError, match=r"CLIPFLEET_REDIS_URL is not set.*clipfleet-worker up.*/env"):
             require(Settings())
 
-    def test_the_broker_is_the_ledgers_redis_unless_there_is_another(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_broker_is_the_ledgers_redis_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://one/0")
         assert checked(Settings).require_broker_url() == "redis://one/0"
 
@@ -227,9 +207,7 @@ class TestUrls:
         assert checked(Settings).require_broker_url() == "amqp://two//"
         assert checked(Settings).require_redis_url() == "redis://one/0"
 
-    def test_a_redis_that_celery_cannot_reach_needs_a_broker_beside_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_redis_that_celery_cannot_reach_needs_a_broker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLIPFLEET_REDIS_URL", "unix:///run/redis.sock")
         assert checked(Settings).require_redis_url() == "unix:///run/redis.sock"
 
@@ -248,26 +226,31 @@ class TestUrls:
         assert "s3cret" not in str(caught.value)
 
 
-class TestLists:
-    @pytest.mark.parametrize(
-        ("text", "parts"),
-        [
-            ("a,b", ("a", "b")), (" a , b ", ("a", "b")), ("a,,b,", ("a", "b")), ("a b", ("a b",)),
-            (",", ()), ("", ()), (("a, b",), ("a, b",)),
-        ],
-    )  # fmt: skip
-    def test_blanks_and_empty_parts_are_left_out(self, text: object, parts: tuple[str, ...]) -> None:
-        assert split_commas(text) == parts
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a,b", ("a", "b")), (" a , b ", ("a", "b")), ("a,,b,", ("a", "b")), ("a b", ("a b",)),
+        (",", ()), ("", ()), (("a, b",), ("a, b",)),
+    ],
+)  # fmt: skip
+def test_blanks_and_empty_parts_of_lists_are_left_out(text: object, parts: tuple[str, ...]) -> None:
+    assert split_commas(text) == parts
 
-    def test_networks_and_ports_are_parsed_for_the_address_guard(self) -> None:
-        settings = WorkerSettings(allow_private=("10.0.0.0/8",), allow_ports=("8080",))
 
-        assert settings.private_networks == (ipaddress.ip_network("10.0.0.0/8"),)
-        assert settings.ports == {8080}
-        assert (WorkerSettings().private_networks, WorkerSettings().ports) == ((), set())
+def test_networks_and_ports_are_parsed_for_the_address_guard() -> None:
+    settings = WorkerSettings(allow_private=("10.0.0.0/8",), allow_ports=("8080",))
+
+    assert settings.private_networks == (ipaddress.ip_network("10.0.0.0/8"),)
+    assert settings.ports == {8080}
+    assert (WorkerSettings().private_networks, WorkerSettings().ports) == ((), set())
 
 
 class TestDoubtfulVariables:
+    def doubtful(self, *names: str) -> tuple[list[tuple[str, str | None]], ...]:
+        """What a producer and a worker doubt."""
+        programs: tuple[tuple[type[Settings], bool], ...] = ((Settings, False), (WorkerSettings, True))
+        return tuple(list(doubtful_variables(model, names, has_all=has_all)) for model, has_all in programs)
+
     @pytest.mark.parametrize(
         ("name", "meant"),
         [
@@ -281,8 +264,7 @@ class TestDoubtfulVariables:
         ],
     )
     def test_every_program_suggests_the_name(self, name: str, meant: str) -> None:
-        assert list(doubtful_variables(Settings, [name], has_all=False)) == [(name, meant)]
-        assert list(doubtful_variables(WorkerSettings, [name], has_all=True)) == [(name, meant)]
+        assert self.doubtful(name) == ([(name, meant)], [(name, meant)])
 
     @pytest.mark.parametrize(
         ("name", "meant"),
@@ -296,20 +278,13 @@ class TestDoubtfulVariables:
         ],
     )
     def test_a_worker_reports_every_unknown_name(self, name: str, meant: str | None) -> None:
-        assert list(doubtful_variables(WorkerSettings, [name], has_all=True)) == [(name, meant)]
-        assert list(doubtful_variables(Settings, [name], has_all=False)) == []
+        assert self.doubtful(name) == ([], [(name, meant)])
 
-    def test_a_producer_does_not_doubt_the_settings_of_a_worker(self) -> None:
-        names = [variable(name) for name in WorkerSettings.model_fields]
-
-        assert list(doubtful_variables(Settings, names, has_all=False)) == []
-        assert list(doubtful_variables(WorkerSettings, names, has_all=True)) == []
-
-    def test_variables_of_other_programs_are_ignored(self) -> None:
-        names = [
+    def test_neither_doubts_the_settings_of_a_worker_or_variables_of_other_programs(self) -> None:
+        others = [
             "PATH", "REDIS_ULR", "XCLIPFLEET_REDIS_ULR", "CLIPFLEET_REDIS_SERVICE_HOST",
             "CLIPFLEET_REDIS_SERVICE_PORT_REDIS", "CLIPFLEET_REDIS_PORT",
             "CLIPFLEET_REDIS_PORT_6379_TCP_ADDR",
         ]  # fmt: skip
 
-        assert list(doubtful_variables(WorkerSettings, names, has_all=True)) == []
+        assert self.doubtful(*map(variable, WorkerSettings.model_fields), *others) == ([], [])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -25,22 +28,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
-def test_on_the_processor_torch_runs_smaller_batches() -> None:
+def test_on_the_cpu_torch_runs_smaller_batches() -> None:
     found = make_device_set_up(settings(device="cpu", backend="torch"))
 
     assert (found.name, found.batch_size) == ("cpu", 64)
     assert found.make_backend(towers_of(torch.nn.Linear(2, 2)), "cpu").name == "torch"
 
 
-def test_on_a_gpu_passes_are_larger_and_models_share_the_device(
-    gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[str] = []
-
-    def make_device(name: str) -> FakeDevice:
-        made.append(name)
-        return FakeDevice()
-
+def test_on_a_gpu_passes_are_larger_and_models_share_the_device(gpu: None, monkeypatch: Any) -> None:
+    make_device = Mock(side_effect=lambda name: FakeDevice())
     monkeypatch.setattr("clipfleet_worker.encode.backends.cuda_device.CudaDevice", make_device)
     found = make_device_set_up(settings(device="cuda"))
 
@@ -48,7 +44,7 @@ def test_on_a_gpu_passes_are_larger_and_models_share_the_device(
 
     assert (found.name, found.batch_size) == ("cuda", 256)
     assert [backend.name for backend in backends] == ["cuda", "cuda"]
-    assert made == ["cuda"]
+    make_device.assert_called_once_with("cuda")
 
 
 def test_torch_by_itself_is_the_way_out(gpu: None) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import cast
 
 import pytest
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet.ledger.jobs import Lease
 from clipfleet_worker.chunk.held_lease import HeldLease, Progress
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.process.watchdog import Phase
 from tests.support.doubles import Clock, InThread
 from tests.support.recording_ledger import RecordingLedger
 
@@ -90,10 +89,9 @@ class TestInterruption:
     @pytest.mark.parametrize("is_late", [False, True])
     def test_it_calls_back_once(self, held: HeldLease, is_late: bool) -> None:
         seen = list[BaseException]()
-        if is_late:
-            held.interrupt("lost")
-        held.on_interrupt(seen.append)
-        held.interrupt("lost" if not is_late else "the worker drains")
+        steps = [lambda: held.interrupt("lost"), lambda: held.on_interrupt(seen.append)]
+        for step in steps if is_late else reversed(steps):
+            step()
         held.interrupt("the worker drains")
 
         assert [str(error) for error in seen] == ["lost"]
@@ -121,7 +119,7 @@ class TestInterruption:
 
         gc.disable()
         try:
-            with LeaseKeeper(cast(Ledger, RecordingLedger()), LEASE_SECONDS).hold(LEASE) as held:
+            with LeaseKeeper(RecordingLedger(), LEASE_SECONDS).hold(LEASE) as held:
                 waiting = Waiting(held)
                 held.on_interrupt(waiting.interrupt)
                 seen = weakref.ref(waiting)
@@ -151,61 +149,45 @@ class TestWaitingForAnotherThread:
 
 
 class TestConfirming:
-    @pytest.fixture
-    def ledger(self) -> RecordingLedger:
-        return RecordingLedger()
+    @pytest.fixture(autouse=True)
+    def _hold(self, clock: Clock) -> Iterator[None]:
+        self.ledger, self.clock = RecordingLedger(), clock
+        self.keeper = LeaseKeeper(self.ledger, LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+        with self.keeper.hold(LEASE, asked_at=clock.now) as self.held:
+            yield
 
-    @pytest.fixture
-    def keeper(self, ledger: RecordingLedger, clock: Clock) -> LeaseKeeper:
-        return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+    def confirm_after(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.held.confirm()
 
-    def test_within_the_lease_the_ledger_is_not_asked(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            clock.now += LEASE_SECONDS - 0.1
-            held.confirm()
-            keeper.renew_all()
-            clock.now += LEASE_SECONDS - 0.1
-            held.confirm()
-        assert len(ledger.renewed) == 1
+    def test_within_the_lease_the_ledger_is_not_asked(self) -> None:
+        for renewals in (0, 1):
+            self.confirm_after(LEASE_SECONDS - 0.1)
+            assert len(self.ledger.renewed) == renewals
+            self.keeper.renew_all()
 
-    def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            clock.now += LEASE_SECONDS
-            held.confirm()
-            held.confirm()
-        assert ledger.renewed == [["1"]]
+    def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(self) -> None:
+        self.confirm_after(LEASE_SECONDS)
+        self.confirm_after(0)
+        assert self.ledger.renewed == [["1"]]
 
     @pytest.mark.parametrize("word", ["lost", "cancelled"])
-    def test_else_it_writes_nothing(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock, word: str
-    ) -> None:
-        ledger.words["1"] = word
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            clock.now += LEASE_SECONDS
-            with pytest.raises(ChunkInterrupted, match=word):
-                held.confirm()
+    def test_else_it_writes_nothing(self, word: str) -> None:
+        self.ledger.words["1"] = word
+        with pytest.raises(ChunkInterrupted, match=word):
+            self.confirm_after(LEASE_SECONDS)
 
-    def test_an_interrupted_chunk_is_not_written_within_its_lease_either(self, held: HeldLease) -> None:
-        held.interrupt("cancelled")
+    def test_an_interrupted_chunk_is_not_written_within_its_lease_either(self) -> None:
+        self.held.interrupt("cancelled")
         with pytest.raises(ChunkInterrupted, match="cancelled"):
-            held.confirm()
+            self.confirm_after(0)
 
-    def test_while_redis_is_away_it_waits_without_a_limit(
-        self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
-    ) -> None:
-        phases: list[Phase] = []
-        ledger.errors["renew"] = RedisUnavailableError("away")
-        ledger.on_call["renew"] = lambda: (
-            phases.extend(keeper.phases()) or (len(phases) < 2 or ledger.errors.clear())
-        )
-        with keeper.hold(LEASE, asked_at=clock.now) as held:
-            held.enter("write", 300)
-            clock.now += LEASE_SECONDS
-            held.confirm()
-            (phase,) = keeper.phases()
-        assert [one.limit_seconds for one in phases] == [None, None]
+    def test_while_redis_is_away_it_waits_without_a_limit(self) -> None:
+        limits: list[float | None] = []
+        self.ledger.replies["renew"] = [RedisUnavailableError("away")]
+        self.ledger.before["renew"] = lambda: limits.extend(one.limit_seconds for one in self.keeper.phases())
+        self.held.enter("write", 300)
+        self.confirm_after(LEASE_SECONDS)
+        (phase,) = self.keeper.phases()
+        assert limits == [None, None]
         assert (phase.name, phase.limit_seconds) == ("write", WRITE_LIMIT_SECONDS + 60)

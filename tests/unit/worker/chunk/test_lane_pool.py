@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,12 +31,6 @@ class Bench:
 
     def submit(self, lane: Lane, name: str) -> None:
         self.pool.submit(lane, lambda: self.done.append(name), self.errors.append)
-
-    def fail(self, error: BaseException) -> None:
-        def run() -> None:
-            raise error
-
-        self.pool.submit(Lane.HIGH, run, self.errors.append)
 
     def free(self) -> None:
         """Until all that was submitted has been done."""
@@ -69,7 +64,7 @@ def test_lanes_go_in_their_order_and_each_first_come_first_served(bench: Bench) 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), MemoryError(), SystemExit(1)])
 def test_an_error_is_reported_and_costs_no_thread(bench: Bench, error: BaseException) -> None:
-    bench.fail(error)
+    bench.pool.submit(Lane.HIGH, Mock(side_effect=error), bench.errors.append)
     bench.submit(Lane.BULK, "next")
     bench.free()
 

@@ -11,25 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract.jobs import (
-    DecodeRoute,
-    ErrorCode,
-    ItemError,
-    Job,
-    LabelSet,
-    Precision,
-    SourceDescription,
-    Task,
-)
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, LabelSet, Precision
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.ledger.jobs import Claim, Lease
+from clipfleet.ledger.jobs import Lease
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk import item_path
@@ -45,15 +37,10 @@ from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.lock import DecodeLock
 from clipfleet_worker.decode.rasters import Raster
-from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.encode.fake_encoder import COLOURS, FakeEncoder
-from clipfleet_worker.failures import (
-    ChunkInterrupted,
-    ItemFailure,
-    ModelUnavailableError,
-    WorkerShortageError,
-)
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, WorkerShortageError
+from clipfleet_worker.failures import ModelUnavailableError as NoModel
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import Routes
@@ -72,8 +59,13 @@ from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)
 ITEMS = 40  # several slices, several batches
+COLOUR_OF = [LABELS[number % len(LABELS)] for number in range(2 * ITEMS)]  # of the items of a bench
+IS_BLUE = [colour == "blue" for colour in COLOUR_OF[:ITEMS]]
+SHELVES = [f"s{number}" for number in range(ITEMS)]
+ALL_OK = PartCounts(ITEMS, 0, {})
 MAX_IMAGE_BYTES = 100_000
-DECODE_SECONDS = 20
+DECODE_SECONDS, FETCH_SECONDS = 20, 180
+T = TypeVar("T")
 
 
 def colour(name: str) -> bytes:
@@ -108,9 +100,6 @@ class Places:
         return self.read(uri)
 
 
-T = TypeVar("T")
-
-
 class Encoder(FakeEncoder):
     """Fails on demand, by the colours of a batch; records the texts."""
 
@@ -131,30 +120,42 @@ class Encoder(FakeEncoder):
 
 
 class Steps(HeldLease):
-    """A lease that notes the steps."""
+    """Notes the steps; each outlives all that it waits for: else a long download would end the process."""
 
     def __init__(self) -> None:
         super().__init__(Lease(JOB_ID, "0", "token"))
         self.entered: list[str] = []
+        self._left_seconds = 0.0
 
     def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
         assert 0 < limit_seconds <= (longest_seconds or limit_seconds)
         self.entered.append(step)
+        self._left_seconds = limit_seconds
         super().enter(step, limit_seconds, longest_seconds)
+
+    def result_of(self, future: Future[T], seconds: float | None = None) -> T:
+        assert seconds is not None
+        self._left_seconds -= seconds
+        assert self._left_seconds > 0
+        return super().result_of(future, seconds)
 
 
 class Bench:
     """A pipeline of real steps; places, model and sink are doubles."""
 
-    def __init__(self, folder: Path, *, deadline_seconds: float = 180.0) -> None:
+    context: JobContext  # of the last submit
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places, self.encoder, self.sink = Places(), Encoder(), MemorySink()
-        self.lease = Steps()
+        self.places, self.encoder, self.sink, self.lease = Places(), Encoder(), MemorySink(), Steps()
         self.load_error: Exception | None = None
+        self.announces = False  # what the model wants to see, before it is loaded
+        self.may_load = threading.Event()
+        self.may_load.set()
         self.waiting_bytes = WaitingBytes(1 << 20)
         self.decoder = Decoder(1_000_000)
         self.children = DecodeChildren(self.decoder, DecodeLimits(DECODE_SECONDS, memory_bytes=1 << 30))
-        self.decode_step = DecodeStep(self.decoder, self.children)
+        self.decode_step = decode_step.DecodeStep(self.decoder, self.children)
         self.batcher = Batcher(8)
         routes = Routes(
             {"http": self.places.fetch, "https": self.places.fetch},
@@ -162,31 +163,20 @@ class Bench:
             [self.places],
         )
         retrying = RetryingFetcher(routes, RetryPolicy())
-        self.fetch_loop = FetchLoop(retrying, self.waiting_bytes, deadline_seconds)
+        self.fetch_loop = FetchLoop(retrying, self.waiting_bytes, FETCH_SECONDS)
         self.decode_pool = LanePool(2, name="decode")
         items = ItemPath(
-            routes=routes,
-            fetch_loop=self.fetch_loop,
-            waiting_bytes=self.waiting_bytes,
-            decode_step=self.decode_step,
-            decode_pool=self.decode_pool,
-            decode_threads=2,
-            decode_busy=BusyMeter(2),
-            decode_lock=DecodeLock(),
-            batcher=self.batcher,
+            routes=routes, fetch_loop=self.fetch_loop, waiting_bytes=self.waiting_bytes,
+            decode_step=self.decode_step, decode_pool=self.decode_pool, decode_threads=2,
+            decode_busy=BusyMeter(2), decode_lock=DecodeLock(), batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
-        )
-        self.announces = False  # what the model wants to see, before it is loaded
-        self.may_load = threading.Event()
-        self.may_load.set()
+        )  # fmt: skip
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, item_path=items,
-            text_matrices=TextMatrices(self.batcher),
-            open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
+            models=models, item_path=items, text_matrices=TextMatrices(self.batcher),
+            open_items=OpenItems(1000), fetch_deadline_seconds=FETCH_SECONDS,
             decode_seconds=DECODE_SECONDS,
         )  # fmt: skip
-        self.context: JobContext | None = None
 
     def __enter__(self) -> Bench:
         self.batcher.start()
@@ -207,48 +197,36 @@ class Bench:
             raise self.load_error
         return cast(LoadedModel, self.encoder)
 
-    def submit(
-        self,
-        uris: Sequence[str],
-        *,
-        labels: tuple[str, ...] = LABELS,
-        values: dict[str, Any] | None = None,
-        **extra: list[str] | pa.Array,
-    ) -> Job:
+    def submit(self, uris: Sequence[str], values: dict[str, Any] | None = None, **extra: Any) -> Job:
+        """A job with these values; `extra` are columns of its source."""
         output = FolderOutput(self.folder)
-        source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=tuple(extra))
-        job = make_job(self.folder, labels=labels, top_k=2, source=source, **values or {})
+        source = {"kind": "csv", "uri": "/list.csv", "extra_columns": tuple(extra)}
+        job = make_job(self.folder, **{"labels": LABELS, "top_k": 2, "source": source, **(values or {})})
         stage_items(output, job, list(uris), **extra)
         self.context = JobContext(job, output, self.sink, StagedReader(output, job_id=job.job_id))
         return job
 
     def run(self, job: Job, lease: HeldLease | None = None, **claim: Any) -> ChunkResult:
-        assert self.context is not None
         return self.pipeline.run(make_claim(job, **claim), self.context, lease or self.lease)
 
-    def give_up(self, job: Job, error: ItemError) -> ChunkResult:
-        assert self.context is not None
-        return self.pipeline.give_up(make_claim(job), self.context, self.lease, error)
+    def run_colours(self, **claim: Any) -> ChunkResult:
+        return self.run(self.submit(self.colours()), **claim)
+
+    def run_in_thread(self, uris: Sequence[str] | None = None, **claim: Any) -> InThread:
+        job = self.submit(uris or self.colours())
+        return InThread(lambda: self.run(job, **claim))
 
     def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.sink.parts[0].rows.to_pylist()
-        return rows
+        return cast(list[dict[str, Any]], self.sink.parts[0].rows.to_pylist())
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.rows()]
 
     def colours(self, count: int = ITEMS) -> list[str]:
-        """So many URIs, by turns of the web and of files, whose colours go round."""
-        uris = []
-        for number in range(count):
-            uri = f"https://h.example/{number}.png" if number % 2 else f"/p/{number}.png"
-            self.places.contents[uri] = colour(LABELS[number % len(LABELS)])
-            uris.append(uri)
+        """So many URIs, by turns of files and of the web, whose colours go round."""
+        uris = [f"https://h.example/{n}.png" if n % 2 else f"/p/{n}.png" for n in range(count)]
+        self.places.contents |= {uri: colour(name) for uri, name in zip(uris, COLOUR_OF, strict=False)}
         return uris
-
-    def run_in_thread(self, uris: Sequence[str] | None = None, **claim: Any) -> InThread:
-        job = self.submit(uris or self.colours())
-        return InThread(lambda: self.run(job, **claim))
 
     def is_empty(self) -> bool:
         """Whether no fetched bytes are left."""
@@ -266,19 +244,18 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
-class TestInlineBytes:
-    def test_images_that_were_staged_are_not_fetched_and_do_not_reach_the_part(self, bench: Bench) -> None:
-        fetched = bench.colours(2)
-        staged = [None, colour("red"), b"", b"<html>", b"x" * (MAX_IMAGE_BYTES + 1), None]
-        uris = [fetched[0], "#1", "#2", "#3", "#4", fetched[1]]
+def test_staged_images_are_not_fetched_and_do_not_reach_the_part(bench: Bench) -> None:
+    fetched = bench.colours(2)
+    staged = [None, colour("red"), b"", b"<html>", b"x" * (MAX_IMAGE_BYTES + 1), None]
+    uris = [fetched[0], "#1", "#2", "#3", "#4", fetched[1]]
 
-        bench.run(bench.submit(uris, _bytes=pa.array(staged, pa.binary())))
+    bench.run(bench.submit(uris, _bytes=pa.array(staged, pa.binary())))
 
-        assert bench.column("error_code") == [None, None, "empty", "not_an_image", "too_many_bytes", None]
-        assert bench.column("label")[1] == "red"
-        assert bench.column("uri") == uris
-        assert bench.column("content_hash")[1] == hashlib.sha256(colour("red")).hexdigest()
-        assert "_bytes" not in bench.rows()[0]
+    assert bench.column("error_code") == [None, None, "empty", "not_an_image", "too_many_bytes", None]
+    assert bench.column("label")[1] == "red"
+    assert bench.column("uri") == uris
+    assert bench.column("content_hash")[1] == hashlib.sha256(colour("red")).hexdigest()
+    assert "_bytes" not in bench.rows()[0]
 
 
 class TestAheadOfTheModel:
@@ -310,8 +287,8 @@ class TestAheadOfTheModel:
 
         loading.may_load.set()
 
-        assert call.result().counts == PartCounts(ITEMS, 0, {})
-        assert loading.column("label") == [LABELS[number % len(LABELS)] for number in range(1, 2 * ITEMS, 2)]
+        assert call.result().counts == ALL_OK
+        assert loading.column("label") == COLOUR_OF[1::2]
 
     def test_no_more_is_decoded_than_may_wait(self, full: Bench) -> None:
         call = self.start(full)
@@ -319,14 +296,13 @@ class TestAheadOfTheModel:
 
         full.may_load.set()
 
-        assert call.result().counts == PartCounts(ITEMS, 0, {})
+        assert call.result().counts == ALL_OK
         assert full.is_empty()
 
     def test_one_chunk_goes_ahead_the_others_wait(self, loading: Bench) -> None:
-        job = loading.submit(loading.colours())
+        job, lease = loading.submit(loading.colours()), Steps()
         first = InThread(lambda: loading.run(job))
         wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-        lease = Steps()
         second = InThread(lambda: loading.run(job, lease))
         wait_until(lambda: "load model" in lease.entered, "the second chunk waits")
         assert len(loading.places.asked) == ITEMS
@@ -338,18 +314,16 @@ class TestAheadOfTheModel:
         assert len(loading.places.asked) == 2 * ITEMS
 
     def test_a_model_that_fails_to_load_releases_all_bytes(self, loading: Bench) -> None:
-        loading.load_error = ModelUnavailableError("its file is cut off")
+        loading.load_error = NoModel("its file is cut off")
         call = self.start(loading)
 
         loading.may_load.set()
 
-        with pytest.raises(ModelUnavailableError, match="cut off"):
+        with pytest.raises(NoModel, match="cut off"):
             call.result()
         loading.nothing_is_left()
 
-    def test_a_chunk_that_is_taken_away_meanwhile_ends_at_once_and_its_bytes_are_released(
-        self, full: Bench
-    ) -> None:
+    def test_a_chunk_that_is_lost_meanwhile_ends_at_once_and_releases_its_bytes(self, full: Bench) -> None:
         call = self.start(full)
         assert full.waiting_bytes.count > 0
 
@@ -360,25 +334,6 @@ class TestAheadOfTheModel:
         full.nothing_is_left()
         full.may_load.set()
 
-    def test_the_lease_outlives_all_that_is_waited_for(self, loading: Bench) -> None:
-        """Else a long download would end the process: the step would hang while it waits as it should."""
-
-        class Waits(Steps):
-            limit_seconds = 0.0
-
-            def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
-                super().enter(step, limit_seconds, longest_seconds)
-                self.limit_seconds = limit_seconds
-
-            def result_of(self, future: Future[T], seconds: float | None = None) -> T:
-                assert seconds is not None
-                self.limit_seconds -= seconds
-                assert self.limit_seconds > 0
-                return super().result_of(future, seconds)
-
-        loading.may_load.set()
-        loading.run(loading.submit(loading.colours()), Waits())
-
     def test_a_chunk_that_has_cost_a_worker_waits_for_the_model(self, loading: Bench) -> None:
         call = loading.run_in_thread(losses=1)
         wait_until(lambda: "load model" in loading.lease.entered, "it waits")
@@ -386,23 +341,28 @@ class TestAheadOfTheModel:
 
         loading.may_load.set()
 
-        assert call.result().counts == PartCounts(ITEMS, 0, {})
+        assert call.result().counts == ALL_OK
 
 
 class TestRows:
     def test_one_row_per_input_in_their_order_with_their_labels(self, bench: Bench) -> None:
         uris = bench.colours()
-        result = bench.run(bench.submit(uris, shelf=[f"s{number}" for number in range(ITEMS)]))
+        result = bench.run(bench.submit(uris, shelf=SHELVES))
 
-        assert result.counts == PartCounts(ITEMS, 0, {})
+        assert result.counts == ALL_OK
         assert bench.column("item_index") == list(range(ITEMS))
         assert bench.column("uri") == uris
-        assert bench.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
-        assert bench.column("shelf") == [f"s{number}" for number in range(ITEMS)]
+        assert bench.column("label") == COLOUR_OF[:ITEMS]
+        assert bench.column("shelf") == SHELVES
         assert all(len(scores) == 2 and scores[0] > scores[1] for scores in bench.column("scores"))
         assert (set(bench.column("width")), set(bench.column("height"))) == ({24}, {20})
         assert bench.column("embedding") == [None] * ITEMS
         assert bench.is_empty()
+
+        expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]
+        assert bench.lease.entered == expected
+        assert set(result.work_seconds) == {"fetch", "decode", "encode", "write"}
+        assert all(seconds >= 0 for seconds in result.work_seconds.values())
 
     def test_failures_of_every_step_stand_between_the_others(self, bench: Bench) -> None:
         uris = bench.colours()
@@ -425,22 +385,19 @@ class TestRows:
         assert bench.column("item_index") == list(range(ITEMS))
         assert bench.column("error_code") == [codes.get(number) for number in range(ITEMS)]
         assert bench.column("status") == ["failed" if n in codes else "ok" for n in range(ITEMS)]
-        labels = [None if n in codes else LABELS[n % len(LABELS)] for n in range(ITEMS)]
-        assert bench.column("label") == labels
+        assert bench.column("label") == [None if n in codes else COLOUR_OF[n] for n in range(ITEMS)]
         assert result.counts == PartCounts(ITEMS - 7, 7, dict.fromkeys(codes.values(), 1))
         assert bench.is_empty()
 
     def test_vectors_stand_beside_their_items(self, bench: Bench) -> None:
-        bench.run(bench.submit(bench.colours(), labels=()))
+        bench.run(bench.submit(bench.colours(), {"labels": ()}))
 
-        expected = bench.encoder.encode_texts([LABELS[n % len(LABELS)] for n in range(ITEMS)])
+        expected = bench.encoder.encode_texts(COLOUR_OF[:ITEMS])
         np.testing.assert_allclose(np.array(bench.column("embedding"), np.float32), expected, atol=1e-3)
         assert bench.column("label") == [None] * ITEMS
 
     def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
-        result = bench.run(bench.submit(["gopher://x", ""]))
-
-        assert result.counts.failed == 2
+        assert bench.run(bench.submit(["gopher://x", ""])).counts.failed == 2
         assert bench.encoder.texts == []
 
     def test_the_texts_are_encoded_once_for_all_chunks_also_of_equal_images(self, bench: Bench) -> None:
@@ -452,27 +409,10 @@ class TestRows:
 
         assert len(bench.encoder.texts) == len(LABELS)
 
-    def test_the_steps_and_their_seconds(self, bench: Bench) -> None:
-        result = bench.run(bench.submit(bench.colours()))
-
-        expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]
-        assert bench.lease.entered == expected
-        assert set(result.work_seconds) == {"fetch", "decode", "encode", "write"}
-        assert all(seconds >= 0 for seconds in result.work_seconds.values())
-
-    def test_fetches_that_outlast_the_deadline_are_rows_too(self, tmp_path: Path) -> None:
-        with Bench(tmp_path, deadline_seconds=0) as bench:
-            bench.run(bench.submit(bench.colours()))
-
-            codes = ["timeout" if number % 2 else None for number in range(ITEMS)]
-            assert bench.column("error_code") == codes
-
 
 class TestInterruption:
     @pytest.mark.parametrize("word", ["cancelled", "lost", "the worker drains"])
-    def test_a_chunk_that_is_interrupted_ends_amid_its_fetches_without_a_part(
-        self, bench: Bench, word: str
-    ) -> None:
+    def test_amid_its_fetches_a_chunk_ends_without_a_part(self, bench: Bench, word: str) -> None:
         uris = bench.colours()
         bench.places.hangs.add(uris[1])
         call = bench.run_in_thread(uris)
@@ -487,22 +427,20 @@ class TestInterruption:
         bench.nothing_is_left()
 
     def test_what_was_lost_before_the_start_fetches_nothing(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
         bench.lease.interrupt("lost")
 
         with pytest.raises(ChunkInterrupted):
-            bench.run(job)
+            bench.run_colours()
         assert bench.places.asked == []
 
 
 class TestSeveralLabelSets:
     WARM = LabelSet(name="warm", labels=("red", "yellow"))
     COLD = LabelSet(name="cold", labels=("blue", "cyan", "green"))
-    SETS: ClassVar[dict[str, Any]] = {"label_sets": (WARM, COLD)}
 
     def test_each_item_is_fetched_and_encoded_once_and_labelled_by_each(self, bench: Bench) -> None:
         uris = bench.colours(len(LABELS))
-        bench.run(bench.submit(uris, values=self.SETS))
+        bench.run(bench.submit(uris, {"label_sets": (self.WARM, self.COLD)}))
 
         assert sorted(bench.places.asked) == sorted(uris)
         rows = {LABELS[row["item_index"]]: row for row in bench.rows()}
@@ -514,40 +452,35 @@ class TestSeveralLabelSets:
             assert (len(row["labels_warm"]), len(row["labels_cold"])) == (2, 2)
             assert row["labels_cold"][0] == row["label_cold"]
 
-
-class TestLabelSetColumn:
-    """Items are labelled by the set that they name."""
-
-    def test_an_item_that_names_no_set_fails_without_being_fetched(self, bench: Bench) -> None:
+    def test_an_item_is_labelled_by_the_set_it_names_and_without_one_not_fetched(self, bench: Bench) -> None:
         uris, groups = bench.colours(6), ["warm", "hot", "", "cold", "warm", "cold"]
-        values = {**TestSeveralLabelSets.SETS, "label_set_column": "group"}
+        sets = {"warm": self.WARM, "cold": self.COLD}
+        values = {"label_sets": tuple(sets.values()), "label_set_column": "group"}
 
-        result = bench.run(bench.submit(uris, values=values, group=groups))
+        result = bench.run(bench.submit(uris, values, group=groups))
 
-        sets = {"warm": TestSeveralLabelSets.WARM, "cold": TestSeveralLabelSets.COLD}
-        for row, group in zip(bench.rows(), groups, strict=True):
-            assert row["group"] == group
-            assert set(row["labels"] or ()) <= set(sets[group].labels if group in sets else ())
-            assert (row["error_code"], row["label"] is None) == (
-                (None, False) if group in sets else ("bad_uri", True)
-            )
         assert result.counts == PartCounts(4, 2, {"bad_uri": 2})
         assert "label_warm" not in bench.rows()[0]
+        assert bench.column("group") == groups
+        assert bench.column("error_code") == [None, "bad_uri", "bad_uri", None, None, None]
         assert bench.column("error_detail")[1:3] == [
             "no label set is called 'hot': the job has warm, cold",
             "the item names no label set: the job has warm, cold",
         ]
+        for row in bench.rows():
+            known = sets[row["group"]].labels if row["group"] in sets else (None,)
+            assert row["label"] in known
+            assert set(row["labels"] or ()) <= set(known)
         assert sorted(bench.places.asked) == sorted([uris[0], *uris[3:]])
 
 
 class TestTexts:
-    VALUES: ClassVar[dict[str, Any]] = {"task": Task.EMBED_TEXT, "text_column": "caption"}
+    VALUES: ClassVar[dict[str, Any]] = {"task": "embed_text", "text_column": "caption", "labels": ()}
 
     def test_every_text_becomes_a_vector_and_a_blank_one_fails(self, bench: Bench) -> None:
         texts = [f"thing {number}" for number in range(150)]
         texts[3], texts[70] = "", " \t"
-        job = bench.submit([""] * 150, labels=(), values=self.VALUES, caption=texts)
-        result = bench.run(job)
+        result = bench.run(bench.submit([""] * 150, self.VALUES, caption=texts))
 
         assert result.counts == PartCounts(148, 2, {"empty": 2})
         assert bench.column("caption") == texts
@@ -558,21 +491,11 @@ class TestTexts:
         assert bench.column("width") == bench.column("content_hash") == [None] * 150
         assert bench.places.asked == []
 
-    def test_an_interrupted_chunk_ends(self, bench: Bench) -> None:
-        job = bench.submit([""] * 5, labels=(), values=self.VALUES, caption=list("abcde"))
-        bench.lease.interrupt("lost")
-
-        with pytest.raises(ChunkInterrupted):
-            bench.run(job)
-
 
 class TestLabelsThatFail:
     def test_a_chunk_without_its_text_matrix_fetches_no_further(self, bench: Bench) -> None:
         # Given a worker without memory for the prompts, and an item that never comes
-        def no_room(prompts: list[str]) -> np.ndarray:
-            raise MemoryError("device")
-
-        bench.encoder.encode_texts = no_room  # type: ignore[method-assign]
+        bench.encoder.encode_texts = Mock(side_effect=MemoryError)  # type: ignore[method-assign]
         uris = bench.colours()
         bench.places.hangs.add(uris[1])
 
@@ -600,63 +523,15 @@ class TestLabelsThatFail:
         assert bench.column("score") == bench.column("label") == [None] * ITEMS
 
 
-class Reader:
-    """Replaces the decoder or its children: reads as they do, or raises on demand."""
+@pytest.mark.parametrize("error", [RuntimeError("device lost"), MemoryError("device")])
+def test_where_nothing_can_be_encoded_the_chunk_ends_without_a_part(bench: Bench, error: Exception) -> None:
+    bench.encoder.fails = lambda colours: error
 
-    def __init__(
-        self, decoder: Decoder, fails: Callable[[bytes], BaseException | None] = lambda _: None
-    ) -> None:
-        self._read, self._fails = decoder.read, fails
-        self.read_files: list[bytes] = []
-        self.handled: list[BaseException | None] = []  # whose tracebacks keep what had been read
-
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
-        self.read_files.append(data)
-        self.handled.append(sys.exc_info()[1])
-        error = self._fails(data)
-        if error is not None:
-            raise error
-        return self._read(data, input_size, route)
-
-
-class TestFailingBatch:
-    def test_the_guilty_image_fails_alone(self, bench: Bench) -> None:
-        bench.encoder.fails = lambda colours: (
-            RuntimeError("cuDNN error") if COLOURS["blue"] in colours else None
-        )
-        result = bench.run(bench.submit(bench.colours()))
-
-        blue = [LABELS[number % len(LABELS)] == "blue" for number in range(ITEMS)]
-        assert [code == "crashed" for code in bench.column("error_code")] == blue
-        assert result.counts.ok == ITEMS - sum(blue)
-        assert "cuDNN error" in next(detail for detail in bench.column("error_detail") if detail)
-
-    @pytest.mark.parametrize("error", [RuntimeError("device lost"), MemoryError("device")])
-    def test_where_nothing_works_it_is_not_the_images_fault(self, bench: Bench, error: Exception) -> None:
-        bench.encoder.fails = lambda colours: error
-
-        with pytest.raises(type(error), match="device"):
-            bench.run(bench.submit(bench.colours()))
-        bench.nothing_is_left()
-
-    @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), KeyError("bug")])
-    def test_a_bug_while_decoding_ends_the_chunk_and_frees_its_bytes(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
-    ) -> None:
-        monkeypatch.setattr(bench.decoder, "read", Reader(bench.decoder, lambda _: error).read)
-
-        with pytest.raises(type(error)):
-            bench.run(bench.submit(bench.colours()))
-        bench.nothing_is_left()
-
-    def test_the_next_chunk_is_not_touched_by_the_failure_of_the_last(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-        bench.encoder.fails = lambda colours: RuntimeError("once")
-        with pytest.raises(RuntimeError):
-            bench.run(job)
-
-        bench.encoder.fails = lambda colours: None
-        assert bench.run(job).counts.ok == ITEMS
+    with pytest.raises(type(error), match="device"):
+        bench.run_colours()
+    bench.nothing_is_left()
+    bench.encoder.fails = lambda colours: None
+    assert bench.run_colours().counts == ALL_OK
 
 
 class Counted(bytes):
@@ -671,9 +546,7 @@ class Counted(bytes):
         Counted.in_memory -= 1
 
 
-def test_files_that_are_decoded_are_free_before_the_next_ones_are_read(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoded_files_are_free_before_the_next_are_read(bench: Bench, monkeypatch: Any) -> None:
     red, together, seen = colour("red"), 4, list[int]()
 
     def read(_uri: str) -> Counted:
@@ -689,124 +562,123 @@ def test_files_that_are_decoded_are_free_before_the_next_ones_are_read(
     assert together <= max(seen) <= together + 1  # the last one may be on its way out
 
 
-class TestWhereItIsDecoded:
+class Reader:
+    """Replaces the decoder or its children: reads as they do, or raises on demand."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._read = decoder.read
+        self.fails: Callable[[bytes], BaseException | None] = lambda _: None
+        self.read_files: list[bytes] = []
+        self.handled: list[BaseException | None] = []  # whose tracebacks keep what had been read
+
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+        self.read_files.append(data)
+        self.handled.append(sys.exc_info()[1])
+        error = self.fails(data)
+        if error is not None:
+            raise error
+        return self._read(data, input_size, route)
+
+
+class Readers:
+    """The process, which has no memory for what is blue, and its children."""
+
     BLUE = colour("blue")
 
-    @pytest.fixture
-    def outside(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Reader:
-        outside = Reader(bench.decoder)
-        monkeypatch.setattr(bench.children, "read", outside.read)
-        return outside
+    def __init__(self, bench: Bench, patch: pytest.MonkeyPatch) -> None:
+        self.inside, self.outside = Reader(bench.decoder), Reader(bench.decoder)
+        self.inside.fails = lambda data: MemoryError() if data == self.BLUE else None
+        patch.setattr(bench.decoder, "read", self.inside.read)
+        patch.setattr(bench.children, "read", self.outside.read)
 
-    @pytest.fixture
-    def inside(self, bench: Bench, outside: Reader, monkeypatch: pytest.MonkeyPatch) -> Reader:
-        """In the process, which has no memory for what is blue."""
-        inside = Reader(bench.decoder, lambda data: MemoryError() if data == self.BLUE else None)
-        monkeypatch.setattr(bench.decoder, "read", inside.read)
-        return inside
+    def counts(self) -> tuple[int, int]:
+        """Files that were read inside and outside since the last call."""
+        counts = len(self.inside.read_files), len(self.outside.read_files)
+        self.inside.read_files.clear()
+        self.outside.read_files.clear()
+        return counts
 
-    def decode(self, bench: Bench, data: bytes = colour("red"), step: DecodeStep | None = None) -> None:
-        (step or bench.decode_step).decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
 
-    def test_a_chunk_without_losses_is_read_in_the_process(
-        self, bench: Bench, inside: Reader, outside: Reader
-    ) -> None:
+@pytest.fixture
+def readers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Readers:
+    return Readers(bench, monkeypatch)
+
+
+class TestWhereItIsDecoded:
+    def decode(self, bench: Bench, data: bytes = colour("red"), **step: bool) -> None:
+        with_options = decode_step.DecodeStep(bench.decoder, bench.children, **step)
+        (with_options if step else bench.decode_step).decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
+
+    def test_a_chunk_without_losses_is_read_in_the_process(self, bench: Bench, readers: Readers) -> None:
         bench.places.contents = {"/p/red.png": colour("red")}
         bench.run(bench.submit(["/p/red.png"] * 20), failures=4, waits=9)
 
-        assert (len(inside.read_files), len(outside.read_files)) == (20, 0)
+        assert readers.counts() == (20, 0)
 
-    def test_a_suspect_is_read_outside_with_the_same_rows(
-        self, bench: Bench, inside: Reader, outside: Reader
-    ) -> None:
+    def test_a_suspect_is_read_outside_with_the_same_rows(self, bench: Bench, readers: Readers) -> None:
         job = bench.submit(bench.colours())
         bench.run(job, losses=1)
         rows, part = bench.rows(), bench.sink.parts.pop(0)
 
-        assert (len(inside.read_files), len(outside.read_files)) == (0, ITEMS)
+        assert readers.counts() == (0, ITEMS)
         assert part.counts == bench.run(job).counts
         assert bench.rows() == rows
 
-    @pytest.mark.parametrize(
-        ("code", "is_suspect"),
-        [("crashed", True), ("decode_timeout", True), ("chunk_failed", True), ("timeout", False)],
-    )
-    def test_a_retry_of_what_harmed_its_decoder_is_careful_at_once(
-        self, bench: Bench, inside: Reader, outside: Reader, code: str, is_suspect: bool
-    ) -> None:
+    @pytest.mark.parametrize("code", ["crashed", "decode_timeout", "chunk_failed", "timeout"])
+    def test_a_retry_of_what_did_harm_is_careful(self, bench: Bench, readers: Readers, code: str) -> None:
         uris = bench.colours(len(LABELS))
         failed = uris[LABELS.index("red")]
         bench.places.contents[failed] = ItemFailure(ErrorCode(code), "in an earlier generation")
         job = bench.submit(uris)
         bench.run(job)
         bench.places.contents[failed] = colour("red")
-        inside.read_files.clear()
-        outside.read_files.clear()
+        readers.counts()
 
         assert bench.run(job, generation=1).counts.ok == len(LABELS)
 
-        assert (len(inside.read_files), len(outside.read_files)) == (not is_suspect, is_suspect)
+        assert readers.counts() == ((1, 0) if code == "timeout" else (0, 1))
 
-    @pytest.mark.usefixtures("inside")
-    def test_what_finds_no_memory_in_the_process_is_tried_outside(
-        self, bench: Bench, outside: Reader
-    ) -> None:
-        result = bench.run(bench.submit(bench.colours()))
+    def test_what_finds_no_memory_inside_is_tried_outside(self, bench: Bench, readers: Readers) -> None:
+        assert bench.run_colours().counts == ALL_OK
+        assert readers.outside.read_files == [Readers.BLUE] * sum(IS_BLUE)
+        assert set(readers.outside.handled) == {None}  # what the process had read of them is free by then
 
-        assert result.counts == PartCounts(ITEMS, 0, {})
-        blues = bench.column("label").count("blue")
-        assert outside.read_files == [self.BLUE] * blues
-        assert outside.handled == [None] * blues  # what the process had read of them is free by then
+    def test_what_finds_none_there_either_is_a_row(self, bench: Bench, readers: Readers) -> None:
+        readers.outside.fails = lambda _: ItemFailure(ErrorCode.OUT_OF_MEMORY, "too much")
 
-    @pytest.mark.usefixtures("inside")
-    def test_what_finds_none_there_either_is_a_row(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        failure = ItemFailure(ErrorCode.OUT_OF_MEMORY, "too much")
-        monkeypatch.setattr(bench.children, "read", Reader(bench.decoder, lambda data: failure).read)
+        bench.run_colours()
 
-        bench.run(bench.submit(bench.colours()))
+        assert [code == "out_of_memory" for code in bench.column("error_code")] == IS_BLUE
 
-        blues = [LABELS[number % len(LABELS)] == "blue" for number in range(ITEMS)]
-        assert [code == "out_of_memory" for code in bench.column("error_code")] == blues
-
-    @pytest.mark.usefixtures("inside")
-    def test_where_no_child_can_be_started_the_chunk_waits(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        error = NoRoomError("no process")
-        monkeypatch.setattr(bench.children, "read", Reader(bench.decoder, lambda data: error).read)
+    def test_where_no_child_can_be_started_the_chunk_waits(self, bench: Bench, readers: Readers) -> None:
+        readers.outside.fails = lambda _: NoRoomError("no process")
 
         with pytest.raises(MemoryError, match="no process"):
-            bench.run(bench.submit(bench.colours()))
+            bench.run_colours()
         bench.nothing_is_left()
 
-    def test_too_little_memory_to_fit_an_image_is_a_row(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fit(*_: object) -> None:
-            raise MemoryError
+    def test_a_bug_ends_the_chunk_and_frees_its_bytes(self, bench: Bench, readers: Readers) -> None:
+        readers.inside.fails = lambda _: ZeroDivisionError("bug")
 
-        monkeypatch.setattr(decode_step, "fit", fit)
+        with pytest.raises(ZeroDivisionError):
+            bench.run_colours()
+        bench.nothing_is_left()
 
-        result = bench.run(bench.submit(bench.colours()))
+    def test_too_little_memory_to_fit_an_image_is_a_row(self, bench: Bench, monkeypatch: Any) -> None:
+        monkeypatch.setattr(decode_step, "fit", Mock(side_effect=MemoryError))
 
-        assert result.counts == PartCounts(0, ITEMS, {"out_of_memory": ITEMS})
+        assert bench.run_colours().counts == PartCounts(0, ITEMS, {"out_of_memory": ITEMS})
 
-    def test_while_a_suspect_is_under_way_everything_is_read_outside(
-        self, bench: Bench, inside: Reader, outside: Reader
-    ) -> None:
+    def test_while_a_suspect_is_under_way_all_is_read_outside(self, bench: Bench, readers: Readers) -> None:
         with bench.decode_step.with_suspect():
             with bench.decode_step.with_suspect():
                 self.decode(bench)
             self.decode(bench)
         self.decode(bench)
 
-        assert (len(inside.read_files), len(outside.read_files)) == (1, 2)
+        assert readers.counts() == (1, 2)
 
-    def test_others_do_not_get_ahead_of_a_suspect_while_its_model_loads(
-        self, bench: Bench, inside: Reader, outside: Reader
-    ) -> None:
+    def test_also_while_the_model_of_the_suspect_loads(self, bench: Bench, readers: Readers) -> None:
         bench.may_load.clear()
         suspect = bench.run_in_thread(losses=1)
         wait_until(lambda: "load model" in bench.lease.entered, "the model loads")
@@ -815,39 +687,32 @@ class TestWhereItIsDecoded:
         bench.may_load.set()
         suspect.result()
 
-        assert (len(inside.read_files), len(outside.read_files)) == (0, 1 + ITEMS)
+        assert readers.counts() == (0, 1 + ITEMS)
 
-    def test_a_careful_operator_has_but_the_simplest_formats_read_in_the_process(
-        self, bench: Bench, inside: Reader, outside: Reader
-    ) -> None:
-        careful = DecodeStep(bench.decoder, bench.children, isolate=True)
+    def test_a_careful_operator_has_simple_formats_read_inside(self, bench: Bench, readers: Readers) -> None:
         image = Image.new("RGB", (24, 20), COLOURS["red"])
         simple = [encoded(image), encoded(image, "PNG")]
         others = [encoded(image, "JPEG", progressive=True)]
         others += [encoded(image, image_format) for image_format in ("WEBP", "GIF", "TIFF", "BMP")]
 
         for data in simple + others:
-            self.decode(bench, data, careful)
+            self.decode(bench, data, isolate=True)
 
-        assert (inside.read_files, outside.read_files) == (simple, others)
+        assert (readers.inside.read_files, readers.outside.read_files) == (simple, others)
 
 
 class TestAdoption:
     COUNTS = PartCounts(1, 1, {"timeout": 1})
 
-    def place(self, bench: Bench, **identity: Any) -> Job:
+    def place(self, bench: Bench, job_id: str = JOB_ID, generation: int = 0) -> Job:
         """A job whose part is in place, whosever it is."""
         job = bench.submit(bench.colours())
-        claim: Claim = make_claim(job, **identity)
-        assert bench.context is not None
-        whose = PartIdentity(claim.job_id, claim.chunk_id, claim.generation)
-        bench.sink.write(whose, bench.context.items(make_claim(job)), self.COUNTS)
+        rows = bench.context.items(make_claim(job))
+        bench.sink.write(PartIdentity(job_id, 0, generation), rows, self.COUNTS)
         return job
 
     @pytest.mark.parametrize("history", [{"losses": 1}, {"failures": 1}, {"waits": 1}, {"losses": 9}])
-    def test_a_part_of_an_earlier_owner_is_adopted_without_work(
-        self, bench: Bench, history: dict[str, int]
-    ) -> None:
+    def test_a_part_of_an_earlier_owner_is_taken_without_work(self, bench: Bench, history: Any) -> None:
         assert bench.run(self.place(bench), **history) == ChunkResult(self.COUNTS, {})
         assert bench.places.asked == []
 
@@ -856,84 +721,53 @@ class TestAdoption:
         assert len(bench.sink.parts) == 1
 
     @pytest.mark.parametrize("history", [{"losses": 1}, {}])
-    @pytest.mark.parametrize(
-        ("identity", "error"),
-        [({"job_id": "other"}, OutputConflictError), ({"generation": 1}, OutputUnavailableError)],
-    )
-    def test_a_part_of_another_job_or_a_later_generation_stays(
-        self, bench: Bench, history: dict[str, int], identity: dict[str, Any], error: type[Exception]
-    ) -> None:
-        job = self.place(bench, **identity)
-
-        with pytest.raises(error):
-            bench.run(job, **history)
-        assert bench.sink.parts[0].counts == self.COUNTS
-
-
-SICK, SICKER = 3, 7  # items that fail at first
-
-
-def sick_job(bench: Bench) -> Job:
-    """A job of which two items failed, for different reasons."""
-    uris = bench.colours()
-    healthy = dict(bench.places.contents)
-    bench.places.contents[uris[SICK]] = ItemFailure(ErrorCode.SERVER_ERROR, "500")
-    bench.places.contents[uris[SICKER]] = ItemFailure(ErrorCode.NOT_FOUND, "404")
-    job = bench.submit(uris, shelf=[f"s{number}" for number in range(ITEMS)])
-    assert bench.run(job).counts.failed == 2
-    bench.places.contents = {uri: healthy[uri] for uri in (uris[SICK], uris[SICKER])}
-    bench.places.asked.clear()
-    return job
+    def test_a_part_of_another_job_or_generation_stays(self, bench: Bench, history: Any) -> None:
+        for whose, error in (("other", 0), OutputConflictError), ((JOB_ID, 1), OutputUnavailableError):
+            bench.sink.parts.clear()
+            with pytest.raises(error):
+                bench.run(self.place(bench, *whose), **history)
+            assert bench.sink.parts[0].counts == self.COUNTS
 
 
 class TestRetry:
-    def test_only_what_failed_is_run_again_and_the_other_rows_stay(self, bench: Bench) -> None:
-        job = sick_job(bench)
+    SICK = (3, 7)  # items that fail at first
+
+    @pytest.fixture
+    def job(self, bench: Bench) -> Job:
+        """A job of which two items failed, for different reasons; they are well by now, and all there is."""
+        uris = bench.colours()
+        healthy = {uris[number]: bench.places.contents[uris[number]] for number in self.SICK}
+        for uri, code in zip(healthy, (ErrorCode.SERVER_ERROR, ErrorCode.NOT_FOUND), strict=True):
+            bench.places.contents[uri] = ItemFailure(code, "sick")
+        job = bench.submit(uris, shelf=SHELVES)
+        assert bench.run(job).counts.failed == 2
+        bench.places.contents = healthy
+        bench.places.asked.clear()
+        return job
+
+    def test_only_what_failed_is_run_again_once_and_the_other_rows_stay(self, bench: Bench, job: Job) -> None:
         before = bench.rows()
 
-        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
+        for _ in range(2):  # then the part is in place
+            assert bench.run(job, generation=1).counts == ALL_OK
 
         after = bench.rows()
-        assert sorted(bench.places.asked) == sorted(after[position]["uri"] for position in (SICK, SICKER))
+        assert sorted(bench.places.asked) == sorted(after[number]["uri"] for number in self.SICK)
         assert bench.column("item_index") == list(range(ITEMS))
-        assert bench.column("shelf") == [f"s{number}" for number in range(ITEMS)]
-        assert bench.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
-        unchanged = [number for number in range(ITEMS) if number not in (SICK, SICKER)]
-        assert [after[number] for number in unchanged] == [before[number] for number in unchanged]
+        assert bench.column("shelf") == SHELVES
+        assert bench.column("label") == COLOUR_OF[:ITEMS]
+        for number in set(range(ITEMS)) - set(self.SICK):
+            assert after[number] == before[number]
         assert bench.sink.parts[0].identity.generation == 1
 
-    def test_what_fails_again_has_its_new_reason(self, bench: Bench) -> None:
-        job = sick_job(bench)
-        for uri in bench.places.contents:
-            bench.places.contents[uri] = ItemFailure(ErrorCode.TIMEOUT, "slow")
-
-        assert bench.run(job, generation=1).counts == PartCounts(ITEMS - 2, 2, {"timeout": 2})
-
-    def test_a_chunk_that_is_given_up_keeps_its_good_rows(self, bench: Bench) -> None:
-        job = sick_job(bench)
-
+    def test_a_chunk_that_is_given_up_keeps_its_good_rows(self, bench: Bench, job: Job) -> None:
         assert bench.run(job, generation=1, losses=5).counts == PartCounts(ITEMS - 2, 2, {"chunk_failed": 2})
-        assert bench.places.asked == []
-
-    def test_where_no_part_was_written_all_items_are_run(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-
-        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
-
-    def test_a_part_that_is_in_place_already_is_adopted(self, bench: Bench) -> None:
-        job = sick_job(bench)
-        bench.run(job, generation=1)
-        bench.places.asked.clear()
-
-        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
         assert bench.places.asked == []
 
 
 class TestGivingUp:
     @pytest.mark.parametrize("history", [{"losses": 5}, {"failures": 5}])
-    def test_an_exhausted_chunk_gets_a_failed_row_for_every_input(
-        self, bench: Bench, history: dict[str, int]
-    ) -> None:
+    def test_an_exhausted_chunk_fails_with_a_row_for_every_input(self, bench: Bench, history: Any) -> None:
         uris = bench.colours()
         bench.load_error = AssertionError("the model must not be loaded")
         result = bench.run(bench.submit(uris), **history)
@@ -946,16 +780,17 @@ class TestGivingUp:
         assert bench.places.asked == []
 
     def test_four_times_is_not_too_often(self, bench: Bench) -> None:
-        assert bench.run(bench.submit(bench.colours()), losses=4, failures=4).counts.ok == ITEMS
+        assert bench.run_colours(losses=4, failures=4).counts.ok == ITEMS
 
     def test_a_model_that_cannot_be_loaded_is_raised_and_gives_the_rows_its_code(self, bench: Bench) -> None:
-        bench.load_error = ModelUnavailableError("no weights")
+        bench.load_error = NoModel("no weights")
         job = bench.submit(bench.colours())
-        with pytest.raises(ModelUnavailableError):
+        with pytest.raises(NoModel):
             bench.run(job)
         assert (bench.sink.parts, bench.places.asked) == ({}, [])
 
-        bench.give_up(job, ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights"))
+        error = ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights")
+        bench.pipeline.give_up(make_claim(job), bench.context, bench.lease, error)
 
         assert set(bench.column("error_code")) == {"model_unavailable"}
         kind = bench.sink.parts[0].rows.schema.field("embedding").type

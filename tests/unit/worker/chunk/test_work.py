@@ -20,10 +20,8 @@ ITEMS = pa.table({"item_index": [10, 11, 12, 13], "uri": ["/a", "/b", "/c", "/d"
 
 def row(item_index: int, code: str | None = None, vector: Sequence[float] | None = None) -> dict[str, Any]:
     status = "failed" if code else "ok"
-    return {
-        "item_index": item_index, "item_id": "x", "uri": "/", "status": status, "error_code": code,
-        "embedding": vector,
-    }  # fmt: skip
+    base = {"item_index": item_index, "item_id": "x", "uri": "/", "status": status}
+    return {**base, "error_code": code, "embedding": vector}
 
 
 def table(*rows: dict[str, Any], dimension: int = 2) -> pa.Table:
@@ -64,9 +62,7 @@ def test_there_may_be_nothing_to_do() -> None:
 
 
 def test_an_item_that_the_older_part_lacks_gets_its_row() -> None:
-    work = chunk_work(ITEMS, OlderPart(OLD.slice(0, 2), "v"))
-
-    assert work.items["uri"].to_pylist() == ["/b", "/c", "/d"]
+    assert chunk_work(ITEMS, OlderPart(OLD.slice(0, 2), "v")).items["uri"].to_pylist() == ["/b", "/c", "/d"]
 
 
 def test_the_length_of_vectors_comes_from_the_rows_that_have_one() -> None:

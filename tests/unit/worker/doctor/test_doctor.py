@@ -32,10 +32,7 @@ def broken() -> Iterator[Finding]:
 
 
 def test_all_checks_are_heard_in_their_order() -> None:
-    checks = [
-        scripted("a", iter([fine("1"), problem("2", "do")])),
-        scripted("b", iter([fine("3")])),
-    ]
+    checks = [scripted("a", iter([fine("1"), problem("2", "do")])), scripted("b", iter([fine("3")]))]
 
     assert list(examine(checks)) == [
         Finding(Level.OK, "1", "", "a"),

@@ -35,122 +35,95 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class Steps:
-    """Counts what leaves a trace outside the process, and kills it at the given step: before it, or after."""
+class SteppingOutput(FolderOutput):
+    """Notes each change that others can see; before or after the step `kill_at` the process is killed."""
 
-    def __init__(self, kill_at: float = float("inf")) -> None:
-        self.done: list[str] = []
+    def __init__(self, folder: Path, kill_at: float) -> None:
+        super().__init__(folder)
+        self.steps: list[str] = []
         self._kill_at = kill_at
+        self.before_publish: Callable[[str], object] = lambda name: None
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        if len(self.done) + 0.5 > self._kill_at:
+        if len(self.steps) + 0.5 > self._kill_at:
             raise Killed
-        self.done.append(name)
+        self.steps.append(name)
         yield
-        if len(self.done) > self._kill_at:
+        if len(self.steps) > self._kill_at:
             raise Killed
-
-
-class SteppingOutput(FolderOutput):
-    """Counts each change that others can see."""
-
-    def __init__(self, folder: Path, steps: Steps) -> None:
-        super().__init__(folder)
-        self._steps = steps
 
     def publish(self, scratch: Path, name: str, **options: Any) -> bool:
-        with self._steps.step(name):
+        self.before_publish(name)
+        with self.step(name):
             return super().publish(scratch, name, **options)
 
     def replace_if(self, scratch: Path, name: str, version: str, **options: Any) -> bool:
-        with self._steps.step(name):
+        with self.step(name):
             return super().replace_if(scratch, name, version, **options)
 
 
-class FakeLedger:
-    """Knows one job; notes that it ended."""
-
-    def __init__(self, status: JobStatus, steps: Steps) -> None:
-        self._status = status
-        self.later: list[JobStatus] = []  # what the ledger says next
-        self._steps = steps
-        self.staged = [(0, status.chunks)]
-        self.ended: list[tuple[FinishClaim, int]] = []
-        self.answer = FinishAnswer.COMPLETED
-
-    def status(self, job_id: str) -> JobStatus:
-        assert job_id == self._status.job_id
-        if self.later:
-            self._status = self.later.pop(0)
-        return self._status
-
-    def staged_files(self, job_id: str) -> list[tuple[int, int]]:
-        assert job_id == self._status.job_id
-        return self.staged
-
-    def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> FinishAnswer:
-        with self._steps.step("ledger"):
-            self.ended.append((claim, ttl_seconds))
-        return self.answer
+def finishing(**values: Any) -> JobStatus:
+    return make_status(
+        **{"state": JobState.FINISHING, "chunks": 2, "total": 3, "ok": 1, "failed": 2, **values}
+    )
 
 
-class FinishLease(HeldLease):
-    """Notes each part, and is interrupted at the one that the bench names."""
+class Bench(HeldLease):
+    """A job of which every chunk has its part; its ledger and its lease."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, folder: Path, *, kill_at: float = float("inf"), chunks: int = 2) -> None:
         super().__init__(Lease(JOB_ID, FINISH, "token"))
-        self._bench = bench
-
-    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
-        if step != "finish":
-            return
-        self._bench.limits.append(limit_seconds)
-        if len(self._bench.limits) > self._bench.parts_until_interrupted:
-            raise ChunkInterrupted("the worker drains")
-
-    def confirm(self) -> None:
-        if not self._bench.is_held:
-            raise ChunkInterrupted("lost")
-
-
-class Bench:
-    """A job of which every chunk has its part."""
-
-    def __init__(self, folder: Path, *, chunks: int = 2, kill_at: float = float("inf")) -> None:
-        self.steps = Steps(kill_at)
-        self.output = SteppingOutput(folder, self.steps)
-        self.job = make_job(folder)
-        status = make_status(state=JobState.FINISHING, chunks=chunks, total=3, ok=1, failed=2)
-        self.ledger = FakeLedger(status, self.steps)
-        self.limits: list[float] = []  # of the steps
+        self.output, self.job = SteppingOutput(folder, kill_at), make_job(folder)
+        self.statuses = [finishing(chunks=chunks)]  # what the ledger says next; the last one stays
+        self.staged = [(0, chunks)]
+        self.answer = FinishAnswer.COMPLETED
+        self.ended: list[tuple[FinishClaim, int]] = []
+        self.limits: list[float] = []  # of the steps, one for each part
         self.parts_until_interrupted = chunks
         self.is_held = True
 
-    def finish(self, output: FolderOutput | None = None) -> str:
+    def status(self, job_id: str) -> JobStatus:
+        assert job_id == JOB_ID
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def staged_files(self, job_id: str) -> list[tuple[int, int]]:
+        assert job_id == JOB_ID
+        return self.staged
+
+    def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> FinishAnswer:
+        with self.output.step("ledger"):
+            self.ended.append((claim, ttl_seconds))
+        return self.answer
+
+    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        if step == "finish":
+            self.limits.append(limit_seconds)
+            if len(self.limits) > self.parts_until_interrupted:
+                raise ChunkInterrupted("the worker drains")
+
+    def confirm(self) -> None:
+        if not self.is_held:
+            raise ChunkInterrupted("lost")
+
+    def run(self, output: FolderOutput | None = None) -> str:
         output = output or self.output
-        context = JobContext(self.job, output, PartSink(output), StagedReader(output, job_id=self.job.job_id))
-        finisher = Finisher(cast(Ledger, self.ledger), TTL_SECONDS)
-        return finisher.finish(make_finish_claim(self.job), context, FinishLease(self))
+        context = JobContext(self.job, output, PartSink(output), StagedReader(output, job_id=JOB_ID))
+        return Finisher(cast(Ledger, self), TTL_SECONDS).finish(make_finish_claim(self.job), context, self)
 
     def manifest(self) -> dict[str, Any]:
+        self.run()
         return cast(dict[str, Any], json.loads((Path(self.output.uri) / keys.MANIFEST).read_bytes()))
 
 
 def row(index: int, error_code: str | None = None, **extra: str) -> dict[str, Any]:
-    return {
-        "item_index": index,
-        "item_id": f"näme {index}",
-        "uri": f"/p/{index}.jpg",
-        "status": "failed" if error_code else "ok",
-        "error_code": error_code,
-        "error_detail": error_code and "no\nluck",
-        **extra,
-    }
+    failure = {"error_code": error_code, "error_detail": error_code and "no\nluck"}
+    base = {"item_index": index, "item_id": f"näme {index}", "uri": f"/p/{index}.jpg"}
+    return {**base, "status": "failed" if error_code else "ok", **failure, **extra}
 
 
 def add_part(
-    folder: Path, chunk_id: int, rows: Sequence[dict[str, Any]], *, job_id: str = JOB_ID,
+    folder: Path, chunk_id: int, *rows: dict[str, Any], job_id: str = JOB_ID,
     counts: PartCounts | None = None, extra: Sequence[str] = (),
 ) -> None:  # fmt: skip
     codes = [one["error_code"] for one in rows if one["error_code"]]
@@ -163,33 +136,30 @@ def add_part(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An output with two parts."""
-    folder = tmp_path / "out"
-    add_part(folder, 0, [row(0), row(1, "not_found")])
-    add_part(folder, 1, [row(2, "timeout")])
-    return folder
+    add_part(tmp_path / "out", 0, row(0), row(1, "not_found"))
+    add_part(tmp_path / "out", 1, row(2, "timeout"))
+    return tmp_path / "out"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, Any]:
     """What the job left at its end, without the time of the end."""
-    files = {name: (folder / name).read_bytes() for name in ENDS}
-    manifest = json.loads(files[keys.MANIFEST])
-    del manifest["finished_at"]
-    return files | {keys.MANIFEST: json.dumps(manifest).encode()}
+    files: dict[str, Any] = {name: (folder / name).read_bytes() for name in ENDS}
+    return files | {keys.MANIFEST: json.loads(files[keys.MANIFEST]) | {"finished_at": ""}}
 
 
 class TestFiles:
     def test_success_comes_last_and_the_ledger_after_it(self, folder: Path) -> None:
         bench = Bench(folder)
 
-        assert bench.finish() == "completed"
+        assert bench.run() == "completed"
 
-        assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS, "ledger"]
-        assert bench.ledger.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
-        assert [limit > 0 for limit in bench.limits] == [True, True]  # a step for each part
+        assert bench.output.steps == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS, "ledger"]
+        assert bench.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
+        assert [limit > 0 for limit in bench.limits] == [True, True]
 
-    def test_the_manifest_holds_the_job_its_counts_and_its_parts(self, folder: Path) -> None:
-        bench = Bench(folder)
-        bench.finish()
+    def test_the_manifest_holds_the_job_its_parts_and_the_counts_of_their_footers(self, folder: Path) -> None:
+        bench = Bench(folder)  # whose ledger was restored from an old copy, and counts less than there is
+        bench.statuses.append(finishing(ok=0, failed=0))
 
         manifest = bench.manifest()
         assert Job.model_validate(manifest["job"]) == bench.job
@@ -202,52 +172,33 @@ class TestFiles:
         assert manifest["created_at"] == "2026-11-24T12:00:00+00:00"
         assert manifest["finished_at"] > manifest["created_at"]
 
-    def test_the_counts_are_those_of_the_footers(self, folder: Path) -> None:
-        # Given a ledger that was restored from an old copy, and counts less than there is
-        bench = Bench(folder)
-        bench.ledger.later = [make_status(state=JobState.FINISHING, chunks=2, total=3, ok=0, failed=0)]
-        bench.finish()
-
-        assert bench.manifest()["ok"] == 1
-        assert bench.manifest()["failed"] == 2
-
     def test_of_a_part_without_failures_only_the_footer_is_read(self, tmp_path: Path) -> None:
-        add_part(tmp_path, 0, [row(0, "not_found")], counts=PartCounts(1, 0, {}))
-        bench = Bench(tmp_path, chunks=1)
-        bench.finish()
+        add_part(tmp_path, 0, row(0, "not_found"), counts=PartCounts(1, 0, {}))
 
-        assert bench.output.read(keys.ERRORS) == b""
-        assert bench.manifest()["errors_by_code"] == {}
+        assert Bench(tmp_path, chunks=1).manifest()["errors_by_code"] == {}
+        assert (tmp_path / keys.ERRORS).read_bytes() == b""
 
-    def test_the_errors_are_one_line_for_each_failed_row_with_the_sources_columns(
-        self, tmp_path: Path
-    ) -> None:
-        add_part(tmp_path, 0, [row(0, shelf="7"), row(1, "not_found", shelf="9")], extra=["shelf"])
-        bench = Bench(tmp_path, chunks=1)
-        bench.finish()
+    def test_errors_are_a_line_for_each_failed_row_with_the_sources_columns(self, tmp_path: Path) -> None:
+        add_part(tmp_path, 0, row(0, shelf="7"), row(1, "not_found", shelf="9"), extra=["shelf"])
+        Bench(tmp_path, chunks=1).run()
 
-        expected = row(1, "not_found", shelf="9")
-        del expected["status"]
         (line,) = (tmp_path / keys.ERRORS).read_text().splitlines()
-        assert json.loads(line) == expected
+        assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
         for name in ("part-list.txt", "part-00000000 (copy).parquet", "part-00000002.parquet.crc"):
             (folder / name).write_bytes(b"x")
-        bench = Bench(folder)
 
-        bench.finish()
-
-        assert [part["rows"] for part in bench.manifest()["parts"]] == [2, 1]
+        assert [part["rows"] for part in Bench(folder).manifest()["parts"]] == [2, 1]
 
 
 class TestRepeating:
     @pytest.mark.parametrize("kill_at", [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
     def test_killed_between_any_two_steps_the_next_one_ends_it(self, folder: Path, kill_at: float) -> None:
         # Given what an undisturbed end leaves, also if it is repeated
-        Bench(folder).finish()
+        Bench(folder).run()
         expected = contents(folder)
-        Bench(folder).finish()
+        Bench(folder).run()
         assert contents(folder) == expected
         for name in ENDS:
             (folder / name).unlink()
@@ -255,24 +206,29 @@ class TestRepeating:
         # When the process is killed before (whole numbers) or after a step
         killed = Bench(folder, kill_at=kill_at)
         with pytest.raises(Killed):
-            killed.finish()
-        assert len(killed.steps.done) == int(kill_at + 0.5)
+            killed.run()
+        assert len(killed.output.steps) == int(kill_at + 0.5)
 
         # Then _SUCCESS is there only with all the rest, and the next finisher ends it
         if (folder / keys.SUCCESS).exists():
             assert contents(folder) == expected
-        Bench(folder).finish()
+        Bench(folder).run()
         assert contents(folder) == expected
         assert list((folder / keys.TMP).iterdir()) == []
 
-    def test_a_finisher_that_is_interrupted_has_written_nothing(self, folder: Path) -> None:
+    @pytest.mark.parametrize(
+        ("change", "words"), [({"parts_until_interrupted": 1}, "drains"), ({"is_held": False}, "lost")]
+    )
+    def test_a_finisher_that_drains_or_has_lost_its_lease_writes_nothing(
+        self, folder: Path, change: dict[str, Any], words: str
+    ) -> None:
         bench = Bench(folder)
-        bench.parts_until_interrupted = 1
+        vars(bench).update(change)
 
-        with pytest.raises(ChunkInterrupted):
-            bench.finish()
+        with pytest.raises(ChunkInterrupted, match=words):
+            bench.run()
 
-        assert bench.steps.done == []
+        assert not any((folder / name).exists() for name in ENDS)
 
     @pytest.mark.parametrize("writes", [0, 1, 2])
     @pytest.mark.parametrize(
@@ -280,93 +236,64 @@ class TestRepeating:
         [
             {"state": JobState.COMPLETED_WITH_ERRORS},
             {"state": JobState.RUNNING, "generation": 1},
-            {"state": JobState.FINISHING, "generation": 1},
+            {"generation": 1},
         ],
     )
-    def test_a_finisher_that_slept_writes_nothing_into_what_came_after_it(
+    def test_one_that_slept_writes_nothing_into_what_came_after_it(
         self, folder: Path, writes: int, later: dict[str, Any]
     ) -> None:
         # Given that another one finished the job, and somebody retried it, after so many writes of ours
         bench = Bench(folder)
-        finishing = make_status(state=JobState.FINISHING, chunks=2)
-        bench.ledger.later = [finishing] * (1 + writes) + [make_status(chunks=2, **later)]
+        bench.statuses = [finishing()] * (1 + writes) + [finishing(**later)]
 
         with pytest.raises(ChunkInterrupted):
-            bench.finish()
+            bench.run()
 
-        assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS][:writes]
+        assert bench.output.steps == list(ENDS[:writes])
         assert not (folder / keys.SUCCESS).exists()
 
     @pytest.mark.parametrize(
-        ("later", "stays"),
-        [
-            ({"state": JobState.RUNNING, "generation": 1}, False),
-            ({"state": JobState.PAUSED, "generation": 1}, False),
-            ({"state": JobState.FINISHING, "generation": 1}, True),  # it may be that one's
-            ({"state": JobState.COMPLETED, "generation": 1}, True),
-        ],
+        ("state", "stays"),  # that of the next generation may be that one's
+        [("running", False), ("paused", False), ("finishing", True), ("completed", True)],
     )
-    def test_a_finisher_that_slept_before_its_last_write_takes_it_back(
-        self, folder: Path, later: dict[str, Any], stays: bool
+    def test_one_that_slept_before_its_last_write_takes_it_back(
+        self, folder: Path, state: str, stays: bool
     ) -> None:
         bench = Bench(folder)
-        finishing = make_status(state=JobState.FINISHING, chunks=2)
-        bench.ledger.later = [finishing] * 5 + [make_status(chunks=2, **later)]
-        bench.ledger.answer = FinishAnswer.STALE
+        bench.statuses = [finishing()] * 5 + [finishing(state=JobState(state), generation=1)]
+        bench.answer = FinishAnswer.STALE
 
-        assert bench.finish() == "stale"
+        assert bench.run() == "stale"
 
         assert (folder / keys.SUCCESS).exists() == stays
 
-
-class TestLateFinishers:
-    """One that sleeps inside a write wakes up in the midst of a later generation, or of another job."""
-
     @pytest.mark.parametrize("name", [keys.ERRORS, keys.MANIFEST])
-    def test_what_a_later_generation_wrote_stays(self, folder: Path, name: str) -> None:
-        bench = Bench(folder)
-        later = Bench(folder)
-        later.ledger.staged = []
-        asleep = [lambda: later.finish(FolderOutput(folder))]
-
-        class Sleeping(SteppingOutput):
-            def publish(self, scratch: Path, name_: str, **options: Any) -> bool:
-                if name_ == name and asleep:
-                    asleep.pop()()
-                return super().publish(scratch, name_, **options)
+    def test_what_a_later_generation_wrote_while_one_slept_stays(self, folder: Path, name: str) -> None:
+        bench, later = Bench(folder), Bench(folder)
+        later.staged = []
+        asleep = [lambda: later.run(FolderOutput(folder))]
+        bench.output.before_publish = lambda found: found == name and asleep and asleep.pop()()
 
         with pytest.raises(ChunkInterrupted, match="written by another worker meanwhile"):
-            bench.finish(Sleeping(folder, bench.steps))
+            bench.run()
 
-        assert "ledger" not in bench.steps.done
-        assert later.ledger.ended
-
-    def test_nothing_is_written_without_the_lease(self, folder: Path) -> None:
-        bench = Bench(folder)
-        bench.is_held = False
-
-        with pytest.raises(ChunkInterrupted, match="lost"):
-            bench.finish()
-
-        assert not any((folder / name).exists() for name in ENDS)
+        assert "ledger" not in bench.output.steps
+        assert later.ended
 
 
-class TestForeignParts:
-    def test_those_of_the_job_before_are_removed_before_the_job_is_finished(self, folder: Path) -> None:
-        add_part(folder, 7, [row(0)], job_id="before")
-        late = folder / keys.part(8, "jsonl")
-        late.write_bytes(b"{}\n")
+class TestSweeping:
+    def test_late_parts_of_the_job_before_are_removed_before_success(self, folder: Path) -> None:
+        add_part(folder, 7, row(0), job_id="before")
+        (folder / keys.part(8, "jsonl")).write_bytes(b"{}\n")
         mine = folder / "part-of-my-notes.txt"
         mine.write_bytes(b"x")
 
         with pytest.raises(Killed):
-            Bench(folder, kill_at=2).finish()
+            Bench(folder, kill_at=2).run()
 
         assert not (folder / keys.SUCCESS).exists()
         assert sorted(folder.glob("part-*")) == [folder / keys.part(0), folder / keys.part(1), mine]
 
-
-class TestSweeping:
     @pytest.fixture
     def leftovers(self, folder: Path) -> list[Path]:
         """What a killed worker and a killed submit leave: half a part, unknown items."""
@@ -377,20 +304,19 @@ class TestSweeping:
         return leftovers
 
     @pytest.mark.usefixtures("leftovers")
-    def test_files_of_killed_processes_are_removed_before_success(self, folder: Path) -> None:
+    def test_so_are_files_of_killed_processes(self, folder: Path) -> None:
         (folder / keys.JOB_FILE).write_bytes(b"{}")
         with pytest.raises(Killed):
-            Bench(folder, kill_at=2).finish()
+            Bench(folder, kill_at=2).run()
 
         assert not (folder / keys.SUCCESS).exists()
-        assert sorted(path.name for path in (folder / keys.INTERNAL).rglob("*")) == [
-            "items-00000000-2.parquet", "job.json", "tmp",
-        ]  # fmt: skip
+        left = {path.name for path in (folder / keys.INTERNAL).rglob("*")}
+        assert left == {"items-00000000-2.parquet", "job.json", "tmp"}
 
     def test_a_ledger_that_was_lost_removes_no_items(self, folder: Path, leftovers: list[Path]) -> None:
         bench = Bench(folder)
-        bench.ledger.staged = []
-        bench.finish()
+        bench.staged = []
+        bench.run()
 
         assert (folder / keys.staged_file(0, 2)).exists()
         assert all(path.exists() for path in leftovers)
@@ -402,47 +328,40 @@ def break_part(folder: Path) -> None:
 
 def place_part_of_another_job(folder: Path) -> None:
     (folder / keys.part(1)).unlink()
-    add_part(folder, 1, [row(2)], job_id="other")
+    add_part(folder, 1, row(2), job_id="other")
 
 
 def place_part_of_another_chunk(folder: Path) -> None:
     (folder / keys.part(0)).replace(folder / keys.part(1))
-    add_part(folder, 0, [row(0)])
+    add_part(folder, 0, row(0))
 
 
-class TestTheWorldFails:
-    @pytest.mark.parametrize(
-        ("change", "error", "words"),
-        [
-            (
-                lambda folder: (folder / keys.part(1)).unlink(),
-                OutputUnavailableError,
-                r"part-00000001\.parquet is not there",
-            ),
-            (break_part, OutputUnreachableError, r"part-00000001\.parquet: damaged"),
-            (
-                place_part_of_another_job,
-                OutputConflictError,
-                r"00001\.parquet belongs to job 'other', chunk 1",
-            ),
-            (place_part_of_another_chunk, OutputConflictError, "chunk 0"),
-        ],
-    )
-    def test_a_part_that_is_not_in_place_is_named_and_nothing_is_written(
-        self, folder: Path, change: Callable[[Path], None], error: type[Exception], words: str
-    ) -> None:
-        change(folder)
-        bench = Bench(folder)
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (
+            lambda folder: (folder / keys.part(1)).unlink(),
+            OutputUnavailableError,
+            "0001.parquet is not there",
+        ),
+        (break_part, OutputUnreachableError, r"part-00000001\.parquet: damaged"),
+        (place_part_of_another_job, OutputConflictError, r"00001\.parquet belongs to job 'other', chunk 1"),
+        (place_part_of_another_chunk, OutputConflictError, "chunk 0"),
+    ],
+)
+def test_a_part_that_is_not_in_place_is_named_and_nothing_is_written(
+    folder: Path, change: Callable[[Path], None], error: type[Exception], words: str
+) -> None:
+    change(folder)
+    bench = Bench(folder)
 
-        with pytest.raises(error, match=words):
-            bench.finish()
+    with pytest.raises(error, match=words):
+        bench.run()
 
-        assert bench.steps.done == []
+    assert bench.output.steps == []
 
-    def test_a_full_disk_is_waited_for(self, folder: Path) -> None:
-        bench = Bench(folder)
 
-        with pytest.raises(OutputUnavailableError, match="No space left") as caught:
-            bench.finish(FullDisk(folder))
-        assert not isinstance(caught.value, OutputUnreachableError)
-        assert bench.steps.done == []
+def test_a_full_disk_is_waited_for(folder: Path) -> None:
+    with pytest.raises(OutputUnavailableError, match="No space left") as caught:
+        Bench(folder).run(FullDisk(folder))
+    assert not isinstance(caught.value, OutputUnreachableError)

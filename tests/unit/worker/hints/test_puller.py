@@ -31,28 +31,19 @@ class Work:
         return self._free_slots >= 0
 
 
-@pytest.mark.parametrize(
-    ("chunks", "free_slots", "pulls"),
-    [
-        pytest.param(0, 9, 1, id="nothing is found"),
-        pytest.param(3, 9, 4, id="what was found once is looked for again"),
-        pytest.param(3, 2, 2, id="until hints have the slots"),
-        pytest.param(3, 0, 0, id="hints have them already"),
-    ],
-)
-def test_without_hints_work_is_looked_for_as_long_as_there_is_some(
-    chunks: int, free_slots: int, pulls: int
-) -> None:
+PULLS = {  # chunks, free slots, pulls
+    "nothing is found": (0, 9, 1),
+    "what was found once is looked for again": (3, 9, 4),
+    "until hints have the slots": (3, 2, 2),
+    "hints have them already": (3, 0, 0),
+}
+
+
+@pytest.mark.parametrize(("chunks", "free_slots", "pulls"), PULLS.values(), ids=PULLS)
+def test_work_is_looked_for_as_long_as_there_is_some(chunks: int, free_slots: int, pulls: int) -> None:
     work = Work(chunks, free_slots)
 
     Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
 
     assert work.pulls == pulls
-
-
-def test_jobs_that_end_meanwhile_are_finished_meanwhile() -> None:
-    work = Work(chunks=3, free_slots=9)
-
-    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
-
-    assert work.pulls_at_finish == [0, 1, 2, 3]
+    assert work.pulls_at_finish[:pulls] == list(range(pulls))  # jobs are finished meanwhile

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from celery import Celery
 
-from clipfleet.contract.jobs import ErrorCode, ItemError, Job
+from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet.contract.parts import PartCounts
-from clipfleet.errors import (
-    JobNotFoundError,
-    OutputConflictError,
-    OutputTooNewError,
-    OutputUnavailableError,
-    RedisUnavailableError,
-)
-from clipfleet.hints import Hints
+from clipfleet.errors import JobNotFoundError, OutputConflictError, OutputTooNewError
+from clipfleet.errors import OutputUnavailableError as OutputAway
+from clipfleet.errors import RedisUnavailableError as RedisAway
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import CompleteAnswer
-from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.ledger.jobs import Claim
 from clipfleet_worker.chunk.claims import Claims
 from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.held_lease import HeldLease
-from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
-from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
-from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.hints.tasks import Tasks, register
 from clipfleet_worker.models.cache import Models
 from tests.support.doubles import Clock
@@ -59,35 +50,34 @@ OUR_BUGS = [
     BaseExceptionGroup("several", [SystemExit(1), ValueError("x")]),
     StrangeEnd(),
 ]
-EVERYTHING = [*OUR_BUGS, MemoryError(), RedisUnavailableError("away")]
+EVERYTHING = [*OUR_BUGS, MemoryError(), RedisAway("away")]
 
 
 def named(error: object) -> str:
     return type(error).__name__
 
 
-def raise_if(error: BaseException | None) -> None:
-    if error is not None:
-        raise error.with_traceback(None)
-
-
-@dataclass
 class Scene:
-    """Replaces contexts, pipeline, finisher and hints; scripted by its fields."""
+    """Replaces contexts, pipeline, finisher and hints; `raises` has errors by the name of the call."""
 
-    job: Job = field(default_factory=make_job)
-    run_does: Callable[[HeldLease], None] = lambda lease: None
-    get_raises: BaseException | None = None
-    publish_raises: BaseException | None = None
-    finish_raises: BaseException | None = None
-    given_up: list[ItemError] = field(default_factory=list)
-    published: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.job = make_job()
+        self.run_does: Callable[[HeldLease], object] = lambda lease: None
+        self.raises: dict[str, BaseException | None] = {}
+        self.given_up: list[ItemError] = []
+        self.published: list[str] = []
+
+    def _called(self, name: str) -> None:
+        error = self.raises.get(name)
+        if error is not None:
+            raise error.with_traceback(None)
 
     def get(self, _: object) -> Scene:
-        raise_if(self.get_raises)
+        self._called("get")
         return self
 
     def run(self, _claim: Claim, _context: object, lease: HeldLease) -> ChunkResult:
+        self._called("run")
         self.run_does(lease)
         return RESULT
 
@@ -96,11 +86,11 @@ class Scene:
         return ChunkResult(PartCounts(0, 3, {error.code: 3}), {})
 
     def finish(self, *_: object) -> str:
-        raise_if(self.finish_raises)
+        self._called("finish")
         return "completed"
 
     def publish_work(self) -> None:
-        raise_if(self.publish_raises)
+        self._called("publish_work")
         self.published.append("work")
 
     def publish_finish(self) -> None:
@@ -112,31 +102,21 @@ class Bench:
 
     def __init__(self) -> None:
         self.ledger, self.scene, self.open_items = RecordingLedger(), Scene(), OpenItems(1000)
-        ledger, self.clock = cast(Ledger, self.ledger), Clock()
+        ledger, self.clock = self.ledger, Clock()
         models = cast(Models, SimpleNamespace(served=lambda: ("demo",)))
         self.endings = Endings(
             ledger=ledger, models=models, worker_id="me", outage_seconds=3600, job_ttl_seconds=60
         )
         self.claims = Claims(
-            ledger=ledger,
-            open_items=self.open_items,
-            models=models,
-            shunned_jobs=self.endings.shunned_jobs,
-            lease_seconds=30,
-            slots=2,
-        )
+            ledger=ledger, open_items=self.open_items, models=models,
+            shunned_jobs=self.endings.shunned_jobs, lease_seconds=30, slots=2,
+        )  # fmt: skip
         self.keeper = LeaseKeeper(ledger, 30, running_time=self.clock)
+        scene = cast(Any, self.scene)
         self.tasks = Tasks(
-            ledger=ledger,
-            claims=self.claims,
-            endings=self.endings,
-            contexts=cast(JobContexts, self.scene),
-            keeper=self.keeper,
-            pipeline=cast(Pipeline, self.scene),
-            finisher=cast(Finisher, self.scene),
-            hints=cast(Hints, self.scene),
-            lease_seconds=30,
-        )
+            ledger=ledger, claims=self.claims, endings=self.endings, contexts=scene, keeper=self.keeper,
+            pipeline=scene, finisher=scene, hints=scene, lease_seconds=30,
+        )  # fmt: skip
         self.app = Celery("test", broker="memory://", set_as_current=False)
         register(self.app, self.tasks)
 
@@ -152,8 +132,7 @@ class Bench:
     def work(self, error: BaseException | None = None, **claim: Any) -> list[tuple[str, ...]]:
         """One chunk is there; its processing raises. Returns what the ledger records."""
         self.ledger.offer(make_claim(self.scene.job, **claim))
-        if error is not None:
-            self.scene.run_does = lambda _: raise_if(error)
+        self.scene.raises["run"] = error
         self.hint()
         return self.ledger.told
 
@@ -166,27 +145,21 @@ def bench() -> Iterator[Bench]:
 
 
 class TestChunk:
-    @pytest.mark.parametrize(
-        ("word", "published"),
-        [
-            ("done", []),
-            ("finishing", ["finish"]),  # the last chunk calls for the finish
-            ("ended", []),  # of a job in Redis it is the end
-        ],
-    )
-    def test_a_part_in_place_is_recorded_in_the_ledger(
-        self, bench: Bench, word: str, published: list[str]
-    ) -> None:
-        bench.ledger.complete_answer = CompleteAnswer(word)
+    # The last chunk calls for the finish; that of a job in Redis is its end.
+    @pytest.mark.parametrize(("word", "published"), [("done", []), ("finishing", ["finish"]), ("ended", [])])
+    def test_a_part_in_place_is_recorded(self, bench: Bench, word: str, published: list[str]) -> None:
+        bench.ledger.replies["complete"] = CompleteAnswer(word)
 
         assert bench.work() == [("complete", JOB_ID, "2", "1")]
         assert bench.scene.published == published
 
     def test_without_work_the_hint_is_spent(self, bench: Bench) -> None:
-        bench.hint()
+        for task in (keys.WORK_TASK, keys.FINISH_TASK):
+            bench.hint(task)
 
         assert bench.ledger.told == []
         assert not bench.tasks.work()
+        assert not bench.tasks.finish_job()
 
     def test_one_hint_in_one_out_while_work_remains(self, bench: Bench) -> None:
         bench.work(more=True)
@@ -194,12 +167,10 @@ class TestChunk:
         assert bench.scene.published == ["work"]
 
     def test_a_chunk_whose_rows_redis_has_lost_waits_to_be_done_again(self, bench: Bench) -> None:
-        bench.ledger.complete_answer = CompleteAnswer.INCOMPLETE
+        bench.ledger.replies["complete"] = CompleteAnswer.INCOMPLETE
 
-        assert bench.work(chunk_id=7)[-1] == (
-            "waits",
-            "OutputUnavailableError: Redis has lost rows of chunk 7",
-        )
+        (_, told) = bench.work(chunk_id=7)
+        assert told == ("waits", "OutputUnavailableError: Redis has lost rows of chunk 7")
 
     def test_the_lease_is_kept_and_the_items_are_counted_meanwhile(self, bench: Bench) -> None:
         seen: list[object] = []
@@ -211,11 +182,7 @@ class TestChunk:
         assert bench.ledger.renewed == [["7"]]
 
     def test_a_cancelled_chunk_ends_at_its_next_step(self, bench: Bench) -> None:
-        def cancelled(lease: HeldLease) -> None:
-            lease.interrupt("cancelled")
-            lease.enter("write", 10)
-
-        bench.scene.run_does = cancelled
+        bench.scene.run_does = lambda lease: (lease.interrupt("cancelled"), lease.enter("write", 10))
 
         assert bench.work() == [("drain", "ChunkInterrupted: cancelled")]
 
@@ -226,14 +193,12 @@ class TestChunk:
             bench.clock.now += 1e12
             seen.extend([*(phase.name for phase in bench.keeper.phases()), bench.keeper.hanging()])
 
-        bench.ledger.on_call["complete"] = look
+        bench.ledger.before["complete"] = look
         bench.work()
 
         assert seen == ["complete", []]
 
-    def test_a_chunk_without_its_model_is_given_up_where_no_other_worker_serves_it(
-        self, bench: Bench
-    ) -> None:
+    def test_a_chunk_is_given_up_where_no_worker_serves_its_model(self, bench: Bench) -> None:
         assert bench.work(ModelUnavailableError("no\nweights")) == [("complete", JOB_ID, "0", "3")]
         assert bench.scene.given_up == [ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights")]
 
@@ -243,71 +208,71 @@ class TestChunk:
         assert bench.work(ModelUnavailableError("no weights")) == [("waits", "RedisUnavailableError: away")]
 
 
-class TestOurBugs:
-    @pytest.mark.parametrize("error", OUR_BUGS, ids=named)
-    @pytest.mark.parametrize("where", ["pipeline", "context"])
-    def test_anything_unexpected_counts_as_a_failure(
-        self, bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException, where: str
-    ) -> None:
-        bench.scene.get_raises = error if where == "context" else None
-        with caplog.at_level(logging.ERROR):
-            ((kind, reason),) = bench.work(error)
+@pytest.mark.parametrize("error", OUR_BUGS, ids=named)
+@pytest.mark.parametrize("where", ["run", "get"])
+def test_anything_unexpected_counts_as_a_failure(
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException, where: str
+) -> None:
+    bench.scene.raises["get"] = error if where == "get" else None
+    ((kind, reason),) = bench.work(error)
 
-        assert kind == "failures"
-        assert reason.startswith(f"{named(error)}: ")
-        (record,) = [one for one in caplog.records if one.name == "clipfleet_worker.chunk.endings"]
-        assert (record.job_id, record.chunk_id) == (JOB_ID, 0)  # type: ignore[attr-defined]
-        assert record.exc_info and record.exc_info[1] is error
+    assert kind == "failures"
+    assert reason.startswith(f"{named(error)}: ")
+    (record,) = [one for one in caplog.records if one.name == "clipfleet_worker.chunk.endings"]
+    assert (record.job_id, record.chunk_id) == (JOB_ID, 0)  # type: ignore[attr-defined]
+    assert record.exc_info and record.exc_info[1] is error
 
-    @pytest.mark.parametrize("error", EVERYTHING, ids=named)
-    def test_a_claim_that_fails_ends_well(self, bench: Bench, error: BaseException) -> None:
-        bench.ledger.errors["claim"] = error
+
+@pytest.mark.parametrize("error", EVERYTHING, ids=named)
+class TestItEndsWell:
+    def test_a_claim(self, bench: Bench, error: BaseException) -> None:
+        bench.ledger.replies["claim"] = error
 
         bench.hint()
 
         assert bench.ledger.told == []
         assert not bench.tasks.work()
 
-    @pytest.mark.parametrize("error", EVERYTHING, ids=named)
-    def test_a_hint_that_cannot_be_passed_on_ends_well(self, bench: Bench, error: BaseException) -> None:
-        bench.scene.publish_raises = error
+    def test_a_hint_that_cannot_be_passed_on(self, bench: Bench, error: BaseException) -> None:
+        bench.scene.raises["publish_work"] = error
 
         assert len(bench.work(more=True)) == 1
 
-    @pytest.mark.parametrize("error", EVERYTHING, ids=named)
-    def test_a_release_that_fails_ends_well(self, bench: Bench, error: BaseException) -> None:
-        bench.ledger.errors["release"] = error
-        bench.ledger.on_call["release"] = bench.endings.drain
+    def test_a_release(self, bench: Bench, error: BaseException) -> None:
+        bench.ledger.replies["release"] = error
+        bench.ledger.before["release"] = bench.endings.drain
 
         assert bench.work(ValueError("bug")) == []
+
+    def test_a_claim_to_finish(self, bench: Bench, caplog: Any, error: BaseException) -> None:
+        # The puller asks until the answer is no: it must not ask for ever.
+        bench.ledger.replies["claim_finish"] = error
+        bench.hint(keys.FINISH_TASK)
+
+        assert not bench.tasks.finish_job()
+        assert caplog.records[0].levelname == ("WARNING" if isinstance(error, RedisAway) else "ERROR")
 
 
 class TestFinishing:
     def finish(self, bench: Bench, error: BaseException | None = None) -> bool:
         """One job is to be finished; both by a hint and by the worker itself, with the same answer."""
-        bench.scene.finish_raises = error
-        claim = make_finish_claim(bench.scene.job)
-        bench.ledger.finish_claims.append(claim)
+        bench.scene.raises["finish"] = error
+        bench.ledger.replies["claim_finish"] = [make_finish_claim(bench.scene.job)] * 2
         bench.hint(keys.FINISH_TASK)
         told = bench.ledger.told.copy()
-        bench.ledger.told.clear()
-        bench.ledger.finish_claims.append(claim)
         again = bench.tasks.finish_job()
-        assert bench.ledger.told == told
+        assert bench.ledger.told == told * 2
+        bench.ledger.told = told
         return again
 
     @pytest.mark.parametrize(
         ("error", "told", "goes_on"),
         [
             (None, [], True),
-            (OutputUnavailableError("disk full"), [("postpone", JOB_ID, "5", "disk full")], True),
-            (OutputTooNewError("update it"), [("postpone", JOB_ID, "0", "")], True),
-            (ChunkInterrupted("the worker drains"), [("postpone", JOB_ID, "0", "")], False),
-            (
-                OutputConflictError("part 0 belongs to job x"),
-                [("fail", JOB_ID, "output_conflict: part 0 belongs to job x")],
-                True,
-            ),
+            (OutputAway("disk full"), [("postpone", JOB_ID, "5", "disk full")], True),
+            (OutputTooNewError("update it"), [("postpone", JOB_ID, "0")], True),
+            (ChunkInterrupted("the worker drains"), [("postpone", JOB_ID, "0")], False),
+            (OutputConflictError("of job x"), [("fail", JOB_ID, "output_conflict: of job x")], True),
         ],
         ids=named,
     )
@@ -317,35 +282,17 @@ class TestFinishing:
         assert self.finish(bench, error) is goes_on
         assert bench.ledger.told == told
 
-    def test_there_is_none(self, bench: Bench) -> None:
-        bench.hint(keys.FINISH_TASK)
-        assert not bench.tasks.finish_job()
-
     @pytest.mark.parametrize("error", [*OUR_BUGS, MemoryError()], ids=named)
-    def test_anything_unexpected_is_logged_with_the_job_and_tried_again_after_the_lease(
+    def test_a_bug_is_logged_with_the_job_and_tried_again_after_the_lease(
         self, bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
     ) -> None:
-        with caplog.at_level(logging.ERROR):
-            assert not self.finish(bench, error)
+        assert not self.finish(bench, error)
 
         assert bench.ledger.told == []
         assert JOB_ID in caplog.text
         assert named(error) in caplog.text
 
-    @pytest.mark.parametrize("error", EVERYTHING, ids=named)
-    def test_a_claim_that_fails_ends_the_round(
-        self, bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
-    ) -> None:
-        # The puller asks until the answer is no: it must not ask for ever.
-        bench.ledger.errors["claim_finish"] = error
-        with caplog.at_level(logging.WARNING):
-            bench.hint(keys.FINISH_TASK)
-
-        assert not bench.tasks.finish_job()
-        is_ours = not isinstance(error, RedisUnavailableError)
-        assert caplog.records[0].levelname == ("ERROR" if is_ours else "WARNING")
-
     def test_a_postponement_that_fails_ends_well(self, bench: Bench) -> None:
         bench.ledger.goes_away("postpone_finish")
 
-        assert not self.finish(bench, OutputUnavailableError("disk full"))
+        assert not self.finish(bench, OutputAway("disk full"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,8 @@ from clipfleet_worker.process import exec_child
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
 
+Launch = Callable[..., Child]
+
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
@@ -25,7 +28,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def launch(log: Path) -> Iterator[Callable[..., Child]]:
+def launch(log: Path) -> Iterator[Launch]:
     children = []
 
     def new(*argv: str, log: Path | None = log, **options: object) -> Child:
@@ -39,9 +42,7 @@ def launch(log: Path) -> Iterator[Callable[..., Child]]:
         child.kill()
 
 
-def test_output_goes_to_a_private_log_and_the_tail_is_that_of_the_last_start(
-    launch: Callable[..., Child], log: Path
-) -> None:
+def test_output_goes_to_a_private_log_whose_tail_is_that_of_the_last_start(launch: Launch, log: Path) -> None:
     child = launch("sh", "-c", "echo run $$; exit 3")
     first = child.pid
     wait_until(lambda: not child.alive, "the child ends")
@@ -54,18 +55,15 @@ def test_output_goes_to_a_private_log_and_the_tail_is_that_of_the_last_start(
     assert child.tail() == f"run {child.pid}"
 
 
-def test_readiness_is_waited_for(launch: Callable[..., Child], tmp_path: Path) -> None:
+def test_readiness_is_waited_for(launch: Launch, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     child = launch("sh", "-c", f"touch '{ready}'; exec sleep 1000", is_ready=ready.exists)
     assert child.wait_ready()
     assert child.wait_ready(lambda: False) is False
 
 
-def test_a_probe_that_cannot_connect_means_not_ready_yet(launch: Callable[..., Child]) -> None:
-    def refuse() -> bool:
-        raise ConnectionRefusedError
-
-    assert not launch("sleep", "1000", is_ready=refuse).probe()
+def test_a_probe_that_cannot_connect_means_not_ready_yet(launch: Launch) -> None:
+    assert not launch("sleep", "1000", is_ready=Mock(side_effect=ConnectionRefusedError)).probe()
 
 
 @pytest.mark.parametrize(
@@ -75,14 +73,12 @@ def test_a_probe_that_cannot_connect_means_not_ready_yet(launch: Callable[..., C
         ("exec sleep 1000", "was not ready in 1 s"),
     ],
 )
-def test_a_child_that_does_not_become_ready_is_reported(
-    launch: Callable[..., Child], script: str, message: str
-) -> None:
+def test_a_child_that_does_not_become_ready_is_reported(launch: Launch, script: str, message: str) -> None:
     with pytest.raises(WorldError, match=message):
         launch("sh", "-c", script, is_ready=lambda: False, ready_seconds=1).wait_ready()
 
 
-def test_stop_is_gentle_first(launch: Callable[..., Child]) -> None:
+def test_stop_is_gentle_first(launch: Launch) -> None:
     child = launch("sleep", "1000")
     assert child.stop()
     assert child.ending() == "killed by SIGTERM"
@@ -92,35 +88,31 @@ def test_stop_is_gentle_first(launch: Callable[..., Child]) -> None:
 IGNORES_TERM = "trap '' TERM; sleep 1000 & echo $! > '{pids}'; wait; wait"
 
 
-@pytest.mark.parametrize("options", [{"stop_seconds": 0}, {"stop_seconds": 1000}])
-def test_stop_kills_the_group_of_a_child_that_does_not_listen(
-    launch: Callable[..., Child], tmp_path: Path, options: dict[str, float]
-) -> None:
+@pytest.mark.parametrize("patience", [0, 1000])
+def test_stop_kills_the_group_of_a_deaf_child(launch: Launch, tmp_path: Path, patience: int) -> None:
     pids = tmp_path / "pids"
-    child = launch("sh", "-c", IGNORES_TERM.format(pids=pids), **options)
+    child = launch("sh", "-c", IGNORES_TERM.format(pids=pids), stop_seconds=patience)
     wait_until(lambda: pids.exists() and pids.read_text().strip(), "the child ignores SIGTERM")
 
-    assert child.stop(hurry=lambda: options["stop_seconds"] > 0) is False
+    assert child.stop(hurry=lambda: patience > 0) is False
     assert child.ending() == "killed by SIGKILL"
     wait_until(lambda: is_gone(int(pids.read_text())), "the grandchild is gone")
 
 
-def test_the_group_of_a_dead_child_is_killed(launch: Callable[..., Child], tmp_path: Path) -> None:
+def test_the_group_of_a_dead_child_is_killed(launch: Launch, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     child = launch("sh", "-c", f"sleep 1000 & echo $! > '{pids}'")
     wait_until(lambda: not child.alive, "the child ends")
     wait_until(lambda: is_gone(int(pids.read_text())), "the grandchild is gone")
 
 
-def test_a_child_with_a_log_has_its_own_session_and_one_without_shares_ours(
-    launch: Callable[..., Child],
-) -> None:
+def test_a_child_with_a_log_has_its_own_session_and_one_without_shares_ours(launch: Launch) -> None:
     apart, foreground = launch("sleep", "1000"), launch("sleep", "1000", log=None)
     assert os.getsid(apart.pid) == os.getpgid(apart.pid) == apart.pid
     assert os.getpgid(foreground.pid) == os.getpgrp()
 
 
-def test_a_child_starts_with_default_signals(launch: Callable[..., Child], log: Path) -> None:
+def test_a_child_starts_with_default_signals(launch: Launch, log: Path) -> None:
     ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
     previous = [signal.signal(number, signal.SIG_IGN) for number in ignored]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -137,16 +129,14 @@ def test_a_child_starts_with_default_signals(launch: Callable[..., Child], log: 
 
 
 @pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/", 126)])
-def test_a_command_that_cannot_run_ends_as_in_a_shell(
-    launch: Callable[..., Child], command: str, code: int
-) -> None:
+def test_a_command_that_cannot_run_ends_as_in_a_shell(launch: Launch, command: str, code: int) -> None:
     child = launch(command, env={"PATH": "/usr/bin:/bin"})
     wait_until(lambda: not child.alive, "the child ends")
     assert child.exit_code == code
     assert f"cannot run {command}: " in child.tail()
 
 
-def test_an_end_is_noticed_even_where_children_are_reaped_by_the_system(launch: Callable[..., Child]) -> None:
+def test_an_end_is_noticed_even_where_children_are_reaped_by_the_system(launch: Launch) -> None:
     previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         child = launch("true")

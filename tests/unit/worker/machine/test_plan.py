@@ -16,41 +16,35 @@ def machine(gpus: int = 0, *, cores: int = 16, memory: int = 128, gpu_memory: in
     return Machine((gpu_memory * GIB,) * gpus, cores, memory * GIB)
 
 
-def devices(text: str, per_device: str, on: Machine) -> list[str]:
-    return [share.device for share in plan_processes(text, per_device, on)]
+@pytest.mark.parametrize(
+    ("text", "per_device", "gpus", "expected"),
+    [
+        ("all", "1", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("auto", "1", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("auto", "1", 0, ["cpu"]),
+        ("cuda:2, cuda:0", "1", 3, ["cuda:2", "cuda:0"]),
+        ("cuda", "1", 1, ["cuda:0"]),
+        ("cpu,cuda:0", "2", 1, ["cpu/0", "cpu/1", "cuda:0/0", "cuda:0/1"]),
+    ],
+)
+def test_devices_may_be_all_or_named(text: str, per_device: str, gpus: int, expected: list[str]) -> None:
+    shares = plan_processes(text, per_device, machine(gpus))
 
-
-@pytest.mark.parametrize("text", ["all", "auto"])
-def test_all_are_the_gpus(text: str) -> None:
-    assert devices(text, "1", machine(3)) == ["cuda:0", "cuda:1", "cuda:2"]
-
-
-def test_auto_is_the_cpu_on_a_machine_without_a_gpu() -> None:
-    assert devices("auto", "1", machine(0)) == ["cpu"]
+    assert [share.name for share in shares] == expected
+    assert [share.device for share in shares] == [name.split("/")[0] for name in expected]
 
 
 @pytest.mark.parametrize(
-    ("text", "on"), [("all", machine(0)), ("auto", replace(machine(0), has_nvidia_gpu=True))]
+    ("text", "on"), [("all", machine()), ("auto", replace(machine(), has_nvidia_gpu=True))]
 )
 def test_a_gpu_that_was_expected_is_not_replaced_by_the_cpu(text: str, on: Machine) -> None:
     with pytest.raises(UsageError, match=r"torch sees no GPU here; .*CLIPFLEET_DEVICE=cpu"):
         plan_processes(text, "auto", on)
 
 
-def test_devices_may_be_named() -> None:
-    assert devices("cuda:2, cuda:0", "1", machine(3)) == ["cuda:2", "cuda:0"]
-    assert devices("cuda", "1", machine(1)) == ["cuda:0"]
-    assert devices("cpu,cuda:0", "2", machine(1)) == ["cpu", "cpu", "cuda:0", "cuda:0"]
-
-
-def test_names_distinguish_the_processes_of_a_device() -> None:
-    assert [share.name for share in plan_processes("cuda:0,cuda:1", "2", machine(2))] == [
-        "cuda:0/0",
-        "cuda:0/1",
-        "cuda:1/0",
-        "cuda:1/1",
-    ]
-    assert [share.name for share in plan_processes("cuda:0,cuda:1", "1", machine(2))] == ["cuda:0", "cuda:1"]
+def test_without_a_gpu_none_can_be_named() -> None:
+    with pytest.raises(UsageError, match="cuda:0 does not exist; torch sees no GPU here"):
+        plan_processes("cuda:0", "1", machine())
 
 
 def test_cores_and_memory_are_divided() -> None:
@@ -100,11 +94,6 @@ def test_a_mistake_is_one_line_that_names_the_option(text: str, per_device: str,
     with pytest.raises(UsageError, match=message) as caught:
         plan_processes(text, per_device, machine(2))
     assert "--" in str(caught.value)
-
-
-def test_without_a_gpu_none_can_be_named() -> None:
-    with pytest.raises(UsageError, match="torch sees no GPU here"):
-        plan_processes("cuda:0", "1", machine(0))
 
 
 class TestSettings:

@@ -49,16 +49,10 @@ class Run:
     def __init__(self, folder: Path, worker: str) -> None:
         self.folder = folder
         (folder / "code").write_text("0")
-        environment = os.environ | {
-            "CLIPFLEET_READY_FILE": str(folder / "ready"),
-            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("producer", "worker")),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, worker, str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        path = os.pathsep.join(str(ROOT / part) for part in ("producer", "worker"))
+        environment = {**os.environ, "CLIPFLEET_READY_FILE": str(folder / "ready"), "PYTHONPATH": path}
+        argv = [sys.executable, "-c", PARENT, worker, str(folder)]
+        self.process = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)
 
     def pids(self, number: int) -> list[int]:
         """Of all lives of a worker."""
@@ -115,11 +109,11 @@ def test_one_that_dies_is_started_again_and_the_others_stay(start: type[Run]) ->
 
 @pytest.mark.parametrize(("worker", "code"), [(WORKER, 70), (STARTING, 0)])
 def test_the_exit_code_is_that_of_one_that_did_not_drain_unless_it_was_still_starting(
-    start: type[Run], tmp_path: Path, worker: str, code: int
+    start: type[Run], worker: str, code: int
 ) -> None:
     run = start(worker)
     run.wait_ready()
-    (tmp_path / "code").write_text("70")
+    (run.folder / "code").write_text("70")
 
     assert run.end()[0] == code
 
@@ -143,13 +137,3 @@ def test_settings_that_cannot_be_used_end_all(start: type[Run]) -> None:
     assert run.process.returncode == 2
     assert "rejects its settings" in log
     assert "restarting it" not in log
-
-
-def test_the_workers_go_with_a_parent_that_is_killed(start: type[Run]) -> None:
-    run = start()
-    run.wait_ready()
-    pids = [*run.pids(0), *run.pids(1)]
-
-    run.process.kill()
-
-    wait_until(lambda: all(is_gone(pid) for pid in pids), "they have heard of it and drained")

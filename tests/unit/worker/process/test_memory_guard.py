@@ -25,20 +25,23 @@ def run_python(code: str) -> list[int]:
 
 
 class Process:
-    """Takes note of its end."""
+    """Takes note of its end; `looks` at its memory come one after the other, the last one stays."""
 
     def __init__(self, used_bytes: int | None) -> None:
-        self.used_bytes = used_bytes
+        self.looks: list[int | OSError | None] = [used_bytes]
         self.ends: list[object] = []
+
+    def used_bytes(self) -> int | None:
+        found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if isinstance(found, OSError):
+            raise found
+        return found
 
     def guard(self, limit_bytes: int, growth_bytes: int = 1 << 40) -> MemoryGuard:
         return MemoryGuard(
-            limit_bytes,
-            growth_bytes=growth_bytes,
-            used_bytes=lambda: self.used_bytes,
-            exit_process=self.ends.append,
+            limit_bytes, growth_bytes=growth_bytes, used_bytes=self.used_bytes, exit_process=self.ends.append,
             dump_stacks=lambda: self.ends.append("stacks"),
-        )
+        )  # fmt: skip
 
 
 class TestGuard:
@@ -54,11 +57,11 @@ class TestGuard:
         process = Process(10 << 20)
         guard = process.guard(1 << 40, growth_bytes=100 << 20)
         with guard.new_reading():
-            process.used_bytes = 110 << 20
+            process.looks = [110 << 20]
             guard.check()
             assert process.ends == []
             with guard.new_reading():
-                process.used_bytes = 150 << 20
+                process.looks = [150 << 20]
                 guard.check()
 
         assert process.ends == ["stacks", 70]
@@ -70,7 +73,7 @@ class TestGuard:
         reading = guard.new_reading()
         with reading:
             pass
-        process.used_bytes = 500 << 20
+        process.looks = [500 << 20]
         guard.check()
         with reading:
             guard.check()
@@ -84,21 +87,14 @@ class TestGuard:
         guard.stop()
 
     def test_a_look_for_which_no_file_can_be_opened_is_left_out(self) -> None:
-        looks: list[int | OSError] = [10, OSError(errno.EMFILE, "Too many open files"), 500]
-        ends: list[int] = []
-
-        def look() -> int:
-            found = looks.pop(0)
-            if isinstance(found, OSError):
-                raise found
-            return found
-
-        guard = MemoryGuard(100, growth_bytes=1000, used_bytes=look, exit_process=ends.append)
+        process = Process(0)
+        process.looks = [10, OSError(errno.EMFILE, "Too many open files"), 500]
+        guard = process.guard(100)
 
         assert guard.check()
-        assert ends == []
+        assert process.ends == []
         assert guard.check()
-        assert ends == [70]
+        assert process.ends == ["stacks", 70]
 
     def test_up_to_the_limit_it_goes_on_until_it_is_stopped(self) -> None:
         process = Process(100)
@@ -141,25 +137,25 @@ CONTAINER = int(SMALL * 0.9)
 V1 = "12:cpu,cpuacct:/x\n5:memory:/docker/7\n1:name=systemd:/x\n"
 
 
-@pytest.mark.parametrize(
-    ("groups", "limits", "expected"),
-    [
-        pytest.param("", {}, MACHINE, id="a machine without groups"),
-        pytest.param("0::/\n", {"memory.max": SMALL}, CONTAINER, id="a container"),
-        pytest.param(
-            "0::/a/b/c\n",
-            {"a/b/c/memory.max": "max", "a/b/memory.max": SMALL, "a/memory.max": SMALL * 2},
-            CONTAINER,
-            id="the smallest of a group and those above it",
-        ),
-        pytest.param("0::/a\n", {"a/memory.max": "max"}, MACHINE, id="no limit"),
-        pytest.param(V1, {"memory/docker/7/memory.limit_in_bytes": SMALL}, CONTAINER, id="version 1"),
-        pytest.param(
-            "5:memory:/\n", {"memory/memory.limit_in_bytes": 9223372036854771712}, MACHINE,
-            id="version 1 has a huge number where there is no limit",
-        ),
-    ],
-)  # fmt: skip
+LIMITS: dict[str, tuple[str, dict[str, object], int]] = {
+    "a machine without groups": ("", {}, MACHINE),
+    "a container": ("0::/\n", {"memory.max": SMALL}, CONTAINER),
+    "the smallest of a group and those above it": (
+        "0::/a/b/c\n",
+        {"a/b/c/memory.max": "max", "a/b/memory.max": SMALL, "a/memory.max": SMALL * 2},
+        CONTAINER,
+    ),
+    "no limit": ("0::/a\n", {"a/memory.max": "max"}, MACHINE),
+    "version 1": (V1, {"memory/docker/7/memory.limit_in_bytes": SMALL}, CONTAINER),
+    "version 1, no limit": (
+        "5:memory:/\n",
+        {"memory/memory.limit_in_bytes": (1 << 63) - 4096},
+        MACHINE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "limits", "expected"), LIMITS.values(), ids=LIMITS)
 def test_the_limit_is_the_setting_or_most_of_what_machine_and_container_have(
     tmp_path: Path, groups: str, limits: dict[str, object], expected: int
 ) -> None:

@@ -25,14 +25,9 @@ def test_whoever_takes_chunks_back_says_that_there_is_work(
     ledger = RepliesLedger()
     ledger.replies["reconcile"] = list(answers)
     reconciler = Reconciler(
-        ledger,
-        lambda: FACTS,
-        period_seconds=1,
-        lease_seconds=3,
-        on_workers=lambda _: None,
-        on_lost=heard.append,
-        pulse=Pulse("reconciler"),
-    )
+        ledger, lambda: FACTS, period_seconds=1, lease_seconds=3, on_workers=lambda _: None,
+        on_lost=heard.append, pulse=Pulse("reconciler"),
+    )  # fmt: skip
 
     for _ in answers:
         reconciler.reconcile()

@@ -6,10 +6,9 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
+from unittest.mock import Mock
 
 import aiohttp
 import pyarrow as pa
@@ -57,10 +56,7 @@ class TestRecognising:
             (os_error(errno.ENOMEM), "too little memory"),
             (os_error(errno.ENOBUFS), "too little memory"),
             (NO_THREAD, "another thread"),
-            (
-                pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily"),
-                "another thread",
-            ),
+            (pa.ArrowException("Unknown error: Failed to launch worker thread: Resource"), "another thread"),
             (ImportError("/x.so: failed to map segment from shared object"), "too little memory"),
             (ImportError("libx.so: cannot open shared object file: Too many open files"), "file descriptors"),
         ],
@@ -113,23 +109,17 @@ class TestRecognising:
     def test_other_errors_are_not_shortages(self, error: Exception) -> None:
         assert shortage_behind(error) is None
 
-    def test_a_resolver_that_gets_no_socket_says_that_the_name_server_is_silent(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def no_file(*_: object) -> int:
-            raise os_error(errno.EMFILE)
-
+    def test_a_silent_name_server_may_be_a_resolver_without_a_socket(self, monkeypatch: Any) -> None:
         error = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         with monkeypatch.context() as patch:
-            patch.setattr(shortages.os, "open", no_file)
+            patch.setattr(shortages.os, "open", Mock(side_effect=os_error(errno.EMFILE)))
             assert shortage_behind(error) is not None
 
 
 class Threads:
     """Threads of this process: beyond those that are allowed none starts."""
 
-    def __init__(self) -> None:
-        self.allowed = 0
+    allowed = 0
 
 
 @pytest.fixture
@@ -146,30 +136,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     return threads
 
 
-@contextmanager
-def held(submit: Callable[[Callable[[], object]], object]) -> Iterator[None]:
-    """A thread of a pool is busy in the context."""
-    began, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        began.set()
-        assert go_on.wait(PATIENCE_SECONDS)
-
-    submit(hold)
-    assert began.wait(PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        go_on.set()
-
-
 class TestThreads:
     def test_work_waits_for_the_threads_that_are_there(self, threads: Threads) -> None:
-        threads.allowed = 1
+        threads.allowed, go_on = 1, threading.Event()
         with LenientThreadPool(8) as pool:
-            with held(pool.submit):
-                later = [pool.submit(int, text) for text in ("1", "2")]
-                assert len(pool._threads) == 1
+            pool.submit(go_on.wait, PATIENCE_SECONDS)
+            later = [pool.submit(int, text) for text in ("1", "2")]
+            assert threads.allowed == 0
+            go_on.set()
             assert [future.result(PATIENCE_SECONDS) for future in later] == [1, 2]
 
     def test_without_a_thread_it_says_so(self, threads: Threads) -> None:
@@ -188,9 +162,7 @@ class TestThreads:
         pool.stop()
         assert len(errors) == 1
 
-    def test_a_hint_without_a_thread_does_not_end_celery(
-        self, threads: Threads, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_hint_without_a_thread_does_not_end_celery(self, threads: Threads, caplog: Any) -> None:
         pool, done = HintThreads(8), list[str]()
         pool.on_start()
         assert pool.apply_async(done.append, ("first",), callback=str) is None
@@ -202,15 +174,11 @@ class TestThreads:
 
         assert done == ["first", "second"]
 
-    def test_a_model_without_a_thread_to_load_it_fails_and_may_be_loaded_later(
-        self, threads: Threads
-    ) -> None:
+    def test_a_model_without_a_thread_fails_and_may_be_loaded_later(self, threads: Threads) -> None:
         models = Models(
-            ("fake",),
-            lambda name, *_: cast(LoadedModel, FakeEncoder(name)),
-            kept=1,
+            ("fake",), lambda name, *_: cast(LoadedModel, FakeEncoder(name)), kept=1,
             default_precision=Precision.FP32,
-        )
+        )  # fmt: skip
         with pytest.raises(WorkerShortageError, match="another thread"):
             models.prefetch("fake", Precision.FP32).result(PATIENCE_SECONDS)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -17,21 +17,15 @@ INFINITE = resource.RLIM_INFINITY
 
 def run_python(code: str, environment: dict[str, str] | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean | (environment or {}),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    environment = clean | (environment or {})
+    argv = [sys.executable, "-c", code]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize(
     ("environment", "pool"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")]
 )
-def test_the_commands_of_a_worker_use_malloc_unless_the_variable_is_set(
-    environment: dict[str, str], pool: str
-) -> None:
+def test_commands_use_malloc_unless_the_variable_is_set(environment: dict[str, str], pool: str) -> None:
     code = (
         "import sys; sys.argv = ['clipfleet-worker', '--help']\n"
         "from clipfleet_worker.__main__ import main\n"
@@ -61,17 +55,11 @@ print(gc.get_freeze_count() > 1000, seen() is None, gc.get_threshold()[0] > 700)
 @pytest.mark.parametrize(
     ("soft", "hard", "expected"),
     [
-        (1024, 1_048_576, 65_536),
-        (1024, 4096, 4096),
-        (1024, INFINITE, 65_536),
-        (100_000, 1_048_576, 100_000),
-        (4096, 4096, 4096),
-        (INFINITE, INFINITE, INFINITE),
+        (1024, 1_048_576, 65_536), (1024, 4096, 4096), (1024, INFINITE, 65_536),
+        (100_000, 1_048_576, 100_000), (4096, 4096, 4096), (INFINITE, INFINITE, INFINITE),
     ],
-)
-def test_the_soft_limit_is_raised_and_never_lowered(
-    soft: int, hard: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+)  # fmt: skip
+def test_the_soft_limit_is_raised_not_lowered(soft: int, hard: int, expected: int, monkeypatch: Any) -> None:
     limits = [(soft, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
@@ -80,10 +68,7 @@ def test_the_soft_limit_is_raised_and_never_lowered(
 
 
 @pytest.mark.parametrize(("connections", "warned"), [(256, False), (1000, True)])
-def test_too_few_open_files_are_reported_with_the_way_out(
-    connections: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_too_few_files_are_reported(connections: int, warned: bool, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (4096, 4096))
-    with caplog.at_level(logging.WARNING):
-        raise_open_files_limit(connections=connections)
+    raise_open_files_limit(connections=connections)
     assert ("ulimit -n" in caplog.text) is warned

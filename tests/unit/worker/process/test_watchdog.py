@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -41,9 +41,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_phase_beyond_its_limit_ends_the_process_with_the_stacks_of_all(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_phase_beyond_its_limit_ends_the_process_with_all_stacks(bench: Bench, caplog: Any) -> None:
     pulse = bench.watchdog.pulse("batcher")
     pulse.enter("encode", 30)
     bench.pass_time(30)
@@ -114,9 +112,8 @@ watchdog.pulse("sleeper").enter("sleep", 0.1)
 watchdog.start()
 sleeps_for_ever()
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    argv = [sys.executable, "-c", program]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == EXIT_HUNG, ended.stderr
     assert "sleeps_for_ever" in ended.stderr
     assert "watchdog.py" in ended.stderr
@@ -151,13 +148,8 @@ class Watched:
     """A process with a watchdog that loses patience after a second."""
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WATCHED],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        argv, pipe = [sys.executable, "-c", WATCHED], subprocess.PIPE
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self.watcher = self.tell("go on")
         return self
 

@@ -15,36 +15,22 @@ from promql_parser import MatchOp
 
 from clipfleet.contract.jobs import ErrorCode, JobState, Lane, Precision
 from clipfleet.contract.parts import PartCounts
-from clipfleet.ledger.jobs import Backlog, Lease, Ledger
+from clipfleet.ledger.jobs import Backlog, Lease
 from clipfleet.ledger.values import LaneBacklog
-from clipfleet_worker.chunk.claims import Claims
-from clipfleet_worker.chunk.endings import Endings
-from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.meter import StepsBusy
-from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
+from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd
 from clipfleet_worker.encode.backends.certificate import Certificate, Way
 from clipfleet_worker.encode.batcher import BatchTotals
 from clipfleet_worker.process.counts import Busy, CacheCounts
 from clipfleet_worker.process.drain import Drain, Drainable
-from clipfleet_worker.process.reconciler import Reachability
-from clipfleet_worker.process.watchdog import Watchdog
-from clipfleet_worker.status.health import Health
 from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
 from tests.conftest import service_is_missing
+from tests.support import metrics_page as pages
 from tests.support.documents import ROOT, table
-from tests.support.doubles import Clock
-from tests.support.metrics_page import (
-    ALERTS,
-    DASHBOARD,
-    OF_PROMETHEUS,
-    Values,
-    alerts,
-    all_expressions,
-    metric_values,
-    selectors,
-)
+from tests.support.metrics_page import Values, selectors
+from tests.unit.worker.status.test_health import Bench as HealthBench
 
 FAMILIES = (*WORKER_FAMILIES, *LEDGER_FAMILIES)
 OF_THE_SCRAPE = {"instance", "job"}  # labels that Prometheus adds
@@ -62,50 +48,31 @@ GRAPH = Way("graph", 0.2, 40_000.0, refused="worst cosine 0.20000, not 0.997")
 MODEL = SimpleNamespace(name="m", precision=Precision.BF16, certificate=Certificate(256, (PLAIN, GRAPH)))
 
 
-class Bench:
+class Bench(HealthBench):
     """A worker as its metrics see it."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
-        self.watchdog = Watchdog(monotonic=self.clock, exit_process=lambda _: None)
-        self.keeper = LeaseKeeper(cast(Ledger, None), 30)
-        self.tally = ChunkTally()
-        self.redis = Reachability(20, self.clock)
-        self.redis.note(True)
-        self.batcher = SimpleNamespace(totals=BatchTotals(2, 40), batch_size=32)
+        super().__init__()
         self.models, self.texts = CacheCounts(), CacheCounts()
         self.drain = Drain(cast(Drainable, None), 25, exit_process=lambda _: None, monotonic=self.clock)
         self.backlog: Backlog | None = BACKLOG
-        claims = SimpleNamespace(held=lambda: ["a chunk"], oldest_held_seconds=9.0)
-        health = Health(
-            worker_id="me",
-            watchdog=self.watchdog,
-            keeper=self.keeper,
-            claims=cast(Claims, claims),
-            endings=cast(Endings, SimpleNamespace(completed=7, tally=self.tally)),
-            redis=self.redis,
-            has_started=lambda: True,
-            is_draining=lambda: self.drain.has_begun,
-            hints_refused=lambda: {"no JSON": 3},
-            monotonic=self.clock,
-        )
+        parts: dict[str, Any] = {
+            "open_items": SimpleNamespace(count=512, limit=4096),
+            "waiting_bytes": SimpleNamespace(count=1000, limit=1 << 30),
+            "batcher": SimpleNamespace(totals=BatchTotals(2, 40), batch_size=32),
+            "models": SimpleNamespace(in_memory=lambda: [MODEL]),
+            "canary_watch": SimpleNamespace(mismatches=2),
+            "reconciler": SimpleNamespace(redis=self.redis, expired_leases=4),
+            "memory_guard": SimpleNamespace(used_bytes=900, limit_bytes=1000),
+        }
         self.readings = WorkerReadings(
-            health=health,
-            open_items=cast(Any, SimpleNamespace(count=512, limit=4096)),
-            waiting_bytes=cast(Any, SimpleNamespace(count=1000, limit=1 << 30)),
-            batcher=cast(Any, self.batcher),
-            steps_busy=lambda: StepsBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
-            models=cast(Any, SimpleNamespace(in_memory=lambda: [MODEL])),
-            canary_watch=cast(Any, SimpleNamespace(mismatches=2)),
-            caches={"models": self.models, "text_matrices": self.texts},
-            reconciler=cast(Any, SimpleNamespace(redis=self.redis, expired_leases=4)),
-            drain=self.drain,
-            drain_seconds=25.0,
-            memory_guard=cast(Any, SimpleNamespace(used_bytes=900, limit_bytes=1000)),
-            device="cpu",
-            device_bytes=lambda: {},
-            monotonic=self.clock,
-        )
+            health=self.health, steps_busy=lambda: StepsBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
+            caches={"models": self.models, "text_matrices": self.texts}, drain=self.drain, drain_seconds=25.0,
+            device="cpu", device_bytes=lambda: {}, monotonic=self.clock, **parts,
+        )  # fmt: skip
+
+    def is_draining(self) -> bool:
+        return self.drain.has_begun
 
     def values(self) -> dict[str, Values]:
         page = metrics_page(
@@ -113,7 +80,7 @@ class Bench:
             FamiliesCollector(LEDGER_FAMILIES, lambda: self.backlog),
         )()
         assert page.status == 200
-        return metric_values(page.body.decode())
+        return pages.metric_values(page.body.decode())
 
 
 @pytest.fixture
@@ -209,14 +176,9 @@ def test_loops_have_their_age_and_its_share_of_the_limit(bench: Bench) -> None:
             assert bench.values()["clipfleet_hanging_chunks"] == {(): 1}
 
     # Chunks are no loops: their names are as many as there are chunks.
-    assert values["clipfleet_loop_phase_seconds"] == {
-        by(loop="batcher"): 5,
-        by(loop="decode"): 5,
-        by(loop="puller"): 0,
-    }
-    assert values["clipfleet_loop_limit_ratio"][by(loop="batcher")] == 0.5
-    assert values["clipfleet_loop_limit_ratio"][by(loop="decode")] == 0.25
-    assert values["clipfleet_loop_limit_ratio"][by(loop="puller")] == 0
+    batcher, decode, puller = (by(loop=loop) for loop in ("batcher", "decode", "puller"))
+    assert values["clipfleet_loop_phase_seconds"] == {batcher: 5, decode: 5, puller: 0}
+    assert values["clipfleet_loop_limit_ratio"] == {batcher: 0.5, decode: 0.25, puller: 0}
 
 
 def test_a_drain_and_a_redis_that_is_away(bench: Bench) -> None:
@@ -264,22 +226,21 @@ def test_the_documented_table_is_that_of_the_code() -> None:
     ]
 
 
-@pytest.mark.parametrize(("what", "expression"), all_expressions().items(), ids=lambda value: value[:40])
+@pytest.mark.parametrize(("what", "expression"), pages.all_expressions().items(), ids=lambda one: one[:40])
 def test_dashboard_and_alerts_ask_for_what_there_is(bench: Bench, what: str, expression: str) -> None:
     values = bench.values()
     labels = {one.name: set(one.labels) | OF_THE_SCRAPE for one in FAMILIES}
     labels["clipfleet_chunk_seconds_bucket"] = {"le"} | OF_THE_SCRAPE
 
     for selector in selectors(expression):
-        if selector.name in OF_PROMETHEUS:
-            continue
         name = str(selector.name)
+        if name in pages.OF_PROMETHEUS:
+            continue
         assert name in values, what
         for matcher in selector.matchers.matchers:
             assert matcher.name in labels.get(name, OF_THE_SCRAPE), what
-            found = {dict(sample).get(matcher.name) for sample in values[name]}
             if matcher.op == MatchOp.Equal and matcher.name not in OF_THE_SCRAPE:
-                assert matcher.value in found, what
+                assert matcher.value in {dict(sample).get(matcher.name) for sample in values[name]}, what
 
 
 def test_the_reader_of_expressions_finds_every_metric() -> None:
@@ -293,7 +254,7 @@ def test_the_reader_of_expressions_finds_every_metric() -> None:
 def test_every_alert_has_its_section_in_the_runbook() -> None:
     sections = re.findall(r"^## (.*)$", (ROOT / "docs" / "operations.md").read_text(), flags=re.MULTILINE)
     anchors = {f"docs/operations.md#{title.lower().replace(' ', '-')}" for title in sections}
-    rules = alerts()
+    rules = pages.alerts()
     assert len(rules) > 10
     for rule in rules:
         assert rule["annotations"]["runbook"] in anchors
@@ -302,31 +263,24 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
 
 
 def test_the_dashboard_can_be_imported_and_provisioned() -> None:
-    dashboard = yaml.safe_load(DASHBOARD.read_text())  # JSON is YAML
+    dashboard = yaml.safe_load(pages.DASHBOARD.read_text())  # JSON is YAML
     assert dashboard["uid"] == "clipfleet"
     identities = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(identities)) == len(identities)
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
     for kind in ("datasources", "dashboards"):
-        (file,) = (DASHBOARD.parent / "provisioning" / kind).glob("*.yml")
+        (file,) = (pages.DASHBOARD.parent / "provisioning" / kind).glob("*.yml")
         assert yaml.safe_load(file.read_text())["apiVersion"] == 1
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ("check", "rules", "alerts.yml"),
-        ("check", "config", "prometheus.yml"),
-        ("test", "rules", "alerts_test.yml"),
-    ],
-    ids=" ".join,
+    "arguments", ["check rules alerts.yml", "check config prometheus.yml", "test rules alerts_test.yml"]
 )
-def test_promtool_accepts_the_rules_and_sees_alerts_fire(arguments: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_rules_and_sees_alerts_fire(arguments: str) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         service_is_missing("promtool is not installed (Debian: prometheus)")
-    result = subprocess.run(
-        [promtool, *arguments], cwd=ALERTS.parent, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [promtool, *arguments.split()]
+    result = subprocess.run(command, cwd=pages.ALERTS.parent, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SUCCESS" in result.stdout
