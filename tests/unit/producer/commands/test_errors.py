@@ -270,7 +270,7 @@ class TestWorker:
         monkeypatch.setenv("CLIPFLEET_DEVICE", "gpu")
 
         run("clipfleet-worker", command).is_mistake(
-            "CLIPFLEET_DEVICE: 'gpu' is none of auto, cpu, cuda, cuda:1"
+            "CLIPFLEET_DEVICE: 'gpu' is not one of auto, cpu, cuda, cuda:1"
         )
 
     def test_all_gpus_where_there_is_none(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

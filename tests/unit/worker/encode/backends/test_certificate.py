@@ -632,7 +632,7 @@ class TestDoctor:
         found = self.findings(monkeypatch, spoilt("rotated", Precision.BF16), Precision.AUTO)
 
         assert [finding.level for finding in found] == [Level.OK, Level.OK, Level.WARNING]
-        assert "is off in bf16" in found[2].what
+        assert "gives wrong features in bf16" in found[2].what
 
     def test_what_has_broken_since_the_certificate_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded(TorchBackend)
