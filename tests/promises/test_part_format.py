@@ -26,7 +26,7 @@ OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=1, codes={"not_found": 1})
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
-CODES = st.dictionaries(TEXT, st.integers(0, 9), max_size=3)
+CODES = st.dictionaries(TEXT, st.integers(1, 9), max_size=3)
 FLOAT = partial(st.floats, allow_nan=False, allow_infinity=False)
 ROW = st.fixed_dictionaries(
     {"item_id": TEXT, "uri": TEXT, "status": st.sampled_from(["ok", "failed"])},
