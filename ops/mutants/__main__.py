@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ _TESTS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else copies stay behind
     console = Console(soft_wrap=True, highlight=False)
     try:
         results = _run(options, console)

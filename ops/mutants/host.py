@@ -6,6 +6,7 @@ input, answers go to standard output. It imports nothing of `ops`, for the tests
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 import pytest
 
 _PROBE = re.compile(rb" @([\w.]+)$", re.MULTILINE)
+_PR_SET_PDEATHSIG = 1
 _LOGS = "valkey.log"
 _READ_BYTES = 1 << 22
 
@@ -80,6 +82,7 @@ class ForkingHost:
     def _run_and_exit(self, session: pytest.Session, request: Mapping[str, Any], events: int) -> None:
         """Run tests in this fork and exit without the clean-up of the host."""
         try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # else a test that hangs outlives all
             silence = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(silence, descriptor)
