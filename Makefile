@@ -12,7 +12,7 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit promises integration e2e)
 
-.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
+.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants lua-mutants bench fuzz lock \
   gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
@@ -83,6 +83,11 @@ chaos-plain: $(VENV)/.dev-installed
 MUTANTS_OPTIONS ?=
 chaos-mutants: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.mutants $(MUTANTS_OPTIONS)
+
+# How many small faults in the Lua scripts the tests of the ledger find, one fault at a time:
+# MUTANTS_OPTIONS="--only claim ..." or "--resume" or "--survivors". By hand: all of them take hours.
+lua-mutants: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.mutants $(MUTANTS_OPTIONS)
 
 # Figures, not tests: they depend on the machine. All of ops/bench, or `make bench decode tail`;
 # BENCH_OPTIONS="--rounds 3" goes to each.
