@@ -38,6 +38,7 @@ _NAMES = (
 # Wherever they are moved below these folders.
 _TESTS = (
     *(f"tests/integration/**/test_{name}.py" for name in _NAMES),
+    "tests/promises/test_ledger*.py",
     "tests/integration/ledger/**/test_*.py",
     "tests/unit/**/ledger/**/test_*.py",
 )
