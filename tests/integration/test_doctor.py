@@ -166,7 +166,7 @@ FAULTS = {
     "an output that cannot be written":  # root may write everywhere but here
         Case("folders", {"output_roots": "/proc"}, "/proc", "write"),
     "a disk that is full":
-        Case("folders", {}, "5 MiB", "room", Level.WARNING,
+        Case("folders", {}, "5 MiB", "space", Level.WARNING,
              {"shutil.disk_usage": lambda _: SimpleNamespace(free=5 << 20)}),
     "a host that is none of this machine":
         Case("machine", {"health_port": 8081, "health_host": "203.0.113.7"}, "203.0.113.7:8081",
@@ -394,5 +394,5 @@ class TestS3:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", web.url)
             for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
                 monkeypatch.setenv(name, "us-east-1")
-            said = ("no S3 store", "AWS_ENDPOINT_URL") if status == 200 else ("redirects", "https")
+            said = ("not an S3 store", "AWS_ENDPOINT_URL") if status == 200 else ("redirects", "https")
             check_fault(site.checks("s3", "s3://images/x"), *said)
