@@ -114,7 +114,7 @@ class TestEmbeddedValkey:
         assert not valkey.owns("redis://127.0.0.1:6379/0")
 
     def test_a_second_server_on_the_folder_is_refused(self, valkey: EmbeddedValkey, tmp_path: Path) -> None:
-        with pytest.raises(WorldError, match=f"runs on .* already .pid {valkey.child.pid}"):
+        with pytest.raises(WorldError, match=f"a server already runs on it .pid {valkey.child.pid}"):
             EmbeddedValkey(tmp_path / "valkey", lock_seconds=0).start()
         put(valkey.url)
 
@@ -226,7 +226,7 @@ class Site:
     def start_up(self, **options: Any) -> subprocess.Popen[str]:
         """Without a command; returns when it is up."""
         process = self.start(**options)
-        self.wait_said("Ctrl-C stops it")
+        self.wait_said("Press Ctrl-C to stop it")
         return process
 
     def run(self, *command: str, worker: str | None = "", **environment: str) -> tuple[int, str]:
@@ -367,7 +367,7 @@ def test_a_second_one_on_the_same_folder_is_refused(site: Site) -> None:
     first = site.start_up(worker=None)
     second = site.start("true", worker=None)
     assert second.wait(timeout=60) == 2
-    assert f"already (pid {first.pid})" in site.said
+    assert f"already runs on it (pid {first.pid})" in site.said
     put(site.url)
 
 
@@ -394,7 +394,7 @@ def test_a_server_that_dies_is_restarted_with_its_address_and_data(site: Site) -
 
 def test_a_worker_that_cannot_start_ends_it_with_the_reason(site: Site) -> None:
     assert site.run("echo", "never", worker="broken")[1] == ""
-    assert "worker ended while it started (exit code 1)" in site.said
+    assert "worker ended during its start (exit code 1)" in site.said
     assert "no such model" in site.said
 
 

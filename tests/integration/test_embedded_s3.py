@@ -130,7 +130,7 @@ class TestUp:
 
     def test_it_prints_its_address_and_leaves_nothing_behind_when_it_is_killed(self, tmp_path: Path) -> None:
         process = self.start(tmp_path)
-        said = "".join(iter(process.stderr.readline, "Ctrl-C stops it.\n"))
+        said = "".join(iter(process.stderr.readline, "Press Ctrl-C to stop it.\n"))
         assert re.search(r"S3 .*http://127\.0\.0\.1:.*bucket clipfleet", said), said
         pid = int((tmp_path / ".clipfleet" / "s3" / "s3.lock").read_text())
         assert not is_gone(pid)

@@ -1,4 +1,5 @@
-"""Outputs of jobs, as small stores of named objects: the protocol, and one module per kind.
+"""Outputs of jobs, as small stores of named objects: the protocol, and one module per kind. Knows no
+columns and no ledger.
 
 Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and defined in `keys.py`.
 """

@@ -1,4 +1,4 @@
-"""Sources of items: the protocol, the choice of the kind, and one module per kind.
+"""1. Sources of items: the protocol, the choice of the kind, and one module per kind.
 
 A source is read once, in a stable order and in bounded memory. It reads names and columns, never pixels.
 """

@@ -1,8 +1,10 @@
 """The path of one chunk.
 
-    claim     `claims.py`: the task of a hint (`hints/tasks.py`) claims a chunk; `leases.py` keeps its lease
+    claim     `claims.py`: `hints/tasks.py`, the task of a hint, claims a chunk and calls `Pipeline.run`;
+              `leases.py` renews its lease
     read      `job_contexts.py`, `work.py`: the job, the staged items, and in a retry the rows to keep
-    load      `models/`: the model of the job; the other chunks of the process share it
+    load      `models/`: the model of the job; the other chunks of the process share it. The first chunk
+              fetches and decodes meanwhile
     fetch     `fetch/`: URIs to bytes, on an event loop
     decode    `decode/`: bytes to pixels, in a pool of threads
     encode    `encode/`: pixels, texts and labels to features, in the device thread, in batches
@@ -10,8 +12,9 @@
     write     `rows.py`, `sinks/`: one row per item to one part
     complete  `endings.py`: records the part in the ledger; the last one of a job calls `finish/`
 
-`item_path.py` connects fetch, decode and encode, which all chunks of a process share. The thread of the chunk
-waits for them in `Outcomes`. An item that fails becomes a failed row, never an exception.
+`item_path.py` connects fetch, decode and encode (together `Step.ITEMS`), which all chunks of a process share.
+The thread of the chunk has the labels encoded meanwhile, then waits in `Outcomes`. An item that fails becomes
+a failed row, never an exception.
 """
 
 from __future__ import annotations
@@ -46,10 +49,10 @@ from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
 _READ_LIMIT_SECONDS = 120.0
 # With the download; a chunk that waits longer is released. The watchdog limits the load itself.
 _WAIT_FOR_MODEL_SECONDS = 3600.0
-_RELEASE_SECONDS = 60.0
+_RELEASE_SECONDS = 60.0  # from the end of that wait to the release
 _PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not a whole label set
 _ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # without any item of the worker ending
-_LONGEST_SECONDS = 6 * 3600.0  # for a chunk behind many others on a slow device
+_QUEUED_LIMIT_SECONDS = 6 * 3600.0  # for a chunk behind many others on a slow device
 _PREPARE_WRITE_LIMIT_SECONDS = 300.0  # until `HeldLease.confirm`: the rows go into a scratch file
 
 
@@ -143,14 +146,14 @@ class Pipeline:
         model = self._load(lease, destination)
         limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + _ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
-            lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+            lease.enter(Step.ITEMS, limit_seconds, longest_seconds=_QUEUED_LIMIT_SECONDS)
             self.item_path.start_texts(items[job.text_column].to_pylist(), destination)
         elif not starts_early:
             self.item_path.start(items, destination)
         matrices = [] if outcomes.all_failed else self._encode_labels(job, model, lease, outcomes)
-        lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+        lease.enter(Step.ITEMS, limit_seconds, longest_seconds=_QUEUED_LIMIT_SECONDS)
         outcomes.wait()
-        lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
+        lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, longest_seconds=_QUEUED_LIMIT_SECONDS)
         if not matrices:
             return model, None
         return model, label_items(self.item_path.batcher, job, matrices, outcomes, model.logit_scale, choices)

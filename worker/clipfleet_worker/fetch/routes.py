@@ -51,7 +51,7 @@ class Routes:
         await self._open.aclose()
 
     async def fetch(self, uri: str) -> bytes:
-        """See `AsyncFetcher`; the URI is not local."""
+        """The bytes behind a remote URI, from the fetcher of its scheme; see `AsyncFetcher`."""
         return await self._remote[scheme_of(uri)](uri)
 
     def read(self, uri: str) -> bytes:

@@ -1,1 +1,1 @@
-"""List sources: files with one item per line or row."""
+"""List sources: files with one item per line or row. Reads no item's bytes."""

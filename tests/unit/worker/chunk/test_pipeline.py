@@ -79,6 +79,7 @@ class Places:
         self.contents: dict[str, bytes | BaseException] = {}
         self.asked: list[str] = []
         self.hanging = threading.Event()  # set once somebody waits for an URI of `hangs`
+        self.abandoned = threading.Event()  # set once nobody waits for it any more
         self.hangs: set[str] = set()
 
     def read(self, uri: str) -> bytes:
@@ -96,7 +97,10 @@ class Places:
         await asyncio.sleep(0)
         if uri in self.hangs:
             self.hanging.set()
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.abandoned.set()
         return self.read(uri)
 
 
@@ -322,6 +326,19 @@ class TestAheadOfTheModel:
         with pytest.raises(NoModel, match="cut off"):
             call.result()
         loading.nothing_is_left()
+
+    def test_a_model_that_fails_to_load_ends_the_fetches(self, loading: Bench) -> None:
+        loading.load_error = NoModel("its file is cut off")
+        uri = loading.colours(2)[1]
+        loading.places.hangs.add(uri)
+        call = loading.run_in_thread([uri])
+        assert loading.places.hanging.wait(PATIENCE_SECONDS)
+
+        loading.may_load.set()
+
+        with pytest.raises(NoModel, match="cut off"):
+            call.result()
+        assert loading.places.abandoned.wait(PATIENCE_SECONDS)
 
     def test_a_chunk_that_is_lost_meanwhile_ends_at_once_and_releases_its_bytes(self, full: Bench) -> None:
         call = self.start(full)
