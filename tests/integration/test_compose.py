@@ -133,9 +133,9 @@ class TestRedis:
             return client.execute_command(*command)
 
     def test_it_keeps_evicts_nothing_and_knows_its_users(self, address: str, tmp_path: Path) -> None:
-        assert (tmp_path / "appendonlydir").exists()
         for user in ("producer", "worker", "reader", "flower"):
             assert self.call(address, user, "PING")
+        assert (tmp_path / "appendonlydir").exists()
         for login in ("", "clipfleet-worker:pro@", ":wor@"):
             with (
                 pytest.raises(Exception, match=r"(?i)auth|password"),
