@@ -1,17 +1,13 @@
-"""`python -m clipfleet`, and the command `clipfleet`. A Ctrl-C while it loads is no traceback."""
+"""`python -m clipfleet`, and the command `clipfleet`."""
 
 from __future__ import annotations
 
-import sys
+from clipfleet.terminal.loading import run_main
 
 
 def main() -> None:
     """Load the commands, then run them."""
-    try:
-        from clipfleet.commands import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
-    run()
+    run_main("clipfleet.commands")
 
 
 if __name__ == "__main__":

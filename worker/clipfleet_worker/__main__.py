@@ -1,20 +1,15 @@
-"""`python -m clipfleet_worker` and `clipfleet-worker`. A Ctrl-C during the imports prints no traceback."""
+"""`python -m clipfleet_worker`, and the command `clipfleet-worker`."""
 
 from __future__ import annotations
 
-import sys
-
+from clipfleet.terminal.loading import run_main
 from clipfleet_worker.process.start import choose_allocator
 
 
 def main() -> None:
     """Load the commands, then run them."""
     choose_allocator()
-    try:
-        from clipfleet_worker.cli.commands import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
-    run()
+    run_main("clipfleet_worker.cli.commands")
 
 
 if __name__ == "__main__":

@@ -19,18 +19,14 @@ class InputSize:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelSpec:
+class PixelSpec(InputSize):
     """The pixels that a model takes, and how they are made of an image."""
 
-    width: int  # of the model's input
-    height: int
-    interpolation: str  # bicubic, bilinear
-    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
     fill_colour: int  # of the padding
     mean: tuple[float, float, float]  # of values in 0..1, by channel
     std: tuple[float, float, float]
     exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
-    input_size: InputSize = field(init=False)
+    input_size: InputSize = field(init=False)  # without the function, which no other process takes
 
     def __post_init__(self) -> None:
         input_size = InputSize(self.width, self.height, self.interpolation, self.resize_mode)
