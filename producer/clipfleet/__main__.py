@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from clipfleet.terminal.loading import run_main
+from collections.abc import Callable
+
+from clipfleet.terminal.loading import load_and_run
+
+
+def _commands() -> Callable[[], None]:
+    from clipfleet.commands import main
+
+    return main
 
 
 def main() -> None:
     """Load the commands, then run them."""
-    run_main("clipfleet.commands")
+    load_and_run(_commands)
 
 
 if __name__ == "__main__":

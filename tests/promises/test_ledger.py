@@ -28,7 +28,7 @@ def claimed_jobs(ledger: Ledger, count: int) -> list[str]:
 def test_a_ledger_in_memory_has_every_call_of_the_other() -> None:
     calls = {name for name in dir(Ledger) if not name.startswith("_")}
 
-    assert calls - set(vars(MemoryLedger)) == {"backlog"}
+    assert calls <= set(vars(MemoryLedger))
 
 
 class TestSubmit:

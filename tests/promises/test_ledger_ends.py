@@ -9,9 +9,18 @@ import pytest
 
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from clipfleet.ledger.values import LaneBacklog
 from tests.promises.conftest import PassTime
 from tests.support import ledger as steps
-from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, lease_of, new_token
+from tests.support.ledger import (
+    add_finishing_job,
+    add_job,
+    claim,
+    claim_finish,
+    complete,
+    lease_of,
+    new_token,
+)
 
 OPEN = [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED]
 OVER = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
@@ -249,6 +258,49 @@ class TestWorkers:
         ledger.farewell("gone")
 
         assert [facts.worker_id for facts in ledger.workers()] == ["here"]
+
+
+class TestBacklog:
+    def test_it_counts_pending_and_running_work(self, ledger: Ledger) -> None:
+        add_job(ledger, "first", chunks=3)
+        add_job(ledger, "second", chunks=2, lane=Lane.HIGH)
+        add_job(ledger, "paused", chunks=7)
+        ledger.pause("paused", "by hand")
+        complete(ledger, claim(ledger, lanes=[Lane.NORMAL]), ok=8, failed=2)
+        claim(ledger, lanes=[Lane.NORMAL])
+
+        backlog = ledger.backlog()
+
+        assert backlog.lanes == {
+            Lane.HIGH: LaneBacklog(queued_chunks=2, open_items=20),
+            Lane.NORMAL: LaneBacklog(queued_chunks=1, leased_chunks=1, done_chunks=1, open_items=20),
+            Lane.BULK: LaneBacklog(),
+        }
+        assert {state: count for state, count in backlog.jobs.items() if count} == {
+            JobState.RUNNING: 2,
+            JobState.PAUSED: 1,
+        }
+        assert (backlog.outage_seconds, backlog.jobs_left_out) == (0, 0)
+
+    def test_that_of_nothing_is_empty(self, ledger: Ledger) -> None:
+        backlog = ledger.backlog()
+
+        assert set(backlog.lanes.values()) == {LaneBacklog()}
+        assert set(backlog.jobs.values()) == {0}
+        assert (backlog.oldest_due_seconds, backlog.outage_seconds) == (0, 0)
+
+    def test_it_has_the_age_of_a_chunk_that_was_released_and_of_an_outage(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_job(ledger, chunks=2)
+        ledger.release(claim(ledger), "waits", reason="store away")
+        pass_time(600)
+
+        backlog = ledger.backlog()
+
+        assert 500 < backlog.oldest_due_seconds <= 600.5
+        assert backlog.outage_seconds == pytest.approx(600, abs=60)
+        assert backlog.lanes[Lane.NORMAL].queued_chunks == 2
 
 
 class TestProgress:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from clipfleet.terminal.loading import run_main
+from collections.abc import Callable
+
+from clipfleet.terminal.loading import load_and_run
 from clipfleet_worker.process.start import choose_allocator
+
+
+def _commands() -> Callable[[], None]:
+    from clipfleet_worker.cli.commands import main
+
+    return main
 
 
 def main() -> None:
     """Load the commands, then run them."""
     choose_allocator()
-    run_main("clipfleet_worker.cli.commands")
+    load_and_run(_commands)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A ledger in the memory of one process, for tests and trials without Redis.
 
-It answers as `Ledger` does. It has no `backlog` and stores no rows: those of a `redis://` job count as
-written.
+It answers as `Ledger` does, but stores no rows: those of a `redis://` job count as written.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, TypeVar, cast
 
 from typing_extensions import override
@@ -42,8 +42,10 @@ from clipfleet.ledger.values import (
     DEFAULT_RETENTION,
     FINISH,
     NO_QUOTA,
+    Backlog,
     Claim,
     FinishClaim,
+    LaneBacklog,
     Lease,
     Quota,
     Retention,
@@ -75,7 +77,7 @@ class MemoryLedger(Ledger):
         self._clock = now
         self._condition = threading.Condition()
         self._jobs: dict[str, MemoryJob] = {}
-        self.drafts = MemoryDrafts(self._jobs, self._condition, self._now)
+        self.drafts = MemoryDrafts(self._jobs, self._job, self._condition, self._now)
         self._turns = 0  # claims that found a chunk
         self._claimed: dict[str, tuple[str, int]] = {}  # by token
         self._finishes: dict[str, str] = {}  # by token
@@ -260,6 +262,21 @@ class MemoryLedger(Ledger):
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         newest = sorted(self._all(), key=lambda job: (job.created, job.job.job_id), reverse=True)
         return [job.status(self._now()) for job in newest[:limit]]
+
+    @override
+    @_atomic
+    def backlog(self, keep_seconds: float = 10.0) -> Backlog:
+        jobs, now = self._all(), self._now()
+        active = [job for job in jobs if job.state in CLAIMABLE]
+        oldest_due = min((job.oldest_due(now) for job in active), default=now)
+        outages = [job.outage_since for job in active if job.outage_since is not None]
+        return Backlog(
+            lanes={lane: _sum(job.backlog for job in active if job.job.lane is lane) for lane in Lane},
+            jobs={state: sum(job.state is state for job in jobs) for state in JobState},
+            oldest_due_seconds=(now - oldest_due) / 1000,
+            outage_seconds=(now - min(outages, default=now)) / 1000,
+            jobs_left_out=0,
+        )
 
     @override
     @_atomic
@@ -568,3 +585,8 @@ def _stream_id(text: str) -> tuple[int, ...]:
 def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:
     for name, value in more.items():
         sums[name] = sums.get(name, 0.0) + value
+
+
+def _sum(backlogs: Iterable[LaneBacklog]) -> LaneBacklog:
+    counts = zip(*(astuple(backlog) for backlog in backlogs), strict=True)
+    return LaneBacklog(*(sum(column) for column in counts))

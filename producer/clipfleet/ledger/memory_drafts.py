@@ -19,8 +19,15 @@ from clipfleet.ledger.values import Draft
 class MemoryDrafts(Drafts):
     """Changes the jobs of a ledger under its lock; `now` is its clock, in ms."""
 
-    def __init__(self, jobs: dict[str, MemoryJob], lock: threading.Condition, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        jobs: dict[str, MemoryJob],
+        job: Callable[[str], MemoryJob | None],
+        lock: threading.Condition,
+        now: Callable[[], int],
+    ) -> None:
         self._jobs = jobs
+        self._job = job  # one that has not expired
         self._lock = lock
         self._now = now
         self._begun: dict[str, str] = {}  # job id -> token of the draft that began last
@@ -31,7 +38,7 @@ class MemoryDrafts(Drafts):
 
     @override
     def note(self, job_id: str, token: str, draft: Draft) -> bool:
-        job = self._jobs.get(job_id)
+        job = self._job(job_id)
         return token in (self._begun.get(job_id), job and job.draft)
 
     @override
@@ -46,7 +53,7 @@ class MemoryDrafts(Drafts):
         max_error_rate: float | None = None,
     ) -> tuple[RetryAnswer, JobState | None]:
         with self._lock:
-            job = self._jobs.get(job_id)
+            job = self._job(job_id)
             if not self.note(job_id, token, draft):
                 return RetryAnswer.TAKEN, None
             if job is None:
@@ -79,7 +86,7 @@ class MemoryDrafts(Drafts):
         finished_at: datetime | None = None,
     ) -> tuple[RebuildAnswer, JobState | None]:
         with self._lock:
-            known = self._jobs.get(job.job_id)
+            known = self._job(job.job_id)
             if not self.note(job.job_id, token, draft):
                 return RebuildAnswer.TAKEN, None
             if known is not None:

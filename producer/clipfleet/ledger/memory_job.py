@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.ledger.status import JobStatus
-from clipfleet.ledger.values import DEFAULT_RETENTION, Retention
+from clipfleet.ledger.values import DEFAULT_RETENTION, LaneBacklog, Retention
 
 CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
 EARLY_ENDS = (JobState.CANCELLED, JobState.FAILED)
@@ -103,6 +103,19 @@ class MemoryJob:
         if self.state not in CLAIMABLE:
             return []
         return self.due(now) + list(range(self.next_chunk, len(self.chunks)))
+
+    @property
+    def backlog(self) -> LaneBacklog:
+        """Its pending and finished work."""
+        queued = len(self.chunks) - self.next_chunk + len(self.due())
+        return LaneBacklog(queued, len(self.leased), self.done_chunks, self.open_items)
+
+    def oldest_due(self, now: int) -> int:
+        """Since when a chunk is due that has not been claimed; now if none is."""
+        since = [chunk.due for chunk in self.chunks if chunk.due is not None and chunk.due <= now]
+        if self.chunks and self.next_chunk == 0:  # it was never claimed
+            since.append(self.created)
+        return min(since, default=now)
 
     def note_writer(self, token: str, deadline: int) -> None:
         """Record a worker that has lost its lease and may still be inside a write."""

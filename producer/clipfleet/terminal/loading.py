@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
+from collections.abc import Callable
 
 
-def run_main(module: str) -> None:
-    """Import a module and call its `main`. A Ctrl-C during the import prints no traceback (exit code 130)."""
+def load_and_run(load: Callable[[], Callable[[], None]]) -> None:
+    """Import a program, then run it. A Ctrl-C during the import prints no traceback (exit code 130)."""
     try:
-        main = import_module(module).main
+        program = load()
     except KeyboardInterrupt:
         sys.exit(130)
-    main()
+    program()

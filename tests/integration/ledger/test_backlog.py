@@ -1,45 +1,15 @@
-"""The backlog of all jobs together, whatever was planted in its place."""
+"""The backlog of all jobs together, with times that only keys can set, whatever was planted in its place."""
 
 from __future__ import annotations
 
 import pytest
 import redis
 
-from clipfleet.contract.jobs import JobState, Lane
+from clipfleet.contract.jobs import Lane
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.values import LaneBacklog
-from tests.support.ledger import DAY_MS, add_job, claim, complete, server_now_ms, work_off
-
-
-def test_the_backlog_counts_pending_and_running_work(ledger: Ledger, redis_client: redis.Redis) -> None:
-    add_job(ledger, "first", chunks=3)
-    add_job(ledger, "second", chunks=2, lane=Lane.HIGH)
-    add_job(ledger, "paused", chunks=7)
-    ledger.pause("paused", "by hand")
-    complete(ledger, claim(ledger, lanes=[Lane.NORMAL]), ok=8, failed=2)
-    claim(ledger, lanes=[Lane.NORMAL])
-
-    backlog = ledger.backlog()
-
-    assert backlog.lanes == {
-        Lane.HIGH: LaneBacklog(queued_chunks=2, open_items=20),
-        Lane.NORMAL: LaneBacklog(queued_chunks=1, leased_chunks=1, done_chunks=1, open_items=20),
-        Lane.BULK: LaneBacklog(),
-    }
-    assert {state: count for state, count in backlog.jobs.items() if count} == {
-        JobState.RUNNING: 2,
-        JobState.PAUSED: 1,
-    }
-    assert (backlog.outage_seconds, backlog.jobs_left_out) == (0, 0)
-
-
-def test_the_backlog_of_nothing_is_empty(ledger: Ledger) -> None:
-    backlog = ledger.backlog()
-
-    assert set(backlog.lanes.values()) == {LaneBacklog()}
-    assert set(backlog.jobs.values()) == {0}
-    assert (backlog.oldest_due_seconds, backlog.outage_seconds) == (0, 0)
+from tests.support.ledger import DAY_MS, add_job, claim, server_now_ms, work_off
 
 
 def test_the_backlog_is_counted_once_in_a_while(ledger: Ledger, redis_client: redis.Redis) -> None:
