@@ -388,6 +388,7 @@ class TestRedirects:
             "file:///etc/passwd": "scheme_refused",
             "data:image/png;base64,AAAA": "scheme_refused",
             "javascript:alert(1)": "scheme_refused",
+            "ftp://127.0.0.1/": "scheme_refused",
             "http://user:secret@127.0.0.1/": "bad_uri",
             "//user@127.0.0.1/": "bad_uri",
             "http://[::1": "bad_uri",

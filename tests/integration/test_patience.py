@@ -234,3 +234,30 @@ def is_refused(client: redis.Redis, why: str = "") -> bool:
     except redis.RedisError as error:
         return why in str(error)
     return False
+
+
+def test_without_patience_the_way_on_is_said_at_once(bed: Bed) -> None:
+    def urls() -> Iterator[str]:
+        yield from bed.urls(is_broken=False)
+        wait_until((bed.folder / keys.JOB_FILE).exists, "the submit is under way")
+        bed.go_away()
+
+    settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]
+    options = JobOptions(output=bed.folder, model="demo", job_id="job")
+    with (
+        Client(settings, patience_seconds=0, on_trouble=bed.said.append) as client,
+        pytest.raises(RedisUnavailableError, match="submit again with job id job to resume"),
+    ):
+        client.embed(urls(), options=options)
+    assert bed.said == []
+
+
+def test_ctrl_c_in_a_program_ends_the_wait(bed: Bed) -> None:
+    def urls() -> Iterator[str]:
+        yield from bed.urls(is_broken=True)
+        raise KeyboardInterrupt
+
+    settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]
+    options = JobOptions(output=bed.folder, model="demo", chunk_size=CHUNK_SIZE, job_id="job")
+    with Client(settings, patience_seconds=3600) as client, pytest.raises(KeyboardInterrupt):
+        client.embed(urls(), options=options)

@@ -100,6 +100,7 @@ def test_the_second_worker_takes_over_what_the_first_has_encoded(worker: Make, r
     check(worker(), encodings=0)
 
     assert not redis_client.exists(LOCK)
+    assert 0 < redis_client.ttl(NAME) <= 86_400
 
 
 def test_who_comes_meanwhile_waits_and_may_leave(worker: Make) -> None:

@@ -35,6 +35,10 @@ class RepliesLedger(MemoryLedger):
             raise reply.with_traceback(None)
         return call(*args, **kwargs) if reply is None else reply
 
+    def keywords(self, name: str) -> list[dict[str, Any]]:
+        """Keyword arguments of each call of this name."""
+        return [kwargs for call, _, kwargs in self.calls if call == name]
+
     def named(self, name: str) -> list[tuple[Any, ...]]:
         """Positional arguments of each call of this name."""
         return [args for call, args, _ in self.calls if call == name]

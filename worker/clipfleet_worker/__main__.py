@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clipfleet.terminal.loading import load_and_run
-from clipfleet_worker.process.start import choose_allocator
 
 
 def _commands() -> Callable[[], None]:
+    from clipfleet_worker.process.start import choose_allocator
+
+    choose_allocator()
     from clipfleet_worker.cli.commands import main
 
     return main
@@ -16,7 +18,6 @@ def _commands() -> Callable[[], None]:
 
 def main() -> None:
     """Load the commands, then run them."""
-    choose_allocator()
     load_and_run(_commands)
 
 

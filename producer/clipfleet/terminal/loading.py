@@ -1,4 +1,4 @@
-"""Loads a command line. Imports nothing else, so that it is there before an early Ctrl-C."""
+"""Loads a command line. Imports next to nothing, so that it is there before an early Ctrl-C."""
 
 from __future__ import annotations
 

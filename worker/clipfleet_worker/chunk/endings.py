@@ -98,7 +98,7 @@ class Endings:
         self._job_ttl_seconds = job_ttl_seconds
         self._monotonic = monotonic
         self._draining = threading.Event()
-        self.shunned_jobs = ShunnedJobs()
+        self.shunned_jobs = ShunnedJobs(monotonic)
         self.tally = ChunkTally()
         self.completed = 0  # chunks, since the process began
 

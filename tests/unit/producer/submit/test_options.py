@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
         ({"chunk_size": 0}, "chunk_size: Input should be greater"),
         ({"lane": "urgent"}, "lane: .*'high'"),
         ({"max_error_rate": 2}, "max_error_rate: Input should be less"),
+        ({"max_error_rate": -0.1}, "max_error_rate: Input should be greater"),
+        ({"max_error_rate": math.nan}, "max_error_rate: Input should be a finite number"),
         ({"embeddings": True}, "embeddings: Extra inputs"),
     ],
 )

@@ -33,10 +33,11 @@ class Bench:
         self.items = OpenItems(100)
         self.clock = Clock()
         self.asked_for_high = threading.Event()
+        self.shunned_jobs = ShunnedJobs()
         models = cast(Models, SimpleNamespace(served=lambda: ("demo",)))
         self.claims = Claims(
             ledger=self.ledger, open_items=self.items, models=models,
-            shunned_jobs=ShunnedJobs(), lease_seconds=30, slots=SLOTS, monotonic=self.clock,
+            shunned_jobs=self.shunned_jobs, lease_seconds=30, slots=SLOTS, monotonic=self.clock,
         )  # fmt: skip
 
     def _note_lanes(self) -> None:
@@ -73,6 +74,13 @@ class TestTaking:
         bench.claims.done_with(held)
         assert (bench.items.count, bench.claims.held()) == (0, [])
         assert bench.claims.oldest_held_seconds == 0
+
+    def test_it_asks_for_the_models_served_and_for_no_job_that_is_shunned(self, bench: Bench) -> None:
+        bench.shunned_jobs.wait("other")
+
+        bench.take()
+
+        assert bench.ledger.named("claim")[-1][1:] == (30, tuple(Lane), ("demo",), ["other"])
 
     def test_a_hint_dies_where_no_work_is_due(self, bench: Bench) -> None:
         assert bench.claims.take() is None

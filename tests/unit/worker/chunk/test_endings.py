@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from clipfleet import errors
+from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import ErrorCode, ItemError, Precision
 from clipfleet.contract.parts import ItemStatus, PartCounts
 from clipfleet.ledger.answers import CompleteAnswer
@@ -29,6 +30,10 @@ from tests.support.recording_ledger import OTHER_WORKER, RecordingLedger
 RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})
 
 
+OUTAGE_SECONDS = 3600
+LIMITS = {"outage_seconds": OUTAGE_SECONDS, "ttl_seconds": 60}
+
+
 class Bench:
     def __init__(self) -> None:
         self.ledger, self.clock = RecordingLedger(), Clock()
@@ -37,7 +42,7 @@ class Bench:
             default_precision=Precision.FP32,
         )  # fmt: skip
         self.endings = Endings(
-            ledger=self.ledger, models=self.models, worker_id="me", outage_seconds=3600,
+            ledger=self.ledger, models=self.models, worker_id="me", outage_seconds=OUTAGE_SECONDS,
             job_ttl_seconds=60, monotonic=self.clock,
         )  # fmt: skip
 
@@ -79,6 +84,7 @@ def test_a_chunk_without_a_part_is_released_and_counted_by_what_went_wrong(
     bench.ledger.others.append(OTHER_WORKER)
 
     assert bench.release(error, failures=3) == [(kind, f"{type(error).__name__}: {error}")]
+    assert bench.ledger.keywords("release")[0]["outage_seconds"] == OUTAGE_SECONDS
     assert bench.endings.shunned_jobs.current() == [JOB_ID] * shuns
     totals = bench.endings.tally.totals()
     assert (totals.ends, totals.items, sum(totals.lived)) == ({end: 1}, {}, 1)
@@ -112,6 +118,9 @@ def test_a_job_whose_rows_cannot_be_written_fails_and_no_other(
     bench.ledger.others += [OTHER_WORKER] * others
 
     assert bench.release(error, failures) == [told]
+    for keywords in bench.ledger.keywords("fail"):  # else it ended a job that another worker holds by now
+        assert (keywords["holder"].chunk_id, keywords["ttl_seconds"]) == (7, 60)
+        assert bench.endings.tally.totals().ends == {ChunkEnd.FAILED: 1}
 
 
 def test_a_long_reason_is_cut(bench: Bench) -> None:
@@ -160,6 +169,42 @@ def test_a_chunk_that_the_ledger_counts_is_counted_with_its_rows_another_without
         assert totals.work_seconds == {step: seconds * number for step, seconds in work_seconds.items()}
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+def test_releases_of_all_tell_whether_redis_was_there(bench: Bench, is_away: bool) -> None:
+    if is_away:
+        bench.ledger.goes_away("release")
+
+    assert bench.endings.release_all([bench.held(), bench.held()], "the worker drains") is not is_away
+    assert len(bench.ledger.named("release")) == (1 if is_away else 2)
+
+
+def test_the_ledger_hears_what_a_chunk_has_cost_and_measured(bench: Bench) -> None:
+    meters = Meters({"fetching": 2.0})
+    ran = PartCounts(2, 1, {"timeout": 1})
+
+    result = ChunkResult(PartCounts(9, 3, {"timeout": 3}), {"encode": 0.5}, ran, meters)
+    bench.endings.complete(bench.held(), result)
+
+    assert bench.ledger.keywords("complete") == [
+        {
+            "ok": 9, "failed": 3, "codes": {"timeout": 3}, "work_seconds": {"encode": 0.5}, "ran": (3, 1),
+            "meters": meters, "ttl_seconds": 60,
+        }
+    ]  # fmt: skip
+
+
+def test_after_a_complete_chunk_its_job_is_shunned_for_a_moment_only(bench: Bench) -> None:
+    for _ in range(2):
+        bench.endings.shunned_jobs.wait(JOB_ID)
+        bench.clock.now += 60
+    bench.endings.complete(bench.held(), RESULT)
+
+    bench.endings.shunned_jobs.wait(JOB_ID)
+    bench.clock.now += 1
+
+    assert bench.endings.shunned_jobs.current() == []
+
+
 def test_of_a_retry_only_the_rows_that_were_run_count(bench: Bench) -> None:
     kept_and_new = ChunkResult(PartCounts(9, 3, {"timeout": 3}), {}, PartCounts(2, 1, {"timeout": 1}))
     bench.endings.complete(bench.held(), kept_and_new)
@@ -181,20 +226,21 @@ def test_only_workers_that_serve_the_model_get_the_chunk(bench: Bench, models: t
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "told", "limits"),
     [
-        (errors.OutputTooNewError("update it"), ("0",)),
-        (errors.OutputUnavailableError("disk full"), ("5", "disk full")),
-        (errors.OutputUnreachableError("no mount"), ("5", "no mount")),
+        (errors.OutputTooNewError("update it"), ("0",), {}),
+        (errors.OutputUnavailableError("disk full"), ("5", "disk full"), LIMITS | {"is_lasting": False}),
+        (errors.OutputUnreachableError("no mount"), ("5", "no mount"), LIMITS | {"is_lasting": True}),
     ],
     ids=repr,
 )
 def test_a_finish_without_its_output_is_postponed_and_its_job_shunned(
-    bench: Bench, error: Exception, told: tuple[str, ...]
+    bench: Bench, error: Exception, told: tuple[str, ...], limits: dict[str, Any]
 ) -> None:
     bench.endings.postpone_finish(make_finish_claim(make_job()), error)
 
     assert bench.ledger.told == [("postpone", JOB_ID, *told)]
+    assert bench.ledger.keywords("postpone_finish") == [limits]
     assert bench.endings.shunned_jobs.current() == [JOB_ID]
 
 

@@ -443,6 +443,15 @@ class TestInterruption:
             call.result()
         bench.nothing_is_left()
 
+    def test_what_is_lost_before_the_write_is_not_written(self, bench: Bench) -> None:
+        class Lost(Steps):
+            def confirm(self) -> None:
+                raise ChunkInterrupted("lost")
+
+        with pytest.raises(ChunkInterrupted, match="lost"):
+            bench.run(bench.submit(bench.colours()), Lost())
+        bench.nothing_is_left()
+
     def test_what_was_lost_before_the_start_fetches_nothing(self, bench: Bench) -> None:
         bench.lease.interrupt("lost")
 
