@@ -27,6 +27,7 @@ import redis
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
 from clipfleet.contract.jobs import Lane
+from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.jobs import Claim, Ledger
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
@@ -38,7 +39,7 @@ MIN_CHUNKS_PER_SECOND = 5000.0
 _LEASE_SECONDS = 30.0
 _ITEMS = 512
 _CHUNKS_PER_FILE = 256
-_STAGES = {"fetch": 12.5, "decode": 3.2, "encode": 4.1, "write": 0.05}
+_WORK_SECONDS = {"fetch": 12.5, "decode": 3.2, "encode": 4.1, "write": 0.05}
 _METERS = Meters(
     {
         Step.ITEMS: 4.2, Step.WRITE: 0.05, Meter.FETCHING: 810.5, Meter.BEYOND: 95.5,
@@ -64,16 +65,17 @@ class Run:
 
 
 class Recorder(redis.Redis):
-    """A connection that records calls, sends nothing and returns nothing."""
+    """A connection that records calls and sends nothing."""
 
     def __init__(self) -> None:
         super().__init__(decode_responses=True)
         self.words: tuple[Any, ...] = ()
+        self.answer: Any = []
 
     def execute_command(self, *args: Any, **_: Any) -> Any:
         """Called by every method of a client."""
         self.words = args
-        return []
+        return self.answer
 
 
 class CallShape:
@@ -113,14 +115,15 @@ def call_shapes() -> tuple[CallShape, CallShape]:
     ledger = Ledger("redis://", client=recorder)
     ledger.claim("TOKEN", _LEASE_SECONDS, _LANES, [MODEL])
     claim = CallShape(recorder.words, ["TOKEN"])
+    recorder.answer = CompleteAnswer.DONE
     held = Claim("TOKEN", "JOB", 987654321, 0, 0, 0, 0, "", 0, 0, True, _ITEMS)
     complete_chunk(ledger, held)
     return claim, CallShape(recorder.words, ["JOB", "987654321", "TOKEN"])
 
 
-def complete_chunk(ledger: Ledger, claim: Claim) -> str:
+def complete_chunk(ledger: Ledger, claim: Claim) -> CompleteAnswer:
     """Complete a chunk whose items are all ok, as a worker does."""
-    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, work_seconds=_STAGES, meters=_METERS)
+    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, work_seconds=_WORK_SECONDS, meters=_METERS)
 
 
 class Connection:
