@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from clipfleet import commands as producer_cli
+from clipfleet.contract.bottleneck import LimitingStep
 from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES
@@ -77,6 +78,15 @@ def test_metrics_that_are_named_exist(document: Path) -> None:
         short = next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
         is_prefix = any(one.startswith(name) for one in known)
         assert name in known or short in known or is_prefix, f"{document.name} names {name}"
+
+
+def test_limits_that_have_advice_exist() -> None:
+    _, _, table = (
+        (ROOT / "docs" / "performance.md").read_text().partition("| limit | what helps |\n|---|---|\n")
+    )
+    named = re.findall(r"^\| (\w+)", table.partition("\n\n")[0], re.MULTILINE)
+    assert len(named) >= len(LimitingStep) - 3
+    assert set(named) <= set(LimitingStep)
 
 
 def test_every_page_builds_without_a_warning(tmp_path: Path) -> None:
