@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import DEFAULT_CHUNK_SIZE, JobState
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.outputs import objects
 from clipfleet.redis.connection import connect
 from ops.bench.process_cost import cpu_seconds, resident_bytes
 from ops.bench.report import Report, bench_parser, positive
@@ -124,10 +124,10 @@ def _run(cluster: Cluster, ledger: Ledger, worker_pid: int, name: str) -> list[t
                            "--model", "demo", "--no-wait")  # fmt: skip
     memory: list[tuple[int, int]] = []
     # Progress is read from files, because a query would count as a Redis command.
-    while submit.poll() is None or not (output / keys.SUCCESS).exists():
+    while submit.poll() is None or not (output / objects.SUCCESS).exists():
         if submit.returncode:
             raise SystemExit(f"the submit has failed: {submit.communicate()[1]}")
-        parts = sum(1 for _ in output.glob(f"{keys.PART_PREFIX}*"))
+        parts = sum(1 for _ in output.glob(f"{objects.PART_PREFIX}*"))
         memory.append((parts * DEFAULT_CHUNK_SIZE, resident_bytes(worker_pid)))
         time.sleep(_POLL_SECONDS)
     while (state := ledger.status(name).state) is not JobState.COMPLETED:

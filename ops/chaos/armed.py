@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.s3 import S3Output
 from ops.chaos.crash_points import CrashPoint
@@ -70,7 +70,7 @@ class ArmedCrashPoints:
 
     def _passing(self, method: Any, point: str) -> Any:
         def passing(output: Any, scratch: Path, name: str, *args: Any, **options: Any) -> bool:
-            if not name.startswith(keys.PART_PREFIX):
+            if not name.startswith(objects.PART_PREFIX):
                 return bool(method(output, scratch, name, *args, **options))
             confirm = options.get("confirm")
             if confirm is None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 
 
 class Act(StrEnum):
@@ -27,7 +27,7 @@ class Change:
     """One change of one object."""
 
     job_id: str  # whose output it is in
-    name: str  # `keys.JOB_FILE` only where it replaced another job's
+    name: str  # `objects.JOB_FILE` only where it replaced another job's
     act: Act
     content: str = ""  # hash of what appeared, where it is known
     is_conditional: bool = True  # the request named the version to replace, or none was needed
@@ -57,7 +57,7 @@ def wrong_changes(
 
 def _since_it_was_taken(changes: Sequence[Change]) -> Sequence[Change]:
     """What comes after the job file was replaced."""
-    taken_at = [number for number, change in enumerate(changes) if change.name == keys.JOB_FILE]
+    taken_at = [number for number, change in enumerate(changes) if change.name == objects.JOB_FILE]
     return changes[taken_at[-1] + 1 :] if taken_at else ()
 
 
@@ -66,7 +66,7 @@ def _without_equal_ones(changes: Iterable[Change]) -> Iterator[Change]:
     content: dict[str, str] = {}
     is_retried = False
     for change in changes:
-        is_retried = is_retried or (change.name, change.act) == (keys.SUCCESS, Act.REMOVED)
+        is_retried = is_retried or (change.name, change.act) == (objects.SUCCESS, Act.REMOVED)
         is_equal = is_retried and change.content and content.get(change.name) == change.content
         content[change.name] = change.content
         if not (is_equal and change.act is Act.APPEARED and change.is_conditional):
@@ -77,9 +77,9 @@ def _of_parts(changes: Iterable[Change], parts: int) -> Iterator[str]:
     appeared: set[str] = set()  # in this generation
     told = set()
     for change in changes:
-        if (change.name, change.act) == (keys.SUCCESS, Act.REMOVED):  # with that a retry begins
+        if (change.name, change.act) == (objects.SUCCESS, Act.REMOVED):  # with that a retry begins
             appeared.clear()
-        if not change.name.startswith(keys.PART_PREFIX):
+        if not change.name.startswith(objects.PART_PREFIX):
             continue
         if not change.is_conditional:
             told.add(f"{change.name} was put in place whatever was there")
@@ -94,18 +94,18 @@ def _of_parts(changes: Iterable[Change], parts: int) -> Iterator[str]:
 
 
 def _chunk_id(part_name: str) -> int:
-    return int(part_name.removeprefix(keys.PART_PREFIX).partition(".")[0])
+    return int(part_name.removeprefix(objects.PART_PREFIX).partition(".")[0])
 
 
 def _of_success(changes: Iterable[Change]) -> Iterator[str]:
     has_manifest = is_marked = False
     for change in changes:
-        if change.name == keys.SUCCESS:
+        if change.name == objects.SUCCESS:
             is_marked = change.act is not Act.REMOVED
             if is_marked and not has_manifest:
-                yield f"{keys.SUCCESS} came before {keys.MANIFEST}"
+                yield f"{objects.SUCCESS} came before {objects.MANIFEST}"
             has_manifest = has_manifest and is_marked
-        elif change.name == keys.MANIFEST:
+        elif change.name == objects.MANIFEST:
             has_manifest = True
-        elif change.name.startswith(keys.PART_PREFIX) and is_marked and change.act is Act.APPEARED:
-            yield f"{change.name} appeared while {keys.SUCCESS} was there"
+        elif change.name.startswith(objects.PART_PREFIX) and is_marked and change.act is Act.APPEARED:
+            yield f"{change.name} appeared while {objects.SUCCESS} was there"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import Kind, Violation
 from ops.chaos.customers import Customers
@@ -70,7 +70,7 @@ def _in_store(done: Iterable[Done]) -> Iterator[Change]:
     for one in done:
         _, job_id, name = (*one.request.path.split("/", 2), "")[:3]
         act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
-        if name == keys.JOB_FILE and job_id not in has_job_file:
+        if name == objects.JOB_FILE and job_id not in has_job_file:
             has_job_file.add(job_id)
-        elif name and (name == keys.JOB_FILE or "/" not in name):
+        elif name and (name == objects.JOB_FILE or "/" not in name):
             yield Change(job_id, name, act, one.content, one.request.is_conditional)

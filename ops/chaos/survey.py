@@ -12,7 +12,7 @@ from clipfleet.client import Client, JobHandle
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.errors import ClipfleetError, OutputDamagedError, OutputUnreachableError, WorldError
 from clipfleet.ledger import keys
-from clipfleet.outputs import Output, open_output
+from clipfleet.outputs import Output, objects, open_output
 from clipfleet.parts import part_files
 from clipfleet.redis.connection import connect
 from ops.chaos.checker import Attempts, Counts, Event, JobLeft, PartLeft, Row
@@ -88,7 +88,7 @@ def left_of(job: JobHandle, plan: JobPlan) -> JobLeft:
     if plan.output is OutputKind.REDIS:
         return JobLeft(status.state, status.generation, rows, ledger, problem=problem, is_away=is_away)
     output = open_output(job.output)
-    manifest, errors = output.read(keys.MANIFEST), output.read(keys.ERRORS)
+    manifest, errors = output.read(objects.MANIFEST), output.read(objects.ERRORS)
     parts, unreadable = _parts(output, plan)
     return JobLeft(
         state=status.state,
@@ -100,9 +100,9 @@ def left_of(job: JobHandle, plan: JobPlan) -> JobLeft:
         parts=parts,
         listed=_listed(manifest),
         strays=[*_strays(output, plan)],
-        is_marked=output.read(keys.SUCCESS) is not None and manifest is not None,
+        is_marked=output.read(objects.SUCCESS) is not None and manifest is not None,
         # A name that ends so is what SeaweedFS keeps of a folder that is empty.
-        scratch=[name for name in output.names(f"{keys.TMP}/") if not name.endswith("/")],
+        scratch=[name for name in output.names(f"{objects.TMP}/") if not name.endswith("/")],
         problem=problem or unreadable,
         is_away=is_away,
     )
@@ -130,8 +130,8 @@ def _error_lines(errors: bytes | None) -> list[tuple[int, str]] | None:
 
 def _strays(output: Output, plan: JobPlan) -> Iterator[str]:
     """Objects at the top of an output that are none of this job's."""
-    own = {keys.MANIFEST, keys.ERRORS, keys.SUCCESS}
-    own |= {keys.part(chunk_id, plan.part_format) for chunk_id in range(plan.chunks)}
+    own = {objects.MANIFEST, objects.ERRORS, objects.SUCCESS}
+    own |= {objects.part(chunk_id, plan.part_format) for chunk_id in range(plan.chunks)}
     return (name for name in output.names("") if name not in own and not name.endswith("/"))
 
 
@@ -166,7 +166,7 @@ def _parts(output: Output, plan: JobPlan) -> tuple[list[PartLeft], str]:
 
 
 def _chunk_id(part_name: str) -> int:
-    return int(part_name.removeprefix(keys.PART_PREFIX).partition(".")[0])
+    return int(part_name.removeprefix(objects.PART_PREFIX).partition(".")[0])
 
 
 def _rows(job: JobHandle, plan: JobPlan) -> tuple[list[Row], str, bool]:

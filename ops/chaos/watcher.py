@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from ops.chaos.changes import Act, Change
 
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200  # of <sys/inotify.h>
@@ -58,7 +58,7 @@ class FolderWatcher:
     @property
     def watched(self) -> set[str]:
         """Folders of outputs that are watched by now, below that of all."""
-        internal = {f"{job_id}/{keys.INTERNAL}" for job_id in self._internal.copy().values()}
+        internal = {f"{job_id}/{objects.INTERNAL}" for job_id in self._internal.copy().values()}
         return internal.union(filter(None, self._jobs.copy().values()))
 
     @property
@@ -69,8 +69,8 @@ class FolderWatcher:
 
     def _watch(self, folder: Path, job_id: str) -> None:
         self._jobs[self._add_watch(folder, sum(_ACTS) if job_id else _CREATE)] = job_id
-        if job_id and (folder / keys.INTERNAL).is_dir():
-            self._watch_internal(folder / keys.INTERNAL, job_id)
+        if job_id and (folder / objects.INTERNAL).is_dir():
+            self._watch_internal(folder / objects.INTERNAL, job_id)
 
     def _watch_internal(self, folder: Path, job_id: str) -> None:
         self._internal[self._add_watch(folder, _MOVED_TO)] = job_id
@@ -96,8 +96,8 @@ class FolderWatcher:
         if mask & _OVERFLOW:
             raise RuntimeError("the kernel has dropped events: fs.inotify.max_queued_events is too low")
         if watch in self._internal:
-            if f"{keys.INTERNAL}/{name}" == keys.JOB_FILE:
-                self._note(Change(self._internal[watch], keys.JOB_FILE, Act.APPEARED))
+            if f"{objects.INTERNAL}/{name}" == objects.JOB_FILE:
+                self._note(Change(self._internal[watch], objects.JOB_FILE, Act.APPEARED))
             return
         job_id = self._jobs.get(watch)
         if job_id is None:
@@ -105,7 +105,7 @@ class FolderWatcher:
         if mask & _IS_FOLDER:
             if not job_id:
                 self._watch(self._folder / name, name)
-            elif name == keys.INTERNAL:
+            elif name == objects.INTERNAL:
                 self._watch_internal(self._folder / job_id / name, job_id)
             return
         acts = [act for bit, act in _ACTS.items() if mask & bit]

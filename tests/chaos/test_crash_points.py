@@ -19,6 +19,7 @@ from clipfleet.client import JobOptions
 from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.support.cluster import Cluster, WorkerProcess, job_events
@@ -107,8 +108,8 @@ def test_of_a_job_in_a_folder(bench: Bench, point: str, passage: int) -> None:
     output = bench.cluster.folder / f"{point}-{passage}"
     job = bench.cluster.embed(bench.images, output, chunk_size=CHUNK_SIZE)
     bench.is_exact_after(worker, job, IMAGES, f"folder, {point} {passage}")
-    assert (output / keys.SUCCESS).exists()
-    assert list((output / keys.TMP).glob("*")) == []
+    assert (output / objects.SUCCESS).exists()
+    assert list((output / objects.TMP).glob("*")) == []
 
 
 @pytest.mark.parametrize(("point", "passage"), IN_REDIS)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus
+from clipfleet.outputs import objects
 from tests.support.cluster import Cluster, ends
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
@@ -64,7 +64,7 @@ def check_end(cluster: Cluster, output: Path, job_id: str) -> None:
     assert (ended.state, ended.ok, ended.failed) == (JobState.COMPLETED, 40, 0), ended.reason
     assert [row["item_index"] for row in cluster.rows(output)] == list(range(40))
     assert len(ends(cluster, job_id)) == 1
-    assert list((output / keys.TMP).iterdir()) == []
+    assert list((output / objects.TMP).iterdir()) == []
     assert "Traceback" not in cluster.logs()
 
 

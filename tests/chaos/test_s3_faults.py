@@ -12,7 +12,7 @@ import pytest
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.support.cluster import Cluster, ends
@@ -169,7 +169,7 @@ def test_an_outage_that_lasts_too_long_pauses_the_job_until_resume(fragile: Clus
 
 
 def test_a_job_that_cannot_be_finished_waits_too(fragile: Cluster, front: S3Front) -> None:
-    names = (keys.MANIFEST, keys.ERRORS)
+    names = (objects.MANIFEST, objects.ERRORS)
     front.place(*(Rule(fault=Fault.SLOW_DOWN, path=f"*/finishing/{name}") for name in names))
     submit(fragile, "finishing")
     fragile.living_worker()

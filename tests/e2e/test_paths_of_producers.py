@@ -21,8 +21,8 @@ import pytest
 
 from clipfleet.contract.jobs import ErrorCode, Job, JobState
 from clipfleet.contract.tar_member import TarMember
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus, Ledger
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image
@@ -73,7 +73,7 @@ class Ground:
         return self.end_of(job.job_id)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(self.results / name / keys.part(0)).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(self.results / name / objects.part(0)).to_pylist()
         return rows
 
 
@@ -252,8 +252,8 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def test_no_trick_writes_outside_the_roots(ground: Ground) -> None:
     tricks = writing_tricks(ground)
     for _, target in tricks.values():
-        (ground.outside / target / keys.TMP).mkdir(parents=True)
-        (ground.outside / target / keys.TMP / "kept").write_bytes(b"not yours")
+        (ground.outside / target / objects.TMP).mkdir(parents=True)
+        (ground.outside / target / objects.TMP / "kept").write_bytes(b"not yours")
     before = tree(ground.outside)
 
     # The attacker may have access to the folders, too: the worker is who must not be used.
@@ -268,7 +268,7 @@ def test_no_trick_writes_outside_the_roots(ground: Ground) -> None:
     assert tree(ground.outside) == before
 
 
-@pytest.mark.parametrize("name", [keys.INTERNAL, keys.TMP])
+@pytest.mark.parametrize("name", [objects.INTERNAL, objects.TMP])
 def test_a_link_inside_an_output_is_not_followed(ground: Ground, name: str) -> None:
     job = ground.job(f"inner-{name.replace('/', '-')}")
     target, link = ground.outside / job.job_id, Path(job.output, name)
@@ -287,7 +287,7 @@ def test_a_link_inside_an_output_is_not_followed(ground: Ground, name: str) -> N
 
 def test_an_output_that_turns_into_a_link_while_it_is_written_leads_nowhere(ground: Ground) -> None:
     racing, private = ground.results / "racing" / "output", ground.outside / "racing"
-    (private / keys.TMP).mkdir(parents=True)
+    (private / objects.TMP).mkdir(parents=True)
     job = make_job(racing, job_id="racing", chunk_size=1)
     for place in (FolderOutput(racing), FolderOutput(private)):  # the attacker prepares both
         place_job(place, job)

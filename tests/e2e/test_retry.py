@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.contract.jobs import PartFormat
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis.connection import connect
 from clipfleet.results import rows as results
@@ -65,7 +65,7 @@ class Source:
         return {part.name: part.stat().st_ino for part in self.parts()}
 
     def is_success(self) -> bool:
-        return (self.output / keys.SUCCESS).exists()
+        return (self.output / objects.SUCCESS).exists()
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: 
     assert source.generations() == [0, 1, 0, 1]
     assert [source.inodes()[name] == inode for name, inode in inodes.items()] == [True, False, True, False]
     assert source.is_success()
-    assert (source.output / keys.ERRORS).read_text() == ""
-    manifest = json.loads((source.output / keys.MANIFEST).read_text())
+    assert (source.output / objects.ERRORS).read_text() == ""
+    manifest = json.loads((source.output / objects.MANIFEST).read_text())
     assert (manifest["generation"], manifest["ok"], manifest["failed"]) == (1, 32, 0)
     assert ends(cluster, job_id) == [("0", "completed_with_errors"), ("1", "completed")]
     assert "retries  1" in cluster.run("status", job_id).stdout
@@ -143,7 +143,7 @@ def check_retried(source: Source, before: list[dict[str, Any]], inodes: dict[str
     is_untouched = [source.inodes()[name] == inode for name, inode in inodes.items()]
     assert is_untouched == [generation == 0 for generation in source.generations()]
     assert source.is_success()
-    assert list((source.output / keys.TMP).iterdir()) == []
+    assert list((source.output / objects.TMP).iterdir()) == []
 
 
 def test_workers_are_killed_during_a_retry(fragile: Cluster, source: Source, site: HttpSite) -> None:
@@ -188,7 +188,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     assert (answer["job_id"], answer["state"], answer["ok"]) == (job_id, "completed", 12 * CHUNK)
     assert [row["item_id"] for row in source.rows()] == [f"n{item}" for item in range(12 * CHUNK)]
     assert done.items() <= source.inodes().items()
-    assert {*source.inodes()} == {keys.part(chunk, part_format) for chunk in range(12)}
+    assert {*source.inodes()} == {objects.part(chunk, part_format) for chunk in range(12)}
     # A job that is known stays as it is
     assert fragile.run_json("rebuild", source.output)["state"] == "completed"
     assert ends(fragile, job_id) == [("0", "completed")]

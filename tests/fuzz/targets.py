@@ -26,7 +26,7 @@ from clipfleet.contract.jobs import DecodeRoute, PartFormat, read_job
 from clipfleet.contract.parts import PartIdentity, count_rows, part_schema
 from clipfleet.errors import ClipfleetError
 from clipfleet.labels.sets import read_label_lines, read_label_set
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.job_file import generation_of, job_of, staged_files
 from clipfleet.outputs.staged import StagedReader
@@ -139,7 +139,7 @@ def _read_part(part_format: PartFormat, job_id: str | None) -> Callable[[FolderO
 def _detached_footer(folder: Path) -> Run:
     """The footer of a JSONL part, beside a part that is whole."""
     content = _jsonl_part()[0]
-    name = keys.detached_footer(_JSONL_PART, JOB_ID, hashlib.sha256(content).hexdigest())
+    name = objects.detached_footer(_JSONL_PART, JOB_ID, hashlib.sha256(content).hexdigest())
     run = _in_output(name, _read_part(PartFormat.JSONL, JOB_ID))(folder)
     Path(FolderOutput(folder / "out").uri, _JSONL_PART).write_bytes(content)
     return run
@@ -152,7 +152,7 @@ def _staged_items(output: FolderOutput) -> None:
 
 
 def _finished_at(output: FolderOutput) -> None:
-    Path(output.uri, keys.SUCCESS).touch()
+    Path(output.uri, objects.SUCCESS).touch()
     PartRows(output).finished_at()
 
 
@@ -186,7 +186,7 @@ def _images() -> list[bytes]:
     return image_seeds()
 
 
-_JSONL_PART = keys.part(0, PartFormat.JSONL)
+_JSONL_PART = objects.part(0, PartFormat.JSONL)
 _read_parquet_part = _read_part(PartFormat.PARQUET, JOB_ID)
 _URLS = b"https://example.org/a.jpg\n/pictures/b.png\n\n s3://bucket/c%20d.jpg \ndata:,x\n"
 _CSV = (
@@ -282,7 +282,7 @@ def _jsonl_part() -> list[bytes]:
 def _staged() -> list[bytes]:
     with _output() as output:
         stage_items(output, make_job(), [f"/p/{number}.jpg" for number in range(30)], caption=["x"] * 30)
-        return [Path(output.uri, keys.staged_file(0, 1)).read_bytes()]
+        return [Path(output.uri, objects.staged_file(0, 1)).read_bytes()]
 
 
 def _jobs() -> list[bytes]:
@@ -320,17 +320,17 @@ TARGETS: dict[str, Target] = {
         Target("label-set.json", lambda: [*_JSON_LABELS], _file("set.json", _read_label_set)),
         Target("labels.txt", lambda: [b"cat\n\n dog \n\xc3\xa9\n"], _file("labels.txt", read_label_lines)),
         Target("job.yaml", lambda: [_YAML_JOB], _file("job.yaml", _read_job_file)),
-        Target("part.parquet", _parquet_part, _in_output(keys.part(0), _read_parts)),
-        Target("part.parquet footer", _parquet_part, _in_output(keys.part(0), _read_parquet_part)),
+        Target("part.parquet", _parquet_part, _in_output(objects.part(0), _read_parts)),
+        Target("part.parquet footer", _parquet_part, _in_output(objects.part(0), _read_parquet_part)),
         Target("part.jsonl", lambda: _jsonl_part()[:1], _in_output(_JSONL_PART, _read_parts)),
         Target("part.jsonl footer", lambda: _jsonl_part()[1:], _detached_footer),
-        Target("staged items", _staged, _in_output(keys.staged_file(0, 1), _staged_items)),
+        Target("staged items", _staged, _in_output(objects.staged_file(0, 1), _staged_items)),
         Target("job.json", _jobs, lambda _: read_job),
-        Target("job.json of an output", _jobs, _in_output(keys.JOB_FILE, job_of)),
-        Target("staged.json", lambda: [_STAGED_JSON], _in_output(keys.STAGED_FILES, staged_files)),
-        Target("generation.json", lambda: [_GENERATION_JSON], _in_output(keys.GENERATION, generation_of)),
-        Target("_manifest.json", lambda: [_MANIFEST], _in_output(keys.MANIFEST, _finished_at)),
-        Target("errors.jsonl of an output", lambda: [_lines(_ERRORS)], _in_output(keys.ERRORS, _examples)),
+        Target("job.json of an output", _jobs, _in_output(objects.JOB_FILE, job_of)),
+        Target("staged.json", lambda: [_STAGED_JSON], _in_output(objects.STAGED_FILES, staged_files)),
+        Target("generation.json", lambda: [_GENERATION_JSON], _in_output(objects.GENERATION, generation_of)),
+        Target("_manifest.json", lambda: [_MANIFEST], _in_output(objects.MANIFEST, _finished_at)),
+        Target("errors.jsonl of an output", lambda: [_lines(_ERRORS)], _in_output(objects.ERRORS, _examples)),
     )
 }
 

@@ -11,6 +11,7 @@ import redis
 
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.jobs import make_job, place_job
 from tests.support.ledger import add_job
@@ -30,21 +31,25 @@ def test_scratch_files_of_ended_jobs_are_found(ledger: Ledger, redis_url: str, t
     job = make_job(tmp_path / "output")
     place_job(FolderOutput(tmp_path / "output"), job)
     add_job(ledger, job=job)
-    (tmp_path / "output" / keys.TMP / "half").write_bytes(b"x")
+    (tmp_path / "output" / objects.TMP / "half").write_bytes(b"x")
     assert left_by_jobs(redis_url) == []  # somebody writes it
 
     ledger.cancel(job.job_id, ttl_seconds=60)
 
-    assert left_by_jobs(redis_url) == [f"{tmp_path}/output: {keys.TMP}/half"]
+    assert left_by_jobs(redis_url) == [f"{tmp_path}/output: {objects.TMP}/half"]
 
 
 def test_footers_without_a_part_are_found(tmp_path: Path) -> None:
     output = FolderOutput(tmp_path)
-    for name in ("part-00000000.jsonl", keys.SUCCESS, keys.detached_footer("part-00000000.jsonl", "j", "a")):
+    for name in (
+        "part-00000000.jsonl",
+        objects.SUCCESS,
+        objects.detached_footer("part-00000000.jsonl", "j", "a"),
+    ):
         output.create(name, b"")
     assert left_in_output(output) == []
 
-    output.create(keys.detached_footer("part-00000000.jsonl", "j", "b"), b"")
+    output.create(objects.detached_footer("part-00000000.jsonl", "j", "b"), b"")
 
     assert left_in_output(output) == [f"{tmp_path}: 2 footers of 1 parts"]
 

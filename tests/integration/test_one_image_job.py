@@ -16,6 +16,7 @@ from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, JobStatus, Ledger, Retention
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import objects
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.settings import Settings
 from clipfleet_worker.sinks.redis import RedisSink
@@ -62,7 +63,7 @@ def submit(ledger: Ledger, store: RedisStore, output: str = REDIS_OUTPUT) -> Job
     job = one_image(output)
     ledger.submit(job, Retention())
     if job.output_is_redis:
-        RedisOutput(store, job.job_id).create(keys.staged_file(0, 1), bytes(900))
+        RedisOutput(store, job.job_id).create(objects.staged_file(0, 1), bytes(900))
     assert ledger.stage(job.job_id, 0, 1, 1) == "staged"
     assert ledger.seal(job.job_id, 1, 1, "df68f0adfe9a0dd4724017e76188bac5") == "sealed"
     return job

@@ -15,6 +15,7 @@ from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
 from clipfleet_worker.machine.embedded.server import free_port
@@ -239,7 +240,7 @@ def is_refused(client: redis.Redis, why: str = "") -> bool:
 def test_without_patience_the_way_on_is_said_at_once(bed: Bed) -> None:
     def urls() -> Iterator[str]:
         yield from bed.urls(is_broken=False)
-        wait_until((bed.folder / keys.JOB_FILE).exists, "the submit is under way")
+        wait_until((bed.folder / objects.JOB_FILE).exists, "the submit is under way")
         bed.go_away()
 
     settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from clipfleet.hints import Hints
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import objects
 from clipfleet.outputs import redis as redis_output
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.outputs.staged import StagedReader
@@ -288,12 +289,12 @@ class TestObjects:
             output.create("a", bytes(6 << 20))
 
     def test_the_job_file_is_the_job_of_the_ledger(self, output: RedisOutput, ledger: Ledger) -> None:
-        data = output.read(keys.JOB_FILE)
+        data = output.read(objects.JOB_FILE)
 
         assert data is not None
         assert Job.model_validate_json(data) == ledger.job("job")
-        assert not output.create(keys.JOB_FILE, b"{}")
-        assert keys.JOB_FILE not in list(output.names(""))
+        assert not output.create(objects.JOB_FILE, b"{}")
+        assert objects.JOB_FILE not in list(output.names(""))
 
     def test_clearing_leaves_the_job(self, output: RedisOutput, ledger: Ledger) -> None:
         output.create("a", b"")

@@ -14,9 +14,8 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import ErrorCode, JobState, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, OutputDamagedError
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, JobStatus, Ledger
-from clipfleet.outputs import Output, job_file, open_output
+from clipfleet.outputs import Output, job_file, objects, open_output
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.job_file import Generation, StagedFiles, StagedNote
 from clipfleet.parts import part_files
@@ -53,7 +52,7 @@ class Scene:
             submission.run(open_source(self.job.source.uri))
             return
         self.ledger.submit(self.job)
-        self.output.create(keys.JOB_FILE, self.job.model_dump_json().encode())
+        self.output.create(objects.JOB_FILE, self.job.model_dump_json().encode())
         self.stage(items)
         StagedNote(self.output).write(((0, items // CHUNK),), items)
         self.ledger.stage("job", 0, items // CHUNK, items)
@@ -80,7 +79,7 @@ class Scene:
         return self.sink.write(identity, *chunk_rows(identity, failing), over=older)
 
     def finish(self) -> str:
-        self.output.replace(keys.SUCCESS, b"")
+        self.output.replace(objects.SUCCESS, b"")
         return self.ledger.finish(steps.claim_finish(self.ledger), ttl_seconds=1000)
 
     def end(self, *, failing: Collection[int] = ()) -> None:
@@ -108,7 +107,7 @@ class Scene:
         return steps.claim(self.ledger)
 
     def part_name(self, chunk_id: int) -> str:
-        return keys.part(chunk_id, self.job.part_format)
+        return objects.part(chunk_id, self.job.part_format)
 
     @property
     def status(self) -> JobStatus:
@@ -116,7 +115,7 @@ class Scene:
 
     @property
     def is_success(self) -> bool:
-        return self.output.read(keys.SUCCESS) is not None
+        return self.output.read(objects.SUCCESS) is not None
 
     def ends(self) -> list[tuple[str, str]]:
         """Generation and state of each end."""
@@ -227,7 +226,7 @@ class TestRetry:
     def test_an_output_that_holds_another_job_by_now_is_refused(self, plain: Scene) -> None:
         plain.end(failing=[3])
         other = plain.job.model_copy(update={"job_id": "other"})
-        plain.output.replace(keys.JOB_FILE, other.model_dump_json().encode())
+        plain.output.replace(objects.JOB_FILE, other.model_dump_json().encode())
 
         with pytest.raises(OutputConflictError, match="no longer contains job job"):
             plain.retry()
@@ -326,7 +325,7 @@ class TestRebuild:
     def test_a_job_ended_when_its_manifest_says(self, plain: Scene, manifest: bytes | None) -> None:
         plain.end()
         if manifest is not None:
-            plain.output.replace(keys.MANIFEST, manifest)
+            plain.output.replace(objects.MANIFEST, manifest)
         before_ms = steps.server_now_ms(plain.client)
 
         assert plain.rebuild() is JobState.COMPLETED
@@ -401,7 +400,7 @@ class TestRebuild:
         with pytest.raises(JobConflictError, match="a different one with this id, with output /elsewhere"):
             plain.rebuild_what_is_known()
 
-    @pytest.mark.parametrize("name", [keys.STAGED_FILES, keys.GENERATION])
+    @pytest.mark.parametrize("name", [objects.STAGED_FILES, objects.GENERATION])
     @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"number": "x", "files": 1}'])
     def test_a_damaged_note_is_named(self, plain: Scene, name: str, data: bytes) -> None:
         plain.submit()
@@ -429,7 +428,7 @@ class TestClient:
         submit()
         output, identity = FolderOutput(tmp_path / "out"), PartIdentity("job", 0, 3)
         PartSink(output).write(identity, chunk_rows(identity)[0], PartCounts(1, 0, {}))
-        output.create(keys.SUCCESS, b"")
+        output.create(objects.SUCCESS, b"")
         redis_client.flushall()
 
         status = submit()

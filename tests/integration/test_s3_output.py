@@ -13,8 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError, UsageError
-from clipfleet.ledger import keys
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
 from clipfleet.outputs.s3 import S3Output, s3_output
 from clipfleet.s3.client import make_client
 from clipfleet.s3.file import S3File
@@ -172,7 +171,7 @@ class TestNames:
 
     def test_clear_removes_nothing_beside_or_below(self, s3: S3Bucket, output: S3Output) -> None:
         foreign = ["jobs/on", "jobs/one-more/part-0", "jobs/one/part-x/deep", "jobs/two/part-0"]
-        for key in (*foreign, f"jobs/one/{keys.part(0)}"):
+        for key in (*foreign, f"jobs/one/{objects.part(0)}"):
             s3.put(key, b"x")
 
         output.clear()
@@ -193,7 +192,7 @@ class TestNames:
         ],
     )
     def test_any_printable_prefix_is_taken_as_it_stands(self, s3: S3Bucket, path: str, prefix: str) -> None:
-        output, name = open_output(f"{s3.uri}{path}"), keys.part(0)
+        output, name = open_output(f"{s3.uri}{path}"), objects.part(0)
 
         assert output.uri == f"{s3.uri}/{prefix}".rstrip("/")
         assert output.create(name, b"rows")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from ops.chaos import checker, schedule, workload
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import Attempts, Counts, Event, JobLeft, Kind, Row, Violation, World, check, count_rows
@@ -387,7 +387,7 @@ def test_a_history_is_read_back_without_its_torn_last_line(tmp_path: Path) -> No
 def test_a_part_of_the_job_before_is_found_in_an_output_that_was_taken() -> None:
     before = [Change("a", name, APPEARED) for name in (PART, OTHER, LATE)]
     cleared = [Change("a", name, REMOVED) for name in (PART, OTHER, LATE)]
-    taken = [*before, *cleared, Change("a", keys.JOB_FILE, APPEARED)]
+    taken = [*before, *cleared, Change("a", objects.JOB_FILE, APPEARED)]
 
     def words_of(*after: Change) -> list[str]:
         return [words for _, words in wrong_changes([*taken, *after], {"a": 2}, {"a"})]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from ops.chaos.changes import Act, Change
 from ops.chaos.watcher import FolderWatcher
@@ -54,13 +54,13 @@ def test_what_is_written_in_place_is_distinguished(output: FolderOutput, watcher
 
 
 def test_a_job_file_is_seen_that_replaces_another_one(output: FolderOutput, watcher: FolderWatcher) -> None:
-    output.create(keys.JOB_FILE, b"before")
-    version = output.version(keys.JOB_FILE)
+    output.create(objects.JOB_FILE, b"before")
+    version = output.version(objects.JOB_FILE)
     assert version
     wait_until(lambda: watcher.watched == {"job", "job/_clipfleet"}, "the folder of the job file is watched")
 
     with output.scratch() as path:
         path.write_bytes(b"after")
-        assert output.replace_if(path, keys.JOB_FILE, version)
+        assert output.replace_if(path, objects.JOB_FILE, version)
 
-    has_seen(watcher, Act.APPEARED, name=keys.JOB_FILE)
+    has_seen(watcher, Act.APPEARED, name=objects.JOB_FILE)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipfleet.errors import JobConflictError, OutputUnavailableError
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.bound_folder import BoundFolderOutput
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
@@ -32,7 +31,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
         case "folder":
             return FolderOutput(tmp_path / "out")
         case "bound folder":
-            (tmp_path / "out" / keys.INTERNAL).mkdir(parents=True)
+            (tmp_path / "out" / objects.INTERNAL).mkdir(parents=True)
             return BoundFolderOutput(tmp_path / "out", [tmp_path.resolve()])
         case "s3":
             return s3_output(f"{request.getfixturevalue('s3').uri}/jobs/one", make_client())
@@ -58,7 +57,9 @@ def replace_if(output: Output, name: str, version: str, data: bytes) -> bool:
 
 
 def all_names(output: Output) -> list[str]:
-    found = [name for prefix in ("", f"{keys.INTERNAL}/", f"{keys.TMP}/") for name in output.names(prefix)]
+    found = [
+        name for prefix in ("", f"{objects.INTERNAL}/", f"{objects.TMP}/") for name in output.names(prefix)
+    ]
     return sorted(name for name in found if not name.endswith("/"))  # SeaweedFS lists emptied folders
 
 
@@ -128,24 +129,30 @@ def test_a_removed_object_is_gone_and_not_replaced(output: Output) -> None:
 
 
 def test_names_are_sorted_and_start_with_the_prefix(output: Output) -> None:
-    for name in (keys.part(10), keys.part(2), "other", keys.staged_file(2, 1), keys.staged_file(0, 2)):
+    for name in (
+        objects.part(10),
+        objects.part(2),
+        "other",
+        objects.staged_file(2, 1),
+        objects.staged_file(0, 2),
+    ):
         output.create(name, b"x")
 
-    assert list(output.names(keys.PART_PREFIX)) == [keys.part(2), keys.part(10)]
-    assert list(output.names(keys.STAGED_PREFIX)) == [keys.staged_file(0, 2), keys.staged_file(2, 1)]
+    assert list(output.names(objects.PART_PREFIX)) == [objects.part(2), objects.part(10)]
+    assert list(output.names(objects.STAGED_PREFIX)) == [objects.staged_file(0, 2), objects.staged_file(2, 1)]
     assert list(output.names("nothing")) == list(output.names("nowhere/x")) == []
 
 
 @in_places
 def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
-    for name in (keys.MANIFEST, keys.part(0), keys.staged_file(0, 1)):
+    for name in (objects.MANIFEST, objects.part(0), objects.staged_file(0, 1)):
         output.create(name, b"x")
 
-    assert list(output.names("")) == [keys.MANIFEST, keys.part(0)]
+    assert list(output.names("")) == [objects.MANIFEST, objects.part(0)]
 
 
 def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:
-    for name in map(keys.part, range(5)):
+    for name in map(objects.part, range(5)):
         (winner,) = winners(lambda number, name=name: output.create(name, b"%02d" % number * 50_000))  # type: ignore[misc]
 
         assert output.read(name) == b"%02d" % winner * 50_000
@@ -185,10 +192,12 @@ def test_nothing_is_changed_that_is_not_confirmed(output: Output) -> None:
 
 @in_places
 def test_clearing_leaves_the_job_file_what_identifies_late_parts_and_foreign_files(output: Output) -> None:
-    footer = keys.detached_footer(keys.part(0, "jsonl"), "job", "ab")
-    kept = [keys.JOB_FILE, keys.CLEARING, footer, "notes.txt"]
-    gone = [keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0), keys.SUCCESS,
-            keys.MANIFEST, keys.ERRORS, f"{keys.TMP}/canary"]  # fmt: skip
+    footer = objects.detached_footer(objects.part(0, "jsonl"), "job", "ab")
+    kept = [objects.JOB_FILE, objects.CLEARING, footer, "notes.txt"]
+    gone = [
+        objects.STAGED_FILES, objects.GENERATION, objects.staged_file(0, 1), objects.part(0),
+        objects.SUCCESS, objects.ERRORS, objects.MANIFEST, f"{objects.TMP}/canary",
+    ]  # fmt: skip
     for name in (*kept, *gone):
         output.create(name, b"x")
 
@@ -200,12 +209,12 @@ def test_clearing_leaves_the_job_file_what_identifies_late_parts_and_foreign_fil
 
 @in_places
 def test_sweeping_removes_leftovers_and_keeps_what_is_named(output: Output) -> None:
-    kept = [keys.JOB_FILE, keys.staged_file(0, 2), keys.part(0), keys.SUCCESS]
-    for name in [*kept, keys.staged_file(2, 1), f"{keys.TMP}/half"]:
+    kept = [objects.JOB_FILE, objects.staged_file(0, 2), objects.part(0), objects.SUCCESS]
+    for name in [*kept, objects.staged_file(2, 1), f"{objects.TMP}/half"]:
         output.create(name, b"x")
 
     for _ in range(2):
-        output.sweep([keys.staged_file(0, 2)])
+        output.sweep([objects.staged_file(0, 2)])
 
     assert all_names(output) == sorted(kept)
 

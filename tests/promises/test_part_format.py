@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputDamagedError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import PartFiles, part_files
 from clipfleet.results import rows as results
@@ -79,7 +79,7 @@ def test_rows_identity_and_counts_come_back(files: PartFiles, output: FolderOutp
     written = two_rows()
     name = put(files, output, written)
 
-    assert list(output.names("")) == [name] == [keys.part(3, name.rpartition(".")[2])]
+    assert list(output.names("")) == [name] == [objects.part(3, name.rpartition(".")[2])]
     with files.open(output, name) as part:
         assert part.footer() == (OURS, COUNTS)
         assert part.num_rows == 2

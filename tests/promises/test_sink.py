@@ -15,10 +15,9 @@ import pytest
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
 from clipfleet.parts import part_files
 from clipfleet.results import rows as results
 from clipfleet.results.part_rows import PartRows
@@ -52,7 +51,7 @@ class Place:
         uri = request.getfixturevalue("s3").uri if kind == "s3" else str(folder)
         self.output = open_output(f"{uri}/out")
         self.part_format = PartFormat(part_format)
-        self.name = keys.part(OURS.chunk_id, self.part_format)
+        self.name = objects.part(OURS.chunk_id, self.part_format)
         self.sink = self.sink_of(OURS.job_id)
         job = make_job(self.output.uri, job_id=OURS.job_id, part_format=self.part_format)
         place_job(self.output, job)
@@ -71,7 +70,7 @@ class Place:
         return [row["label"] for row in results.rows(PartRows(self.output))]
 
     def names(self) -> list[str]:
-        return list(self.output.names(keys.PART_PREFIX))
+        return list(self.output.names(objects.PART_PREFIX))
 
 
 @pytest.fixture(params=PLACES)
@@ -118,7 +117,7 @@ class TestWriting:
         assert place.sink.write(OURS, rows("second"), OTHER_COUNTS) == COUNTS
 
         assert place.labels() == ["first"]
-        assert list(place.output.names(keys.TMP)) == []
+        assert list(place.output.names(objects.TMP)) == []
 
     def test_of_many_writers_one_wins_and_all_get_its_counts(self, place: Place) -> None:
         barrier = threading.Barrier(8)

@@ -13,9 +13,8 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import Job, JobState, Lane, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, FinishClaim, JobStatus
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.staging import Stager
@@ -50,7 +49,7 @@ def make_job(output: str | Path = "/out", *, labels: tuple[str, ...] = (), **val
 
 def place_job(output: Output, job: Job) -> None:
     """Put the job's own file into its output, as a submit does."""
-    assert output.create(keys.JOB_FILE, job.model_dump_json().encode())
+    assert output.create(objects.JOB_FILE, job.model_dump_json().encode())
 
 
 def stage_items(output: Output, job: Job, uris: list[str], **extra: list[str] | pa.Array) -> int:

@@ -11,7 +11,7 @@ import redis
 from clipfleet.contract.jobs import JobState, PartFormat, read_job
 from clipfleet.errors import JobUnreadableError
 from clipfleet.ledger import keys
-from clipfleet.outputs import Output, open_output
+from clipfleet.outputs import Output, objects, open_output
 from clipfleet.redis.connection import connect
 from clipfleet.s3.client import SCHEME
 from tests.support.ledger import keys_without_ttl
@@ -52,10 +52,14 @@ def _left_by_job(spec: str) -> Iterator[str]:
         job = read_job(spec)
     except JobUnreadableError:
         return
-    if job.output_is_redis or job.output.startswith(SCHEME) or not Path(job.output, keys.JOB_FILE).is_file():
+    if (
+        job.output_is_redis
+        or job.output.startswith(SCHEME)
+        or not Path(job.output, objects.JOB_FILE).is_file()
+    ):
         return
     output = open_output(job.output)
-    data = output.read(keys.JOB_FILE)
+    data = output.read(objects.JOB_FILE)
     if data is not None and json.loads(data)["job_id"] == job.job_id:
         yield from left_in_output(output)
 
@@ -63,10 +67,10 @@ def _left_by_job(spec: str) -> Iterator[str]:
 def left_in_output(output: Output) -> list[str]:
     """Scratch files, and footers of parts that are not there any more, in the output of an ended job."""
     # A name that ends with a slash is what SeaweedFS keeps of a folder that is empty.
-    found = [name for name in output.names(f"{keys.TMP}/") if not name.endswith("/")]
-    footers = list(output.names(keys.FOOTER_PREFIX))
-    parts = [name for name in output.names(keys.PART_PREFIX) if name.endswith(f".{PartFormat.JSONL}")]
-    if output.read(keys.SUCCESS) is not None and len(footers) != len(parts):
+    found = [name for name in output.names(f"{objects.TMP}/") if not name.endswith("/")]
+    footers = list(output.names(objects.FOOTER_PREFIX))
+    parts = [name for name in output.names(objects.PART_PREFIX) if name.endswith(f".{PartFormat.JSONL}")]
+    if output.read(objects.SUCCESS) is not None and len(footers) != len(parts):
         found.append(f"{len(footers)} footers of {len(parts)} parts")
     return [f"{output.uri}: {name}" for name in found]
 

@@ -16,7 +16,7 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import JobState, PartFormat
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
 from tests.support.cluster import WorkerProcess
 from tests.support.waiting import wait_until
 
@@ -34,7 +34,7 @@ class Place:
     @property
     def part_names(self) -> list[str]:
         """Names of the parts that lie there."""
-        return [name for name in open_output(self.output).names(keys.PART_PREFIX) if keys.is_part(name)]
+        return [name for name in open_output(self.output).names(objects.PART_PREFIX) if objects.is_part(name)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Overwriter:
         writers = keys.job(f"before-{number}", keys.WRITERS)
         wait_until(lambda: not self._server.exists(writers), "frozen workers have continued", WAIT_SECONDS)
         chunks = -(-AFTER_ITEMS // CHUNK_SIZE)
-        names = [keys.part(chunk, place.part_format) for chunk in range(chunks)]
+        names = [objects.part(chunk, place.part_format) for chunk in range(chunks)]
         rows = [row["item_id"] for row in after.results()]
         return Overwrite(
             state=after.status().state,

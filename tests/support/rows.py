@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet.contract.parts import PART_COLUMNS, part_schema
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 
 
@@ -42,8 +42,8 @@ def note_manifest(
     """What a job that was finished leaves: its manifest, as far as readers look at it."""
     names = [{"name": name} for name in parts]
     manifest = {"job": {"job_id": job_id}, "finished_at": finished_at, "parts": names}
-    output.replace(keys.MANIFEST, json.dumps(manifest).encode())
-    output.replace(keys.SUCCESS, b"")
+    output.replace(objects.MANIFEST, json.dumps(manifest).encode())
+    output.replace(objects.SUCCESS, b"")
 
 
 def add_part(
@@ -68,4 +68,4 @@ def add_part(
     table = pa.Table.from_pylist(list(rows), schema).replace_schema_metadata(footer)
     with output.scratch() as path:
         pq.write_table(table, path)
-        output.publish(path, keys.part(chunk_id))
+        output.publish(path, objects.part(chunk_id))

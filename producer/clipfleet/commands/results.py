@@ -17,8 +17,7 @@ from clipfleet.commands.options import AsJson, ExportFolder, JobOrOutput
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.exports import Layout
 from clipfleet.exports import export as write_export
-from clipfleet.ledger import keys
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
 from clipfleet.results.formats import ResultFormat, write
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import RowReader
@@ -115,6 +114,6 @@ def is_output(job: str) -> bool:
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    if "/" in job or (path / keys.INTERNAL).is_dir():
+    if "/" in job or (path / objects.INTERNAL).is_dir():
         return True
-    return any(any(path.glob(pattern)) for pattern in keys.PART_GLOBS.values())
+    return any(any(path.glob(pattern)) for pattern in objects.PART_GLOBS.values())

@@ -1,7 +1,7 @@
 """Outputs of jobs, as small stores of named objects: the protocol, and one module per kind. Knows no
 columns and no ledger.
 
-Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and defined in `keys.py`.
+Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and defined in `objects.py`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Output(Protocol):
         """
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        """Remove everything that a job wrote (parts, manifest, staged items) but `keys.KEPT_BY_CLEAR`."""
+        """Remove everything that a job wrote (parts, manifest, staged items) but `objects.KEPT_BY_CLEAR`."""
 
 
 def output_uri(text: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.errors import OutputUnreachableError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import OPEN_FILES
 
@@ -42,8 +42,8 @@ class BoundFolderOutput(FolderOutput):
             yield OPEN_FILES / str(pin)
 
     def _make_tmp(self) -> None:
-        with self._holder(keys.TMP) as folder:
-            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
+        with self._holder(objects.TMP) as folder:
+            (folder / Path(objects.TMP).name).mkdir(exist_ok=True)
 
     @contextmanager
     def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:

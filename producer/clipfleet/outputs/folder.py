@@ -17,7 +17,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.scratch import output_errors
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -56,7 +56,7 @@ class FolderOutput:
         yield self._folder / name
 
     def _make_tmp(self) -> None:
-        (self._folder / keys.TMP).mkdir(parents=True, exist_ok=True)
+        (self._folder / objects.TMP).mkdir(parents=True, exist_ok=True)
 
     # --- Writing ---
 
@@ -64,9 +64,9 @@ class FolderOutput:
     def scratch(self) -> Iterator[Path]:
         """Reserve a path below `_clipfleet/tmp/`, on the same file system as the parts."""
         with ExitStack() as stack:
-            with output_errors(self._folder / keys.TMP):
+            with output_errors(self._folder / objects.TMP):
                 self._make_tmp()
-                folder = stack.enter_context(self._holder(f"{keys.TMP}/scratch"))
+                folder = stack.enter_context(self._holder(f"{objects.TMP}/scratch"))
             path = folder / uuid.uuid4().hex
             try:
                 yield path
@@ -166,7 +166,7 @@ class FolderOutput:
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         self.sweep_scratch()
-        for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
+        for prefix in (objects.STAGED_PREFIX, objects.FOOTER_PREFIX):
             for name in set(self.names(prefix)).difference(kept):
                 confirm()
                 with suppress(OutputUnavailableError):
@@ -174,13 +174,15 @@ class FolderOutput:
 
     def sweep_scratch(self) -> None:
         """Remove scratch files, but not their folder: a writer may be about to create one."""
-        with suppress(OSError), self._holder(f"{keys.TMP}/scratch") as folder:
+        with suppress(OSError), self._holder(f"{objects.TMP}/scratch") as folder:
             for path in folder.glob("*"):
                 _remove_if_possible(path)
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self.names(keys.PART_PREFIX)]
-        found += [name for name in self.names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)]
+        found = [objects.SUCCESS, objects.MANIFEST, objects.ERRORS, *self.names(objects.PART_PREFIX)]
+        found += [
+            name for name in self.names(f"{objects.INTERNAL}/") if not name.startswith(objects.KEPT_BY_CLEAR)
+        ]
         for name in found:
             confirm()
             self.remove(name)

@@ -14,8 +14,7 @@ from clipfleet.errors import (
     OutputDamagedError,
     OutputUnavailableError,
 )
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.scratch import output_errors
 
@@ -48,14 +47,14 @@ def job_of(output: Output) -> Job | None:
     Raises:
         OutputConflictError: the job file is unreadable.
     """
-    data = output.read(keys.JOB_FILE)
+    data = output.read(objects.JOB_FILE)
     if data is None:
         return None
     try:
         return read_job(data)
     except JobUnreadableError as error:
         raise OutputConflictError(
-            f"{output.uri}/{keys.JOB_FILE}: {error}; remove that file, or choose another --output"
+            f"{output.uri}/{objects.JOB_FILE}: {error}; remove that file, or choose another --output"
         ) from None
 
 
@@ -80,22 +79,22 @@ class StagedNote:
         source_sum: str = "",
     ) -> bool:
         """Write all files so far; return False and change nothing if another submit has written."""
-        version = self._output.version(keys.STAGED_FILES)  # read first, so that later changes are detected
+        version = self._output.version(objects.STAGED_FILES)  # read first, so that later changes are detected
         now = StagedFiles(files=files, items=items, is_sealed=is_sealed, source_sum=source_sum)
         if not self.is_the_last:
             return False
         before, self._before = self._before, now
-        if put_note(self._output, keys.STAGED_FILES, now, version):
+        if put_note(self._output, objects.STAGED_FILES, now, version):
             return True
         if staged_files(self._output) == before:
-            raise _refused(self._output, keys.STAGED_FILES)
+            raise _refused(self._output, objects.STAGED_FILES)
         return False
 
 
 def staged_files(output: Output) -> StagedFiles:
     """Read the list of staged files, by default empty. Raises `OutputDamagedError`."""
     way_out = "submit the job again into another --output"
-    return read_note(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
+    return read_note(output, objects.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
 
 def note_generation(output: Output, generation: Generation) -> bool:
@@ -104,20 +103,20 @@ def note_generation(output: Output, generation: Generation) -> bool:
     Returns:
         False if so; nothing was changed.
     """
-    version = output.version(keys.GENERATION)
+    version = output.version(objects.GENERATION)
     before = generation_of(output)
     if before.number > generation.number:
         return False
-    if put_note(output, keys.GENERATION, generation, version):
+    if put_note(output, objects.GENERATION, generation, version):
         return True
     if generation_of(output) == before:
-        raise _refused(output, keys.GENERATION)
+        raise _refused(output, objects.GENERATION)
     return False
 
 
 def generation_of(output: Output) -> Generation:
     """Read the recorded retry, by default generation 0. Raises `OutputDamagedError`."""
-    return read_note(output, keys.GENERATION, Generation, "remove it and try again") or Generation()
+    return read_note(output, objects.GENERATION, Generation, "remove it and try again") or Generation()
 
 
 def put_note(output: Output, name: str, note: BaseModel, version: str | None) -> bool:

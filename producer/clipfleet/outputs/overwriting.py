@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from clipfleet.contract.jobs import Job
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, UsageError
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus, Ledger
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of, put_if, put_note, read_note
 from clipfleet.redis.patience import OnTrouble, log_trouble
 from clipfleet.settings import WRITE_LIMIT_SECONDS
@@ -51,7 +50,9 @@ class Overwriting:
             OutputConflictError: removal was not requested, or the other job has not ended.
             UsageError: the results are this job's own.
         """
-        self._version = self.output.version(keys.JOB_FILE)  # read first, so that later changes are detected
+        self._version = self.output.version(
+            objects.JOB_FILE
+        )  # read first, so that later changes are detected
         holder = job_of(self.output)
         if holder is not None and holder.job_id == self.job.job_id:
             status: JobStatus | None = None
@@ -63,7 +64,7 @@ class Overwriting:
                 )
             if status is not None or holder.is_same(self.job):  # resume an interrupted submit
                 return False
-        if holder is None and not any(self.output.names(keys.PART_PREFIX)):
+        if holder is None and not any(self.output.names(objects.PART_PREFIX)):
             return False
         if not is_wanted:
             whose = f"job {holder.job_id}" if holder else "files named part-*"
@@ -111,31 +112,31 @@ class Overwriting:
             OutputConflictError: another job has taken the output, or the old job was retried.
         """
         mine = _Clearing(job_id=self.job.job_id, token=uuid4().hex)
-        version = self.output.version(keys.CLEARING)
-        if not put_note(self.output, keys.CLEARING, mine, version):
+        version = self.output.version(objects.CLEARING)
+        if not put_note(self.output, objects.CLEARING, mine, version):
             raise self._lost(mine)
 
         def confirm() -> None:
             if self._holder_id is not None:
                 with suppress(JobNotFoundError):
                     self._require_ended(self._holder_id)
-            if self._clearing() != mine or self.output.version(keys.JOB_FILE) != self._version:
+            if self._clearing() != mine or self.output.version(objects.JOB_FILE) != self._version:
                 raise self._lost(mine)
 
         self.output.clear(confirm=confirm)
         confirm()
         data = self.job.model_dump_json(indent=1).encode()
-        if not put_if(self.output, keys.JOB_FILE, data, self._version):
+        if not put_if(self.output, objects.JOB_FILE, data, self._version):
             raise self._lost(mine)
-        self.output.remove(keys.CLEARING)
+        self.output.remove(objects.CLEARING)
 
     def _clearing(self) -> _Clearing | None:
-        return read_note(self.output, keys.CLEARING, _Clearing, "remove it and try again")
+        return read_note(self.output, objects.CLEARING, _Clearing, "remove it and try again")
 
     def _lost(self, mine: _Clearing) -> JobConflictError | OutputConflictError:
         clearing, holder = self._clearing(), job_of(self.output)
         if clearing == mine:
-            self.output.remove(keys.CLEARING)
+            self.output.remove(objects.CLEARING)
             clearing = None
         if self.job.job_id in (clearing and clearing.job_id, holder and holder.job_id):
             return JobConflictError(f"another submit of job {self.job.job_id} is running")

@@ -18,6 +18,7 @@ from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError
 from clipfleet.ledger import keys
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.scratch import local_scratch, output_errors
 
@@ -61,7 +62,7 @@ class RedisOutput:
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         confirm()
-        return name != keys.JOB_FILE and self._put(name, data, "")
+        return name != objects.JOB_FILE and self._put(name, data, "")
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         confirm()
@@ -78,7 +79,7 @@ class RedisOutput:
 
     def read(self, name: str) -> bytes | None:
         with self._store.reading(self._job_id) as client:
-            if name == keys.JOB_FILE:
+            if name == objects.JOB_FILE:
                 return client.get(keys.job(self._job_id, keys.SPEC))  # type: ignore[return-value]  # or async
             return client.hget(self._items, name)  # type: ignore[return-value]  # likewise
 

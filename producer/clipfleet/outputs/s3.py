@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.guarded_body import GuardedBody
 from clipfleet.outputs.scratch import local_scratch, output_errors
@@ -111,17 +111,22 @@ class S3Output:
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         with suppress(OutputUnavailableError):
             self.sweep_scratch()
-            for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
+            for prefix in (objects.STAGED_PREFIX, objects.FOOTER_PREFIX):
                 self._remove_all([name for name in self._names(prefix) if name not in kept], confirm)
 
     def sweep_scratch(self) -> None:
         """Remove canaries of killed writers; scratch files are local."""
-        self._remove_all(list(self._names(f"{keys.TMP}/")))
+        self._remove_all(list(self._names(f"{objects.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self._names(keys.PART_PREFIX, delimiter="/")]
+        found = [
+            objects.SUCCESS,
+            objects.MANIFEST,
+            objects.ERRORS,
+            *self._names(objects.PART_PREFIX, delimiter="/"),
+        ]
         found += [
-            name for name in self._names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)
+            name for name in self._names(f"{objects.INTERNAL}/") if not name.startswith(objects.KEPT_BY_CLEAR)
         ]
         self._remove_all(found, confirm)
 
@@ -174,7 +179,7 @@ class S3Output:
         """
         from botocore.exceptions import ClientError
 
-        where = {"Bucket": self._bucket, "Key": f"{self._root}{keys.TMP}/canary-{uuid.uuid4().hex}"}
+        where = {"Bucket": self._bucket, "Key": f"{self._root}{objects.TMP}/canary-{uuid.uuid4().hex}"}
         try:
             for _ in range(3):
                 self._client.put_object(**where, Body=b"canary", IfNoneMatch="*")

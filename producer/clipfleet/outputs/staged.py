@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 
 
@@ -57,7 +56,7 @@ class StagedReader:
 
     @contextmanager
     def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
-        name = keys.staged_file(first_chunk, chunks)
+        name = objects.staged_file(first_chunk, chunks)
         with self._locked(name), parquet_errors(self._output, name):
             file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
             try:
@@ -114,7 +113,7 @@ class StagedReader:
         return file
 
     def _missing(self, name: str) -> OutputUnavailableError:
-        if self._output.read(keys.JOB_FILE) is None:
+        if self._output.read(objects.JOB_FILE) is None:
             return OutputUnreachableError(
                 f"{self._output.uri}: the job's output is missing; is the folder mounted on this machine?"
             )

@@ -26,8 +26,7 @@ import pyarrow as pa
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 from clipfleet.errors import OutputUnavailableError
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.parquet import damaged, parquet_errors
 from clipfleet.outputs.scratch import output_errors
@@ -50,7 +49,7 @@ class JsonlParts:
         self._job_id = job_id
 
     def name(self, chunk_id: int) -> str:
-        return keys.part(chunk_id, PartFormat.JSONL)
+        return objects.part(chunk_id, PartFormat.JSONL)
 
     def write(
         self,
@@ -73,7 +72,7 @@ class JsonlParts:
                 content.update(data)
                 file.write(data)
         footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
-        name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
+        name = objects.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
         is_new = output.create(name, json.dumps(footer).encode(), confirm=confirm)
         # Otherwise another writer of this generation has the same rows.
         if not is_new and _read_footer(output, name) is None:
@@ -129,10 +128,10 @@ def _footer_of(
     output: Output, part_name: str, job_id: str, content_hash: str
 ) -> tuple[str, dict[str, str] | None]:
     """Name and content of the footer of a part: of this job, else of the job that wrote it."""
-    name = keys.detached_footer(part_name, job_id, content_hash)
+    name = objects.detached_footer(part_name, job_id, content_hash)
     footer = _read_footer(output, name)
     if footer is None:
-        for other in output.names(f"{keys.FOOTER_PREFIX}{part_name}-"):
+        for other in output.names(f"{objects.FOOTER_PREFIX}{part_name}-"):
             if other.endswith(f"-{content_hash}.json"):
                 return other, _read_footer(output, other)
     return name, footer

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.outputs.scratch import output_errors
@@ -36,7 +35,7 @@ class ParquetParts:
     footer_readers = 16
 
     def name(self, chunk_id: int) -> str:
-        return keys.part(chunk_id, PartFormat.PARQUET)
+        return objects.part(chunk_id, PartFormat.PARQUET)
 
     def write(
         self,

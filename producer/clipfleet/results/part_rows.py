@@ -23,9 +23,8 @@ from clipfleet.errors import (
     ResultsNotReadyError,
     first_problem,
 )
-from clipfleet.ledger import keys
 from clipfleet.ledger.status import EarlyEnd
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of
 from clipfleet.parts import OpenPart, PartFiles, part_files, read_ahead
 from clipfleet.results.rows import RowStream
@@ -68,7 +67,9 @@ class PartRows:
 
     def finished_at(self) -> datetime | None:
         manifest = self._manifest()
-        return None if manifest is None or self._output.read(keys.SUCCESS) is None else manifest.finished_at
+        return (
+            None if manifest is None or self._output.read(objects.SUCCESS) is None else manifest.finished_at
+        )
 
     def early_end(self) -> EarlyEnd | None:
         return self._early_end()
@@ -81,7 +82,7 @@ class PartRows:
         """
         job = self.job()
         suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
-        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(suffixes)]
+        found = [name for name in self._output.names(objects.PART_PREFIX) if name.endswith(suffixes)]
         self._require_complete(job, found)
         part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
@@ -94,7 +95,7 @@ class PartRows:
     def failure_examples(self) -> dict[str, str]:
         """Read the beginning of the finished job's list of failed rows."""
         try:
-            with self._output.open(keys.ERRORS) as file:
+            with self._output.open(objects.ERRORS) as file:
                 lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
         except (FileNotFoundError, OutputUnavailableError):
             return {}
@@ -114,11 +115,11 @@ class PartRows:
                 if name.endswith(f".{part_format}"):
                     found.setdefault(part_format, []).append(name)
         if not found:
-            hint = "" if self._output.read(keys.JOB_FILE) is not None else "; no job has this output"
+            hint = "" if self._output.read(objects.JOB_FILE) is not None else "; no job has this output"
             raise ResultsNotReadyError(f"{self._output.uri}: no results yet{hint}")
         if len(found) > 1:
             raise OutputConflictError(
-                f"{self._output.uri}: parts in two formats and no {keys.JOB_FILE} to choose by: "
+                f"{self._output.uri}: parts in two formats and no {objects.JOB_FILE} to choose by: "
                 "move one format away"
             )
         ((part_format, names),) = found.items()
@@ -128,29 +129,29 @@ class PartRows:
         """Raise `OutputDamagedError` unless a finished job has all of its parts, and no others."""
         manifest = self._manifest()
         is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
-        if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
+        if manifest is None or is_others or self._output.read(objects.SUCCESS) is None:
             return  # unfinished or retried: read the parts so far
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(missing)} listed in {keys.MANIFEST} but missing: "
+                f"{self._output.uri}/{_some(missing)} listed in {objects.MANIFEST} but missing: "
                 f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
             )
         if strange := set(names).difference(listed):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(strange)} not listed in {keys.MANIFEST} of job "
+                f"{self._output.uri}/{_some(strange)} not listed in {objects.MANIFEST} of job "
                 f"{manifest.job.job_id}: move away files of other jobs"
             )
 
     def _manifest(self) -> _Manifest | None:
-        data = self._output.read(keys.MANIFEST)
+        data = self._output.read(objects.MANIFEST)
         if data is None:
             return None
         try:
             return _Manifest.model_validate_json(data)
         except ValidationError as error:
             problem = first_problem(error)
-            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST} is damaged: {problem}") from None
+            raise OutputDamagedError(f"{self._output.uri}/{objects.MANIFEST} is damaged: {problem}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
@@ -61,11 +60,11 @@ class Rebuild:
         staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)
         generation = generation_of(self.output)
-        is_over = self.output.read(keys.SUCCESS) is not None
+        is_over = self.output.read(objects.SUCCESS) is not None
         inventory = self._take_inventory(chunks, None if is_over else generation)
         if is_over and inventory.open_chunks:  # a part is missing
             is_over = False
-            self.output.remove(keys.SUCCESS)
+            self.output.remove(objects.SUCCESS)
         _, state = self.ledger.drafts.rebuild(
             job,
             token,
@@ -88,7 +87,7 @@ class Rebuild:
 
     def _finished_at(self) -> datetime | None:
         """When the job ended, from its manifest; None if unreadable."""
-        data = self.output.read(keys.MANIFEST)
+        data = self.output.read(objects.MANIFEST)
         try:
             return datetime.fromisoformat(json.loads(data or b"")["finished_at"])
         except (ValueError, LookupError, TypeError, RecursionError):

@@ -13,10 +13,9 @@ from clipfleet.contract.jobs import ErrorCode, Job, JobState
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import JobConflictError, OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import keys
 from clipfleet.ledger.answers import RetryAnswer
 from clipfleet.ledger.jobs import Draft, JobStatus, Ledger
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, job_of, note_generation
 from clipfleet.parts import part_files, read_ahead
 
@@ -81,8 +80,8 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
     """Chunks with a part, below the given number."""
     suffix = f".{job.part_format}"
-    for name in output.names(keys.PART_PREFIX):
-        digits = name.removeprefix(keys.PART_PREFIX).removesuffix(suffix)
+    for name in output.names(objects.PART_PREFIX):
+        digits = name.removeprefix(objects.PART_PREFIX).removesuffix(suffix)
         if name.endswith(suffix) and digits.isdecimal() and int(digits) < chunks:
             yield int(digits)
 
@@ -159,7 +158,7 @@ class Retry:
         # A job in Redis is never rebuilt, and the ledger knows the generation.
         if not self.job.output_is_redis and not note_generation(self.output, generation):
             return self._lost_to_another(status)
-        self.output.remove(keys.SUCCESS)
+        self.output.remove(objects.SUCCESS)
         word, state = self.ledger.drafts.retry(
             self.job.job_id,
             token,
@@ -197,7 +196,7 @@ class Retry:
         status = self.ledger.status(self.job.job_id)
         if status.state in _COMPLETED and status.generation > before.generation:
             self.output.create(
-                keys.SUCCESS, b""
+                objects.SUCCESS, b""
             )  # it has ended already: restore the `_SUCCESS` that we removed
         if status.state.is_final:
             raise JobConflictError(

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, SourceChangedError
-from clipfleet.ledger import keys
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.outputs.staged import StagedReader
@@ -217,7 +216,7 @@ class _OpenFile:
         self._items += len(rows)
 
     def publish(self, require_unknown: Callable[[int], None], confirm: Confirm) -> StagedFile:
-        name = keys.staged_file(self._first_chunk, self.chunks)
+        name = objects.staged_file(self._first_chunk, self.chunks)
         with self._resources:
             with output_errors(self._path):
                 self._writer.close()

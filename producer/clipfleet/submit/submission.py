@@ -22,10 +22,9 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import keys
 from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import DEFAULT_RETENTION, JobStatus, Ledger, Retention
-from clipfleet.outputs import Output
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import StagedNote, job_of
 from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.settings import DAY_SECONDS
@@ -144,11 +143,11 @@ class Submission:
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
 
     def _claim_output(self) -> None:
-        if self.output.create(keys.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
+        if self.output.create(objects.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
             return
         holder = job_of(self.output)
         if holder is None:
-            raise OutputUnavailableError(f"{self.output.uri}/{keys.JOB_FILE}: was not written")
+            raise OutputUnavailableError(f"{self.output.uri}/{objects.JOB_FILE}: was not written")
         if not holder.is_same(self.job):
             raise OutputConflictError(f"{self.output.uri} was taken by another job in the meantime")
 

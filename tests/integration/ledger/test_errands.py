@@ -22,6 +22,7 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Announcement, Errands
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.finish.errands import Announcer, Sweeper
@@ -216,11 +217,11 @@ class Bench:
         return job
 
     def leave_scratch(self, job: Job) -> None:
-        (Path(job.output) / keys.TMP).mkdir(exist_ok=True)
-        (Path(job.output) / keys.TMP / "half-written").write_bytes(b"half")
+        (Path(job.output) / objects.TMP).mkdir(exist_ok=True)
+        (Path(job.output) / objects.TMP / "half-written").write_bytes(b"half")
 
     def is_clean(self, job: Job) -> bool:
-        return not [*(Path(job.output) / keys.TMP).iterdir()]
+        return not [*(Path(job.output) / objects.TMP).iterdir()]
 
     def sweep_all(self) -> int:
         count = 0
@@ -273,7 +274,7 @@ def test_an_output_that_holds_another_job_by_now_is_left_alone(bench: Bench) -> 
     assert bench.sweep_all() == 1
     output = FolderOutput(Path(old.output))
     output.clear()
-    output.remove(keys.JOB_FILE)
+    output.remove(objects.JOB_FILE)
     new = bench.add("new", name="output")
 
     assert bench.sweep_later() == 1

@@ -19,11 +19,10 @@ from clipfleet.errors import (
     OutputUnreachableError,
     UsageError,
 )
-from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import Output, output_of
+from clipfleet.outputs import Output, objects, output_of
 from clipfleet.outputs.bound_folder import BoundFolderOutput
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
@@ -137,7 +136,7 @@ class JobContexts:
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.
-        paths = Path(output).resolve(), Path(output, keys.TMP).resolve()
+        paths = Path(output).resolve(), Path(output, objects.TMP).resolve()
         if not all(any(path.is_relative_to(root) for root in self._output_roots) for path in paths):
             raise OutputUnreachableError(
                 f"{output} is outside this worker's output roots: "
@@ -153,24 +152,24 @@ class JobContexts:
 
 
 def _holds(output: Output, job: Job) -> bool:
-    data = output.read(keys.JOB_FILE)
+    data = output.read(objects.JOB_FILE)
     return data is not None and read_job(data).is_same(job)
 
 
 def _check_holds(output: Output, job: Job) -> None:
     """Raise unless the output has the job's own file: else it is another disk, or another job's output."""
-    data = output.read(keys.JOB_FILE)
+    data = output.read(objects.JOB_FILE)
     if data is None:
         doubt = (
             "do producer and worker have the same AWS_ENDPOINT_URL?"
             if output.uri.startswith(SCHEME)
             else "is this folder shared between producer and worker?"
         )
-        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE} is not there: {doubt}")
+        raise OutputUnreachableError(f"{output.uri}/{objects.JOB_FILE} is not there: {doubt}")
     try:
         found = read_job(data)
     except JobUnreadableError as error:
         kind = OutputTooNewError if isinstance(error, JobTooNewError) else OutputUnreachableError
-        raise kind(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
+        raise kind(f"{output.uri}/{objects.JOB_FILE}: {error}") from error
     if not found.is_same(job):
         raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

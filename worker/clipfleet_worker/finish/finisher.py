@@ -19,9 +19,9 @@ from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
-from clipfleet.ledger import keys
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm
 from clipfleet.outputs.job_file import put_file_if, put_if
 from clipfleet.outputs.scratch import output_errors
@@ -68,24 +68,26 @@ class Finisher:
             ChunkInterrupted: another worker has finished the job, which may be retried by now.
         """
         # Read first, so that files which another finisher writes later are not replaced.
-        versions = {name: context.output.version(name) for name in (keys.ERRORS, keys.MANIFEST)}
+        versions = {name: context.output.version(name) for name in (objects.ERRORS, objects.MANIFEST)}
 
         def confirm() -> None:
             lease.confirm()
             lease.enter("write", _PART_LIMIT_SECONDS)  # the limit of a listing of a million parts
 
         status = self._still_finishing(claim)
-        parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
+        parts = self._write_errors(claim, context, status.chunks, versions[objects.ERRORS], confirm, lease)
         manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
         self._still_finishing(claim)
-        if not put_if(context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=confirm):
-            raise _overtaken(context, keys.MANIFEST)
+        if not put_if(
+            context.output, objects.MANIFEST, manifest, versions[objects.MANIFEST], confirm=confirm
+        ):
+            raise _overtaken(context, objects.MANIFEST)
         self._sweep(claim, context, status.chunks, parts, confirm)
         self._still_finishing(claim)
-        context.output.replace(keys.SUCCESS, b"", confirm=confirm)
+        context.output.replace(objects.SUCCESS, b"", confirm=confirm)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word is FinishAnswer.STALE and self._is_retried(claim):  # paused just before the last write
-            context.output.remove(keys.SUCCESS)
+            context.output.remove(objects.SUCCESS)
         return word
 
     def _is_retried(self, claim: FinishClaim) -> bool:
@@ -106,8 +108,8 @@ class Finisher:
     ) -> None:
         """Remove files of killed processes, and parts that late workers of an earlier job wrote."""
         ours = {part.name for part in parts}
-        names = context.output.names(keys.PART_PREFIX)
-        foreign = [name for name in names if name not in ours and keys.is_part(name)]
+        names = context.output.names(objects.PART_PREFIX)
+        foreign = [name for name in names if name not in ours and objects.is_part(name)]
         self._still_finishing(claim)  # else they may be parts of the job that has the output by now
         for name in foreign:
             confirm()
@@ -122,7 +124,7 @@ class Finisher:
         staged = self._ledger.staged_files(context.job.job_id)
         # A lost ledger lists none: a sweep must not remove what a rebuild needs.
         if sum(count for _, count in staged) == chunks:
-            kept = {keys.staged_file(first, count) for first, count in staged}
+            kept = {objects.staged_file(first, count) for first, count in staged}
             context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=confirm)
 
     def _write_errors(
@@ -146,9 +148,9 @@ class Finisher:
                     file.writelines(map(json_line, errors))
                     parts.append(part)
             self._still_finishing(claim)
-            is_written = put_file_if(context.output, path, keys.ERRORS, version, confirm=confirm)
+            is_written = put_file_if(context.output, path, objects.ERRORS, version, confirm=confirm)
         if not is_written:
-            raise _overtaken(context, keys.ERRORS)
+            raise _overtaken(context, objects.ERRORS)
         return parts
 
 
@@ -170,7 +172,7 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
 
 
 def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
-    where = f"{context.output.uri}/{keys.part(chunk_id, context.job.part_format)}"
+    where = f"{context.output.uri}/{objects.part(chunk_id, context.job.part_format)}"
     try:
         identity, counts = part.footer()
     except ValueError as error:

@@ -21,8 +21,8 @@ from clipfleet.contract.jobs import JobState, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
-from clipfleet.ledger import keys
 from clipfleet.ledger.status import EarlyEnd
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
@@ -45,7 +45,7 @@ def finished(output: FolderOutput) -> FolderOutput:
     add_part(output, 0, [failed(0), failed(1)], dimension=1)
     add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3), embedded(4, 0.25, -1.0)])
     add_part(output, 2, [embedded(5, -0.5, 65504.0), failed(6)])
-    parts = list(output.names(keys.PART_PREFIX))
+    parts = list(output.names(objects.PART_PREFIX))
     note_manifest(output, parts, job_id="job", finished_at=FINISHED_AT.isoformat())
     return output
 
@@ -347,7 +347,7 @@ class TestTheFolder:
 
     @LAYOUTS
     def test_what_breaks_off_leaves_nothing(self, finished: FolderOutput, to: Path, layout: Layout) -> None:
-        finished.replace(keys.part(2), b"PAR1 damaged")
+        finished.replace(objects.part(2), b"PAR1 damaged")
 
         with pytest.raises(OutputDamagedError, match=r"part-00000002\.parquet"):
             export(PartRows(finished), layout, to / "deep")
@@ -373,10 +373,10 @@ class TestTheFolder:
 
 def test_when_a_job_was_finished(finished: FolderOutput) -> None:
     assert PartRows(finished).finished_at() == FINISHED_AT
-    finished.remove(keys.SUCCESS)
+    finished.remove(objects.SUCCESS)
     assert PartRows(finished).finished_at() is None
-    finished.create(keys.SUCCESS, b"")
-    finished.replace(keys.MANIFEST, b"{}")
+    finished.create(objects.SUCCESS, b"")
+    finished.replace(objects.MANIFEST, b"{}")
     with pytest.raises(OutputDamagedError, match=r"_manifest\.json"):
         PartRows(finished).finished_at()
 

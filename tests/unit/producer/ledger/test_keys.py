@@ -1,15 +1,13 @@
-"""Names of keys and objects: made in one place, the same for Lua and Python, apart from each other."""
+"""Names of keys: made in one place, the same for Lua and Python, apart from each other."""
 
 from __future__ import annotations
 
-import ast
 import re
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from clipfleet.contract.jobs import PartFormat
 from clipfleet.ledger import keys
 from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
@@ -18,7 +16,6 @@ from tests.support.documents import ROOT
 
 SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet.ledger") / "lua")).glob("*.lua")}
 CODE = sorted([*ROOT.glob("producer/**/*.py"), *ROOT.glob("worker/**/*.py")])
-OWN = ("INTERNAL", "TMP", "JOB_FILE", "MANIFEST", "ERRORS", "SUCCESS")
 
 
 def without_comments(script: str) -> str:
@@ -77,36 +74,3 @@ class TestRedis:
     def test_the_names_of_the_tasks_are_not_those_of_keys(self) -> None:
         assert len({keys.QUEUE, keys.WORK_TASK, keys.FINISH_TASK}) == 3
         assert ":" not in keys.QUEUE + keys.WORK_TASK + keys.FINISH_TASK
-
-
-class TestObjects:
-    def test_parts_sort_like_their_chunks(self) -> None:
-        names = [keys.part(number) for number in (0, 9, 10, 99_999_999)]
-
-        assert names == sorted(names)
-        assert names[0] == "part-00000000.parquet"
-
-    @pytest.mark.parametrize("part_format", list(PartFormat))
-    def test_the_glob_finds_parts_and_nothing_else_of_ours(self, part_format: PartFormat) -> None:
-        pattern = keys.PART_GLOBS[part_format]
-        assert Path(keys.part(7, part_format)).match(pattern)
-        assert not any(Path(getattr(keys, name)).match(pattern) for name in OWN)
-
-    def test_staged_files_sort_like_their_chunks_and_lie_apart(self) -> None:
-        assert keys.staged_file(512, 256) == "_clipfleet/items-00000512-256.parquet"
-        assert keys.staged_file(512, 256) < keys.staged_file(1024, 1)
-
-    def test_everything_of_ours_begins_with_an_underline_but_results(self) -> None:
-        names = {getattr(keys, name) for name in OWN}
-        assert {name for name in names if not name.startswith("_")} == {keys.ERRORS}
-
-    @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-    def test_no_other_module_spells_a_name(self, path: Path) -> None:
-        if path.name == "keys.py":
-            return
-        names = (keys.INTERNAL, keys.MANIFEST, keys.SUCCESS, keys.PART_PREFIX, f"{keys.PREFIX}:")
-        texts = [
-            node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
-        ]
-        spelled = [text for text in texts if isinstance(text, str) and text.startswith(names)]
-        assert [text for text in spelled if "\n" not in text and " " not in text] == []  # no docstrings

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.bound_folder import BoundFolderOutput
 from clipfleet.outputs.folder import FolderOutput
 
@@ -29,15 +29,15 @@ def root(tmp_path: Path) -> Path:
 def outside(tmp_path: Path) -> Path:
     """A folder that looks like an output, and holds a file that nobody may see or change."""
     folder = tmp_path / "outside"
-    (folder / keys.TMP).mkdir(parents=True)
+    (folder / objects.TMP).mkdir(parents=True)
     (folder / "part-1").write_bytes(SECRET)
-    (folder / keys.TMP / "kept").write_bytes(SECRET)
+    (folder / objects.TMP / "kept").write_bytes(SECRET)
     return folder
 
 
 @pytest.fixture
 def output(root: Path) -> BoundFolderOutput:
-    FolderOutput(root / "job").create(keys.JOB_FILE, b"{}")
+    FolderOutput(root / "job").create(objects.JOB_FILE, b"{}")
     return BoundFolderOutput(root / "job", [root])
 
 
@@ -58,7 +58,7 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "publish", lambda: publish(output, "part-1", b"x")
     yield "publish over", lambda: publish(output, "part-1", b"x", replace=True)
     yield "read", lambda: output.read("part-1")
-    yield "read tmp", lambda: output.read(f"{keys.TMP}/kept")
+    yield "read tmp", lambda: output.read(f"{objects.TMP}/kept")
     yield "open", lambda: output.open("part-1").read()
     yield "names", lambda: list(output.names("part-"))
     yield "version", lambda: output.version("part-1")
@@ -66,7 +66,7 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "sweep", lambda: output.sweep([])
 
 
-@pytest.mark.parametrize("where", ["folder", keys.INTERNAL, keys.TMP])
+@pytest.mark.parametrize("where", ["folder", objects.INTERNAL, objects.TMP])
 def test_a_linked_folder_is_unused(root: Path, output: BoundFolderOutput, outside: Path, where: str) -> None:
     link = root / "job" if where == "folder" else root / "job" / where
     link.rename(root / "moved")

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import keys
-from clipfleet.outputs import folder
+from clipfleet.outputs import folder, objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import output_errors
 
@@ -37,7 +36,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 def tmp_names(output: FolderOutput) -> list[str]:
-    return os.listdir(Path(output.uri, keys.TMP))  # noqa: PTH208 - names are what is asked for
+    return os.listdir(Path(output.uri, objects.TMP))  # noqa: PTH208 - names are what is asked for
 
 
 class TestObjects:
@@ -49,7 +48,7 @@ class TestObjects:
             assert file.read() == b"one"
 
     def test_sweeping_where_nothing_may_be_removed(self, output: FolderOutput) -> None:
-        Path(output.uri, keys.TMP, "folder").mkdir(parents=True)
+        Path(output.uri, objects.TMP, "folder").mkdir(parents=True)
         output.sweep([])
 
         assert tmp_names(output) == ["folder"]
@@ -76,7 +75,7 @@ class TestObjects:
 
     def test_clearing_stops_where_it_is_no_longer_wanted(self, output: FolderOutput) -> None:
         for chunk in range(3):
-            output.create(keys.part(chunk), b"x")
+            output.create(objects.part(chunk), b"x")
         left = [5]  # three objects that are not there, and two parts
 
         def confirm() -> None:
@@ -86,7 +85,7 @@ class TestObjects:
 
         with pytest.raises(JobConflictError, match="another submit"):
             output.clear(confirm=confirm)
-        assert list(output.names(keys.PART_PREFIX)) == [keys.part(2)]
+        assert list(output.names(objects.PART_PREFIX)) == [objects.part(2)]
 
     def test_a_folder_is_no_object(self, output: FolderOutput) -> None:
         Path(output.uri, "part-folder").mkdir(parents=True)
@@ -277,8 +276,8 @@ class TestErrors:
             list(output.names(""))
 
     def test_a_file_where_the_temporary_folder_should_be(self, output: FolderOutput) -> None:
-        Path(output.uri, keys.INTERNAL).mkdir(parents=True)
-        Path(output.uri, keys.TMP).write_text("x")
+        Path(output.uri, objects.INTERNAL).mkdir(parents=True)
+        Path(output.uri, objects.TMP).write_text("x")
 
         with pytest.raises(OutputUnreachableError, match="File exists"):
             output.create("a", b"")

@@ -10,7 +10,7 @@ import pytest
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.outputs.job_file import job_of
 from clipfleet.outputs.overwriting import Overwriting
@@ -44,7 +44,7 @@ class Bench:
         self.pauses = 0
         self.on_pause: Callable[[], object] = lambda: None
         place_job(self.output, make_job("before", output=self.output.uri))
-        for name in (keys.part(0), keys.staged_file(0, 1), keys.SUCCESS):
+        for name in (objects.part(0), objects.staged_file(0, 1), objects.SUCCESS):
             self.output.create(name, b"theirs")
 
     def submit(self, job_id: str = "ours", **changes: Any) -> Overwriting:
@@ -71,10 +71,10 @@ class Bench:
     def overwrite(self, job_id: str = "ours") -> None:
         """All that a submit does, up to the first staged file."""
         self.due(job_id).run()
-        self.output.create(keys.staged_file(0, 1), f"items of {job_id}".encode())
+        self.output.create(objects.staged_file(0, 1), f"items of {job_id}".encode())
 
     def names(self) -> list[str]:
-        return [*self.output.names(""), *self.output.names(f"{keys.INTERNAL}/")]
+        return [*self.output.names(""), *self.output.names(f"{objects.INTERNAL}/")]
 
     def holder(self) -> str | None:
         job = job_of(self.output)
@@ -117,12 +117,12 @@ class TestWaiting:
 class TestTakingOver:
     def test_it_is_the_other_jobs_until_all_is_removed_and_ours_at_once(self, bench: Bench) -> None:
         holders: list[str | None] = []
-        bench.output.before_removal[keys.SUCCESS] = lambda: holders.append(bench.holder())
+        bench.output.before_removal[objects.SUCCESS] = lambda: holders.append(bench.holder())
 
         bench.due().run()
 
         assert [*holders, bench.holder()] == ["before", "ours"]
-        assert bench.names() == [keys.JOB_FILE]
+        assert bench.names() == [objects.JOB_FILE]
 
     def test_one_that_was_interrupted_goes_on(self, bench: Bench) -> None:
         submit = bench.due()
@@ -130,13 +130,13 @@ class TestTakingOver:
         def killed() -> None:
             raise KeyboardInterrupt
 
-        bench.output.before_removal[keys.SUCCESS] = killed
+        bench.output.before_removal[objects.SUCCESS] = killed
         with pytest.raises(KeyboardInterrupt):
             submit.run()
 
         bench.overwrite()
 
-        assert bench.names() == [keys.staged_file(0, 1), keys.JOB_FILE]
+        assert bench.names() == [objects.staged_file(0, 1), objects.JOB_FILE]
         assert bench.holder() == "ours"
 
     @pytest.mark.parametrize(("other", "error"), [("third", OutputConflictError), ("ours", JobConflictError)])
@@ -146,25 +146,25 @@ class TestTakingOver:
     ) -> None:
         submit = bench.due()
         if when == "in the midst of them":
-            bench.output.before_removal[keys.SUCCESS] = lambda: bench.overwrite(other)
+            bench.output.before_removal[objects.SUCCESS] = lambda: bench.overwrite(other)
         else:
             bench.overwrite(other)
 
         with pytest.raises(error, match=r"in the meantime|another submit"):
             submit.run()
 
-        assert bench.output.read(keys.staged_file(0, 1)) == f"items of {other}".encode()
+        assert bench.output.read(objects.staged_file(0, 1)) == f"items of {other}".encode()
         assert bench.holder() == other
 
     def test_a_job_that_is_retried_while_its_results_are_removed_keeps_the_rest(self, bench: Bench) -> None:
         submit = bench.due()
-        bench.output.before_removal[keys.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
+        bench.output.before_removal[objects.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
             submit.run()
 
         assert bench.holder() == "before"
-        assert bench.output.read(keys.part(0)) == b"theirs"
+        assert bench.output.read(objects.part(0)) == b"theirs"
 
     def test_a_forgotten_job_of_the_same_id_is_another_job(self, bench: Bench) -> None:
         submit = bench.submit("before", top_k=3)
@@ -175,4 +175,4 @@ class TestTakingOver:
         assert submit.is_due(is_wanted=True)
         submit.run()
 
-        assert bench.names() == [keys.JOB_FILE]
+        assert bench.names() == [objects.JOB_FILE]

@@ -20,7 +20,7 @@ from clipfleet.errors import (
     OutputUnreachableError,
     SourceChangedError,
 )
-from clipfleet.ledger import keys
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources.batches import item_batch
@@ -81,7 +81,7 @@ class TestCutting:
     def test_chunks_have_their_size_and_the_last_may_be_shorter(self, output: FolderOutput) -> None:
         files = list(stager(output).stage(batches(3, 25, 1, 6)))
 
-        assert files == [StagedFile(0, 4, 35, keys.staged_file(0, 4))]
+        assert files == [StagedFile(0, 4, 35, objects.staged_file(0, 4))]
         assert [len(chunk) for chunk in chunks_of(output, files)] == [10, 10, 10, 5]
 
     def test_a_chunk_with_images_in_it_is_shorter_and_so_is_its_file(self, output: FolderOutput) -> None:
@@ -250,7 +250,7 @@ class TestInterruption:
             list(stager(output).stage(batches(30), [(1, 1)]))
 
     def test_a_known_file_that_is_gone_is_an_output_error(self, output: FolderOutput) -> None:
-        output.create(keys.JOB_FILE, b"{}")
+        output.create(objects.JOB_FILE, b"{}")
 
         with pytest.raises(OutputUnavailableError, match="items-00000000-1"):
             list(stager(output).stage(batches(30), [(0, 1)]))
@@ -278,7 +278,7 @@ class TestDisk:
             list(stager(output).stage(batches(1)))
 
         (file,) = stager(output).stage(batches(1))
-        assert list(output.names(keys.STAGED_PREFIX)) == [file.name]
+        assert list(output.names(objects.STAGED_PREFIX)) == [file.name]
 
     def test_an_output_that_cannot_be(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
@@ -320,7 +320,7 @@ class TestReading:
     def staged(self, tmp_path: Path) -> CountingOutput:
         output = CountingOutput(tmp_path / "out")
         list(stager(output, 5, chunks_per_file=4).stage(batches(60)))
-        output.create(keys.JOB_FILE, b"{}")
+        output.create(objects.JOB_FILE, b"{}")
         return output
 
     def test_a_file_is_opened_once_for_all_its_chunks(self, staged: CountingOutput) -> None:
@@ -329,7 +329,7 @@ class TestReading:
                 rows = reader.read_chunk(4, 4, chunk_id)
                 assert rows.column("item_index").to_pylist() == list(range(5 * chunk_id, 5 * chunk_id + 5))
 
-        assert staged.opened == [keys.staged_file(4, 4)]
+        assert staged.opened == [objects.staged_file(4, 4)]
         assert staged.files[0].closed
 
     def test_waits_for_others_are_short(
@@ -365,7 +365,7 @@ class TestReading:
             for first in (0, 4, 0, 8, 0, 4):
                 reader.read_chunk(first, 4, first)
 
-        assert staged.opened == [keys.staged_file(first, 4) for first in (0, 4, 8, 4)]
+        assert staged.opened == [objects.staged_file(first, 4) for first in (0, 4, 8, 4)]
         assert all(file.closed for file in staged.files)
 
     def test_many_threads_read_the_right_chunks(self, staged: CountingOutput) -> None:
@@ -393,14 +393,14 @@ class TestReading:
 
     @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a parquet file at all", b"PAR1" * 40])
     def test_a_damaged_file_says_so(self, staged: CountingOutput, content: bytes) -> None:
-        staged.replace(keys.staged_file(0, 4), content)
+        staged.replace(objects.staged_file(0, 4), content)
 
         with pytest.raises(OutputUnreachableError, match=r"items-00000000-4\.parquet: damaged"):
             read_chunk(staged, 0, 4, 0)
         assert all(file.closed for file in staged.files)
 
     def test_a_damaged_row_group_is_read_again_once_it_is_mended(self, staged: CountingOutput) -> None:
-        name = keys.staged_file(0, 4)
+        name = objects.staged_file(0, 4)
         whole = staged.read(name) or b""
         staged.replace(name, whole[:4] + bytes(400) + whole[404:])
 
@@ -420,9 +420,9 @@ class TestReading:
         assert staged.files[0].closed
 
     def test_a_file_under_a_wrong_name_is_refused(self, staged: CountingOutput) -> None:
-        content = staged.read(keys.staged_file(0, 4)) or b""
+        content = staged.read(objects.staged_file(0, 4)) or b""
         for first, chunks in ((12, 4), (0, 3)):
-            staged.create(keys.staged_file(first, chunks), content)
+            staged.create(objects.staged_file(first, chunks), content)
             with pytest.raises(OutputUnreachableError, match="does not contain the chunks"):
                 read_chunk(staged, first, chunks, first)
 

@@ -21,9 +21,9 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import keys
 from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.submission import Submission
@@ -86,7 +86,7 @@ class Bench:
         """Another job lies in the output, with a part; the ledger knows it by its state, or not at all."""
         other = make_job(self.output.uri, **{"job_id": "other", **job})
         place_job(self.output, other)
-        self.output.create(keys.part(0), b"rows")
+        self.output.create(objects.part(0), b"rows")
         if state is not None:
             self.know(other, state)
         return other
@@ -138,7 +138,7 @@ class TestOrder:
         assert bench.ledger.staged_files(bench.job.job_id) == [(0, 3)]
         assert bench.hints.counts == [3]
         assert bench.names() == SUBMITTED
-        assert read_job(bench.output.read(keys.JOB_FILE) or b"") == bench.job
+        assert read_job(bench.output.read(objects.JOB_FILE) or b"") == bench.job
 
     def test_the_number_of_hints_is_bounded_whatever_the_jobs_size(self, bench: Bench) -> None:
         bench.submit(FakeSource(MAX_HINTS * 3), chunk_size=1)
@@ -206,13 +206,13 @@ class TestOccupiedOutput:
         assert bench.writes == []
 
     def test_parts_of_an_unknown_job_are_refused_too(self, bench: Bench) -> None:
-        bench.output.create(keys.part(0), b"rows")
+        bench.output.create(objects.part(0), b"rows")
 
         refuses(bench, OutputConflictError, r"holds files named part-\*")
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_job_file_that_cannot_be_read_is_refused(self, bench: Bench, overwrite: bool) -> None:
-        bench.output.create(keys.JOB_FILE, b"{}")
+        bench.output.create(objects.JOB_FILE, b"{}")
 
         refuses(bench, OutputConflictError, "choose another --output", overwrite=overwrite)
 
@@ -280,7 +280,7 @@ class TestMeanwhile:
 
         with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
             bench.submit()
-        assert bench.names() == [keys.JOB_FILE]
+        assert bench.names() == [objects.JOB_FILE]
 
     def test_a_submit_after_a_full_disk(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, **__: object) -> bool:

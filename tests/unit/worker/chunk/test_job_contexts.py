@@ -13,9 +13,9 @@ import pytest
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, read_job
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.errors import OutputUnreachableError as Unreachable
-from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet_worker.chunk import job_contexts
@@ -45,7 +45,7 @@ class FakeLedger:
     def submit(self, output: Path, **values: Any) -> Job:
         """Add a job, and place its file into its output."""
         job = make_job(output, **values)
-        Path(output, keys.JOB_FILE).unlink(missing_ok=True)
+        Path(output, objects.JOB_FILE).unlink(missing_ok=True)
         place_job(FolderOutput(output), job)
         return self.add(job)
 
@@ -72,7 +72,7 @@ def job(ledger: FakeLedger, tmp_path: Path) -> Job:
 
 def rewrite(job: Job, **values: Any) -> None:
     """Change the job's own file behind the job's back."""
-    path = Path(job.output, keys.JOB_FILE)
+    path = Path(job.output, objects.JOB_FILE)
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -169,7 +169,7 @@ class TestRoots:
         with pytest.raises(Unreachable, match="outside this worker's output roots"):
             ledger.open(job)
 
-    @pytest.mark.parametrize("name", [keys.INTERNAL, keys.TMP])
+    @pytest.mark.parametrize("name", [objects.INTERNAL, objects.TMP])
     def test_scratch_files_lie_below_the_roots_too(self, job: Job, ledger: FakeLedger, name: str) -> None:
         """A worker makes and removes files there."""
         link = Path(job.output, name)
@@ -200,7 +200,7 @@ class TestBuckets:
     def output(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         """Holds the job's file and nothing else."""
         data = job.model_dump_json().encode()
-        output = SimpleNamespace(uri=job.output, read={keys.JOB_FILE: data}.__getitem__)
+        output = SimpleNamespace(uri=job.output, read={objects.JOB_FILE: data}.__getitem__)
         monkeypatch.setattr(job_contexts, "output_of", lambda *_: output)
         return output
 
@@ -229,7 +229,7 @@ class TestBuckets:
 
 class TestJobFile:
     def test_where_it_is_missing_the_folder_is_another_one(self, job: Job, ledger: FakeLedger) -> None:
-        Path(job.output, keys.JOB_FILE).unlink()
+        Path(job.output, objects.JOB_FILE).unlink()
 
         with pytest.raises(Unreachable, match=r"job\.json is not there.*shared"):
             ledger.open(job)
@@ -260,7 +260,7 @@ class TestJobFile:
         "text", ["", "{", "[]", "null", '{"schema_version": 1}', '{"schema_version": "x"}', '"text"', "\x00"]
     )
     def test_garbage_is_reported_in_one_line(self, job: Job, ledger: FakeLedger, text: str) -> None:
-        Path(job.output, keys.JOB_FILE).write_text(text)
+        Path(job.output, objects.JOB_FILE).write_text(text)
 
         with pytest.raises(Unreachable, match=r"job\.json") as caught:
             ledger.open(job)

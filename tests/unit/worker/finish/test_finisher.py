@@ -15,9 +15,9 @@ import pytest
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import keys
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk.held_lease import HeldLease
@@ -28,7 +28,7 @@ from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 
 TTL_SECONDS = 3600
-ENDS = (keys.ERRORS, keys.MANIFEST, keys.SUCCESS)
+ENDS = (objects.ERRORS, objects.MANIFEST, objects.SUCCESS)
 
 
 class Killed(BaseException):
@@ -113,7 +113,7 @@ class Bench(HeldLease):
 
     def manifest(self) -> dict[str, Any]:
         self.run()
-        return cast(dict[str, Any], json.loads((Path(self.output.uri) / keys.MANIFEST).read_bytes()))
+        return cast(dict[str, Any], json.loads((Path(self.output.uri) / objects.MANIFEST).read_bytes()))
 
 
 def row(index: int, error_code: str | None = None, **extra: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def folder(tmp_path: Path) -> Path:
 def contents(folder: Path) -> dict[str, Any]:
     """What the job left at its end, without the time of the end."""
     files: dict[str, Any] = {name: (folder / name).read_bytes() for name in ENDS}
-    return files | {keys.MANIFEST: json.loads(files[keys.MANIFEST]) | {"finished_at": ""}}
+    return files | {objects.MANIFEST: json.loads(files[objects.MANIFEST]) | {"finished_at": ""}}
 
 
 class TestFiles:
@@ -153,7 +153,7 @@ class TestFiles:
 
         assert bench.run() == "completed"
 
-        assert bench.output.steps == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS, "ledger"]
+        assert bench.output.steps == [objects.ERRORS, objects.MANIFEST, objects.SUCCESS, "ledger"]
         assert bench.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
         assert [limit > 0 for limit in bench.limits] == [True, True]
 
@@ -176,13 +176,13 @@ class TestFiles:
         add_part(tmp_path, 0, row(0, "not_found"), counts=PartCounts(1, 0, {}))
 
         assert Bench(tmp_path, chunks=1).manifest()["errors_by_code"] == {}
-        assert (tmp_path / keys.ERRORS).read_bytes() == b""
+        assert (tmp_path / objects.ERRORS).read_bytes() == b""
 
     def test_errors_are_a_line_for_each_failed_row_with_the_sources_columns(self, tmp_path: Path) -> None:
         add_part(tmp_path, 0, row(0, shelf="7"), row(1, "not_found", shelf="9"), extra=["shelf"])
         Bench(tmp_path, chunks=1).run()
 
-        (line,) = (tmp_path / keys.ERRORS).read_text().splitlines()
+        (line,) = (tmp_path / objects.ERRORS).read_text().splitlines()
         assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
@@ -210,11 +210,11 @@ class TestRepeating:
         assert len(killed.output.steps) == int(kill_at + 0.5)
 
         # Then _SUCCESS is there only with all the rest, and the next finisher ends it
-        if (folder / keys.SUCCESS).exists():
+        if (folder / objects.SUCCESS).exists():
             assert contents(folder) == expected
         Bench(folder).run()
         assert contents(folder) == expected
-        assert list((folder / keys.TMP).iterdir()) == []
+        assert list((folder / objects.TMP).iterdir()) == []
 
     @pytest.mark.parametrize(
         ("change", "words"), [({"parts_until_interrupted": 1}, "drains"), ({"is_held": False}, "lost")]
@@ -250,7 +250,7 @@ class TestRepeating:
             bench.run()
 
         assert bench.output.steps == list(ENDS[:writes])
-        assert not (folder / keys.SUCCESS).exists()
+        assert not (folder / objects.SUCCESS).exists()
 
     @pytest.mark.parametrize(
         ("state", "stays"),  # that of the next generation may be that one's
@@ -265,9 +265,9 @@ class TestRepeating:
 
         assert bench.run() == "stale"
 
-        assert (folder / keys.SUCCESS).exists() == stays
+        assert (folder / objects.SUCCESS).exists() == stays
 
-    @pytest.mark.parametrize("name", [keys.ERRORS, keys.MANIFEST])
+    @pytest.mark.parametrize("name", [objects.ERRORS, objects.MANIFEST])
     def test_what_a_later_generation_wrote_while_one_slept_stays(self, folder: Path, name: str) -> None:
         bench, later = Bench(folder), Bench(folder)
         later.staged = []
@@ -284,33 +284,33 @@ class TestRepeating:
 class TestSweeping:
     def test_late_parts_of_the_job_before_are_removed_before_success(self, folder: Path) -> None:
         add_part(folder, 7, row(0), job_id="before")
-        (folder / keys.part(8, "jsonl")).write_bytes(b"{}\n")
+        (folder / objects.part(8, "jsonl")).write_bytes(b"{}\n")
         mine = folder / "part-of-my-notes.txt"
         mine.write_bytes(b"x")
 
         with pytest.raises(Killed):
             Bench(folder, kill_at=2).run()
 
-        assert not (folder / keys.SUCCESS).exists()
-        assert sorted(folder.glob("part-*")) == [folder / keys.part(0), folder / keys.part(1), mine]
+        assert not (folder / objects.SUCCESS).exists()
+        assert sorted(folder.glob("part-*")) == [folder / objects.part(0), folder / objects.part(1), mine]
 
     @pytest.fixture
     def leftovers(self, folder: Path) -> list[Path]:
         """What a killed worker and a killed submit leave: half a part, unknown items."""
-        (folder / keys.staged_file(0, 2)).write_bytes(b"the items")
-        leftovers = [folder / keys.TMP / "3f9a1c2b", folder / keys.staged_file(2, 1)]
+        (folder / objects.staged_file(0, 2)).write_bytes(b"the items")
+        leftovers = [folder / objects.TMP / "3f9a1c2b", folder / objects.staged_file(2, 1)]
         for path in leftovers:
             path.write_bytes(b"half")
         return leftovers
 
     @pytest.mark.usefixtures("leftovers")
     def test_so_are_files_of_killed_processes(self, folder: Path) -> None:
-        (folder / keys.JOB_FILE).write_bytes(b"{}")
+        (folder / objects.JOB_FILE).write_bytes(b"{}")
         with pytest.raises(Killed):
             Bench(folder, kill_at=2).run()
 
-        assert not (folder / keys.SUCCESS).exists()
-        left = {path.name for path in (folder / keys.INTERNAL).rglob("*")}
+        assert not (folder / objects.SUCCESS).exists()
+        left = {path.name for path in (folder / objects.INTERNAL).rglob("*")}
         assert left == {"items-00000000-2.parquet", "job.json", "tmp"}
 
     def test_a_ledger_that_was_lost_removes_no_items(self, folder: Path, leftovers: list[Path]) -> None:
@@ -318,21 +318,21 @@ class TestSweeping:
         bench.staged = []
         bench.run()
 
-        assert (folder / keys.staged_file(0, 2)).exists()
+        assert (folder / objects.staged_file(0, 2)).exists()
         assert all(path.exists() for path in leftovers)
 
 
 def break_part(folder: Path) -> None:
-    (folder / keys.part(1)).write_bytes(b"PAR1 not what it was")
+    (folder / objects.part(1)).write_bytes(b"PAR1 not what it was")
 
 
 def place_part_of_another_job(folder: Path) -> None:
-    (folder / keys.part(1)).unlink()
+    (folder / objects.part(1)).unlink()
     add_part(folder, 1, row(2), job_id="other")
 
 
 def place_part_of_another_chunk(folder: Path) -> None:
-    (folder / keys.part(0)).replace(folder / keys.part(1))
+    (folder / objects.part(0)).replace(folder / objects.part(1))
     add_part(folder, 0, row(0))
 
 
@@ -340,7 +340,7 @@ def place_part_of_another_chunk(folder: Path) -> None:
     ("change", "error", "words"),
     [
         (
-            lambda folder: (folder / keys.part(1)).unlink(),
+            lambda folder: (folder / objects.part(1)).unlink(),
             OutputUnavailableError,
             "0001.parquet is not there",
         ),
