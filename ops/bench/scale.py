@@ -127,7 +127,7 @@ def _run(cluster: Cluster, ledger: Ledger, worker_pid: int, name: str) -> list[t
     while submit.poll() is None or not (output / objects.SUCCESS).exists():
         if submit.returncode:
             raise SystemExit(f"the submit has failed: {submit.communicate()[1]}")
-        parts = sum(1 for _ in output.glob(f"{objects.PART_PREFIX}*"))
+        parts = sum(1 for _ in output.glob(f"{objects.LAYOUT.part_prefix}*"))
         memory.append((parts * DEFAULT_CHUNK_SIZE, resident_bytes(worker_pid)))
         time.sleep(_POLL_SECONDS)
     while (state := ledger.status(name).state) is not JobState.COMPLETED:

@@ -70,7 +70,7 @@ class ArmedCrashPoints:
 
     def _passing(self, method: Any, point: str) -> Any:
         def passing(output: Any, scratch: Path, name: str, *args: Any, **options: Any) -> bool:
-            if not name.startswith(objects.PART_PREFIX):
+            if not name.startswith(objects.LAYOUT.part_prefix):
                 return bool(method(output, scratch, name, *args, **options))
             confirm = options.get("confirm")
             if confirm is None:

@@ -79,7 +79,7 @@ def _of_parts(changes: Iterable[Change], parts: int) -> Iterator[str]:
     for change in changes:
         if (change.name, change.act) == (objects.SUCCESS, Act.REMOVED):  # with that a retry begins
             appeared.clear()
-        if not change.name.startswith(objects.PART_PREFIX):
+        if not change.name.startswith(objects.LAYOUT.part_prefix):
             continue
         if not change.is_conditional:
             told.add(f"{change.name} was put in place whatever was there")
@@ -94,7 +94,7 @@ def _of_parts(changes: Iterable[Change], parts: int) -> Iterator[str]:
 
 
 def _chunk_id(part_name: str) -> int:
-    return int(part_name.removeprefix(objects.PART_PREFIX).partition(".")[0])
+    return int(part_name.removeprefix(objects.LAYOUT.part_prefix).partition(".")[0])
 
 
 def _of_success(changes: Iterable[Change]) -> Iterator[str]:
@@ -107,5 +107,5 @@ def _of_success(changes: Iterable[Change]) -> Iterator[str]:
             has_manifest = has_manifest and is_marked
         elif change.name == objects.MANIFEST:
             has_manifest = True
-        elif change.name.startswith(objects.PART_PREFIX) and is_marked and change.act is Act.APPEARED:
+        elif change.name.startswith(objects.LAYOUT.part_prefix) and is_marked and change.act is Act.APPEARED:
             yield f"{change.name} appeared while {objects.SUCCESS} was there"

@@ -88,7 +88,7 @@ def left_of(job: JobHandle, plan: JobPlan) -> JobLeft:
     if plan.output is OutputKind.REDIS:
         return JobLeft(status.state, status.generation, rows, ledger, problem=problem, is_away=is_away)
     output = open_output(job.output)
-    manifest, errors = output.read(objects.MANIFEST), output.read(objects.ERRORS)
+    manifest, errors = output.read(objects.MANIFEST), output.read(objects.LAYOUT.errors)
     parts, unreadable = _parts(output, plan)
     return JobLeft(
         state=status.state,
@@ -130,8 +130,8 @@ def _error_lines(errors: bytes | None) -> list[tuple[int, str]] | None:
 
 def _strays(output: Output, plan: JobPlan) -> Iterator[str]:
     """Objects at the top of an output that are none of this job's."""
-    own = {objects.MANIFEST, objects.ERRORS, objects.SUCCESS}
-    own |= {objects.part(chunk_id, plan.part_format) for chunk_id in range(plan.chunks)}
+    own = {objects.MANIFEST, objects.LAYOUT.errors, objects.SUCCESS}
+    own |= {objects.LAYOUT.part(chunk_id, plan.part_format) for chunk_id in range(plan.chunks)}
     return (name for name in output.names("") if name not in own and not name.endswith("/"))
 
 
@@ -166,7 +166,7 @@ def _parts(output: Output, plan: JobPlan) -> tuple[list[PartLeft], str]:
 
 
 def _chunk_id(part_name: str) -> int:
-    return int(part_name.removeprefix(objects.PART_PREFIX).partition(".")[0])
+    return int(part_name.removeprefix(objects.LAYOUT.part_prefix).partition(".")[0])
 
 
 def _rows(job: JobHandle, plan: JobPlan) -> tuple[list[Row], str, bool]:

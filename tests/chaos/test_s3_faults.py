@@ -169,7 +169,7 @@ def test_an_outage_that_lasts_too_long_pauses_the_job_until_resume(fragile: Clus
 
 
 def test_a_job_that_cannot_be_finished_waits_too(fragile: Cluster, front: S3Front) -> None:
-    names = (objects.MANIFEST, objects.ERRORS)
+    names = (objects.MANIFEST, objects.LAYOUT.errors)
     front.place(*(Rule(fault=Fault.SLOW_DOWN, path=f"*/finishing/{name}") for name in names))
     submit(fragile, "finishing")
     fragile.living_worker()

@@ -45,7 +45,7 @@ def test_classify_a_folder(cluster: Cluster, folder: Path) -> None:
     assert (folder / "out" / "_SUCCESS").exists()
     manifest = json.loads((folder / "out" / "_manifest.json").read_text())
     assert (manifest["total"], manifest["ok"], len(manifest["parts"])) == (9, 9, 3)
-    assert (folder / "out" / "errors.jsonl").read_text() == ""
+    assert (folder / "out" / "_errors.jsonl").read_text() == ""
     assert ends(cluster, answer["job_id"]) == [("0", "completed")]
 
 

@@ -72,5 +72,5 @@ def test_a_column_chooses_the_label_set_of_each_item(cluster: Cluster, folder: P
         expected = {"animals": ANIMALS, "colours": COLOURS}.get(name)
         assert (set(row["labels"]) == set(expected)) if expected else (row["error_code"] == "bad_uri")
     assert "'plants'" in rows[2]["error_detail"]
-    errors = [json.loads(line) for line in (folder / "out" / "errors.jsonl").read_text().splitlines()]
+    errors = [json.loads(line) for line in (folder / "out" / "_errors.jsonl").read_text().splitlines()]
     assert [error["Label_Set"] for error in errors] == ["plants", rows[3]["Label_Set"]]

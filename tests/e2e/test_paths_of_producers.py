@@ -73,7 +73,7 @@ class Ground:
         return self.end_of(job.job_id)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(self.results / name / objects.part(0)).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(self.results / name / objects.LAYOUT.part(0)).to_pylist()
         return rows
 
 

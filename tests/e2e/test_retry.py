@@ -97,7 +97,7 @@ def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: 
     assert source.generations() == [0, 1, 0, 1]
     assert [source.inodes()[name] == inode for name, inode in inodes.items()] == [True, False, True, False]
     assert source.is_success()
-    assert (source.output / objects.ERRORS).read_text() == ""
+    assert (source.output / objects.LAYOUT.errors).read_text() == ""
     manifest = json.loads((source.output / objects.MANIFEST).read_text())
     assert (manifest["generation"], manifest["ok"], manifest["failed"]) == (1, 32, 0)
     assert ends(cluster, job_id) == [("0", "completed_with_errors"), ("1", "completed")]
@@ -188,7 +188,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     assert (answer["job_id"], answer["state"], answer["ok"]) == (job_id, "completed", 12 * CHUNK)
     assert [row["item_id"] for row in source.rows()] == [f"n{item}" for item in range(12 * CHUNK)]
     assert done.items() <= source.inodes().items()
-    assert {*source.inodes()} == {objects.part(chunk, part_format) for chunk in range(12)}
+    assert {*source.inodes()} == {objects.LAYOUT.part(chunk, part_format) for chunk in range(12)}
     # A job that is known stays as it is
     assert fragile.run_json("rebuild", source.output)["state"] == "completed"
     assert ends(fragile, job_id) == [("0", "completed")]

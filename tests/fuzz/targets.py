@@ -186,7 +186,7 @@ def _images() -> list[bytes]:
     return image_seeds()
 
 
-_JSONL_PART = objects.part(0, PartFormat.JSONL)
+_JSONL_PART = objects.LAYOUT.part(0, PartFormat.JSONL)
 _read_parquet_part = _read_part(PartFormat.PARQUET, JOB_ID)
 _URLS = b"https://example.org/a.jpg\n/pictures/b.png\n\n s3://bucket/c%20d.jpg \ndata:,x\n"
 _CSV = (
@@ -282,7 +282,7 @@ def _jsonl_part() -> list[bytes]:
 def _staged() -> list[bytes]:
     with _output() as output:
         stage_items(output, make_job(), [f"/p/{number}.jpg" for number in range(30)], caption=["x"] * 30)
-        return [Path(output.uri, objects.staged_file(0, 1)).read_bytes()]
+        return [Path(output.uri, objects.LAYOUT.staged_file(0, 1)).read_bytes()]
 
 
 def _jobs() -> list[bytes]:
@@ -312,7 +312,7 @@ TARGETS: dict[str, Target] = {
         Target("tsv", lambda: [_CSV.replace(b",", b"\t")], _source(".tsv")),
         Target("jsonl", lambda: [_lines(_RECORDS)], _source(".jsonl")),
         Target("jsonl.gz", lambda: [_gzipped(_lines(_RECORDS))], _source(".jsonl.gz")),
-        Target("errors.jsonl", lambda: [_lines(_ERRORS)], _source("-errors.jsonl")),
+        Target("_errors.jsonl", lambda: [_lines(_ERRORS)], _source("-errors.jsonl")),
         Target("parquet", _parquet_lists, _source(".parquet")),
         Target("tar", _tars, _source(".tar")),
         Target("stdin", lambda: [_URLS, _lines(_RECORDS)], _stdin),
@@ -320,17 +320,21 @@ TARGETS: dict[str, Target] = {
         Target("label-set.json", lambda: [*_JSON_LABELS], _file("set.json", _read_label_set)),
         Target("labels.txt", lambda: [b"cat\n\n dog \n\xc3\xa9\n"], _file("labels.txt", read_label_lines)),
         Target("job.yaml", lambda: [_YAML_JOB], _file("job.yaml", _read_job_file)),
-        Target("part.parquet", _parquet_part, _in_output(objects.part(0), _read_parts)),
-        Target("part.parquet footer", _parquet_part, _in_output(objects.part(0), _read_parquet_part)),
+        Target("part.parquet", _parquet_part, _in_output(objects.LAYOUT.part(0), _read_parts)),
+        Target("part.parquet footer", _parquet_part, _in_output(objects.LAYOUT.part(0), _read_parquet_part)),
         Target("part.jsonl", lambda: _jsonl_part()[:1], _in_output(_JSONL_PART, _read_parts)),
         Target("part.jsonl footer", lambda: _jsonl_part()[1:], _detached_footer),
-        Target("staged items", _staged, _in_output(objects.staged_file(0, 1), _staged_items)),
+        Target("staged items", _staged, _in_output(objects.LAYOUT.staged_file(0, 1), _staged_items)),
         Target("job.json", _jobs, lambda _: read_job),
         Target("job.json of an output", _jobs, _in_output(objects.JOB_FILE, job_of)),
         Target("staged.json", lambda: [_STAGED_JSON], _in_output(objects.STAGED_FILES, staged_files)),
         Target("generation.json", lambda: [_GENERATION_JSON], _in_output(objects.GENERATION, generation_of)),
         Target("_manifest.json", lambda: [_MANIFEST], _in_output(objects.MANIFEST, _finished_at)),
-        Target("errors.jsonl of an output", lambda: [_lines(_ERRORS)], _in_output(objects.ERRORS, _examples)),
+        Target(
+            "errors.jsonl of an output",
+            lambda: [_lines(_ERRORS)],
+            _in_output(objects.LAYOUT.errors, _examples),
+        ),
     )
 }
 

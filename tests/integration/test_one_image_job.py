@@ -63,7 +63,7 @@ def submit(ledger: Ledger, store: RedisStore, output: str = REDIS_OUTPUT) -> Job
     job = one_image(output)
     ledger.submit(job, Retention())
     if job.output_is_redis:
-        RedisOutput(store, job.job_id).create(objects.staged_file(0, 1), bytes(900))
+        RedisOutput(store, job.job_id).create(objects.LAYOUT.staged_file(0, 1), bytes(900))
     assert ledger.stage(job.job_id, 0, 1, 1) == "staged"
     assert ledger.seal(job.job_id, 1, 1, "df68f0adfe9a0dd4724017e76188bac5") == "sealed"
     return job

@@ -107,7 +107,7 @@ class Scene:
         return steps.claim(self.ledger)
 
     def part_name(self, chunk_id: int) -> str:
-        return objects.part(chunk_id, self.job.part_format)
+        return objects.LAYOUT.part(chunk_id, self.job.part_format)
 
     @property
     def status(self) -> JobStatus:

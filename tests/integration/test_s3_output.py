@@ -171,7 +171,7 @@ class TestNames:
 
     def test_clear_removes_nothing_beside_or_below(self, s3: S3Bucket, output: S3Output) -> None:
         foreign = ["jobs/on", "jobs/one-more/part-0", "jobs/one/part-x/deep", "jobs/two/part-0"]
-        for key in (*foreign, f"jobs/one/{objects.part(0)}"):
+        for key in (*foreign, f"jobs/one/{objects.LAYOUT.part(0)}"):
             s3.put(key, b"x")
 
         output.clear()
@@ -192,7 +192,7 @@ class TestNames:
         ],
     )
     def test_any_printable_prefix_is_taken_as_it_stands(self, s3: S3Bucket, path: str, prefix: str) -> None:
-        output, name = open_output(f"{s3.uri}{path}"), objects.part(0)
+        output, name = open_output(f"{s3.uri}{path}"), objects.LAYOUT.part(0)
 
         assert output.uri == f"{s3.uri}/{prefix}".rstrip("/")
         assert output.create(name, b"rows")

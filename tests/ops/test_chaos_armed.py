@@ -61,7 +61,7 @@ def test_it_stands_before_a_part_becomes_visible_and_before_nothing_else(
     reached: list[str] = []
 
     for point, name in (
-        (IN_PUBLISH, "errors.jsonl"),
+        (IN_PUBLISH, "_errors.jsonl"),
         (IN_PUBLISH, "part-0.jsonl"),
         (IN_REPLACE, "part-0.jsonl"),
     ):

@@ -130,29 +130,32 @@ def test_a_removed_object_is_gone_and_not_replaced(output: Output) -> None:
 
 def test_names_are_sorted_and_start_with_the_prefix(output: Output) -> None:
     for name in (
-        objects.part(10),
-        objects.part(2),
+        objects.LAYOUT.part(10),
+        objects.LAYOUT.part(2),
         "other",
-        objects.staged_file(2, 1),
-        objects.staged_file(0, 2),
+        objects.LAYOUT.staged_file(2, 1),
+        objects.LAYOUT.staged_file(0, 2),
     ):
         output.create(name, b"x")
 
-    assert list(output.names(objects.PART_PREFIX)) == [objects.part(2), objects.part(10)]
-    assert list(output.names(objects.STAGED_PREFIX)) == [objects.staged_file(0, 2), objects.staged_file(2, 1)]
+    assert list(output.names(objects.LAYOUT.part_prefix)) == [objects.LAYOUT.part(2), objects.LAYOUT.part(10)]
+    assert list(output.names(objects.STAGED_PREFIX)) == [
+        objects.LAYOUT.staged_file(0, 2),
+        objects.LAYOUT.staged_file(2, 1),
+    ]
     assert list(output.names("nothing")) == list(output.names("nowhere/x")) == []
 
 
 @in_places
 def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
-    for name in (objects.MANIFEST, objects.part(0), objects.staged_file(0, 1)):
+    for name in (objects.MANIFEST, objects.LAYOUT.part(0), objects.LAYOUT.staged_file(0, 1)):
         output.create(name, b"x")
 
-    assert list(output.names("")) == [objects.MANIFEST, objects.part(0)]
+    assert list(output.names("")) == [objects.MANIFEST, objects.LAYOUT.part(0)]
 
 
 def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:
-    for name in map(objects.part, range(5)):
+    for name in map(objects.LAYOUT.part, range(5)):
         (winner,) = winners(lambda number, name=name: output.create(name, b"%02d" % number * 50_000))  # type: ignore[misc]
 
         assert output.read(name) == b"%02d" % winner * 50_000
@@ -192,11 +195,11 @@ def test_nothing_is_changed_that_is_not_confirmed(output: Output) -> None:
 
 @in_places
 def test_clearing_leaves_the_job_file_what_identifies_late_parts_and_foreign_files(output: Output) -> None:
-    footer = objects.detached_footer(objects.part(0, "jsonl"), "job", "ab")
+    footer = objects.detached_footer(objects.LAYOUT.part(0, "jsonl"), "job", "ab")
     kept = [objects.JOB_FILE, objects.CLEARING, footer, "notes.txt"]
     gone = [
-        objects.STAGED_FILES, objects.GENERATION, objects.staged_file(0, 1), objects.part(0),
-        objects.SUCCESS, objects.ERRORS, objects.MANIFEST, f"{objects.TMP}/canary",
+        objects.STAGED_FILES, objects.GENERATION, objects.LAYOUT.staged_file(0, 1), objects.LAYOUT.part(0),
+        objects.SUCCESS, objects.LAYOUT.errors, objects.MANIFEST, f"{objects.TMP}/canary",
     ]  # fmt: skip
     for name in (*kept, *gone):
         output.create(name, b"x")
@@ -209,12 +212,12 @@ def test_clearing_leaves_the_job_file_what_identifies_late_parts_and_foreign_fil
 
 @in_places
 def test_sweeping_removes_leftovers_and_keeps_what_is_named(output: Output) -> None:
-    kept = [objects.JOB_FILE, objects.staged_file(0, 2), objects.part(0), objects.SUCCESS]
-    for name in [*kept, objects.staged_file(2, 1), f"{objects.TMP}/half"]:
+    kept = [objects.JOB_FILE, objects.LAYOUT.staged_file(0, 2), objects.LAYOUT.part(0), objects.SUCCESS]
+    for name in [*kept, objects.LAYOUT.staged_file(2, 1), f"{objects.TMP}/half"]:
         output.create(name, b"x")
 
     for _ in range(2):
-        output.sweep([objects.staged_file(0, 2)])
+        output.sweep([objects.LAYOUT.staged_file(0, 2)])
 
     assert all_names(output) == sorted(kept)
 

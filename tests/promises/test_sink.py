@@ -51,7 +51,7 @@ class Place:
         uri = request.getfixturevalue("s3").uri if kind == "s3" else str(folder)
         self.output = open_output(f"{uri}/out")
         self.part_format = PartFormat(part_format)
-        self.name = objects.part(OURS.chunk_id, self.part_format)
+        self.name = objects.LAYOUT.part(OURS.chunk_id, self.part_format)
         self.sink = self.sink_of(OURS.job_id)
         job = make_job(self.output.uri, job_id=OURS.job_id, part_format=self.part_format)
         place_job(self.output, job)
@@ -70,7 +70,7 @@ class Place:
         return [row["label"] for row in results.rows(PartRows(self.output))]
 
     def names(self) -> list[str]:
-        return list(self.output.names(objects.PART_PREFIX))
+        return list(self.output.names(objects.LAYOUT.part_prefix))
 
 
 @pytest.fixture(params=PLACES)

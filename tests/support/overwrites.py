@@ -34,7 +34,11 @@ class Place:
     @property
     def part_names(self) -> list[str]:
         """Names of the parts that lie there."""
-        return [name for name in open_output(self.output).names(objects.PART_PREFIX) if objects.is_part(name)]
+        return [
+            name
+            for name in open_output(self.output).names(objects.LAYOUT.part_prefix)
+            if objects.is_part(name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Overwriter:
         writers = keys.job(f"before-{number}", keys.WRITERS)
         wait_until(lambda: not self._server.exists(writers), "frozen workers have continued", WAIT_SECONDS)
         chunks = -(-AFTER_ITEMS // CHUNK_SIZE)
-        names = [objects.part(chunk, place.part_format) for chunk in range(chunks)]
+        names = [objects.LAYOUT.part(chunk, place.part_format) for chunk in range(chunks)]
         rows = [row["item_id"] for row in after.results()]
         return Overwrite(
             state=after.status().state,

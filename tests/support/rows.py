@@ -68,4 +68,4 @@ def add_part(
     table = pa.Table.from_pylist(list(rows), schema).replace_schema_metadata(footer)
     with output.scratch() as path:
         pq.write_table(table, path)
-        output.publish(path, objects.part(chunk_id))
+        output.publish(path, objects.LAYOUT.part(chunk_id))

@@ -70,6 +70,9 @@ JOB_OPTIONS: dict[str, Any] = {
         "--format", help="format of the results: parquet, or jsonl (one JSON object per row)"
     ),
     "store_embeddings": typer.Option("--store-embeddings", help="store the embeddings beside the labels"),
+    "vector_type": typer.Option(
+        help="numbers of the vectors: float16, or float32 for programs that read no float16, such as Spark"
+    ),
     "max_error_rate": typer.Option(
         metavar="RATE",
         min=0,

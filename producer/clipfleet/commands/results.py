@@ -116,4 +116,4 @@ def is_output(job: str) -> bool:
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
     if "/" in job or (path / objects.INTERNAL).is_dir():
         return True
-    return any(any(path.glob(pattern)) for pattern in objects.PART_GLOBS.values())
+    return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))

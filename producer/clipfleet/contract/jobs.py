@@ -13,8 +13,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
-from clipfleet.contract.parts import label_columns
-from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from clipfleet.contract.parts import VectorType, label_columns
+from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
 
 MAX_CHUNK_SIZE = 4096
@@ -171,6 +171,7 @@ class Job(FrozenModel):
     label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
     store_embeddings: bool = False  # of a classify job; others always store them
+    vector_type: VectorType = VectorType.FLOAT16
     part_format: PartFormat = PartFormat.PARQUET
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
@@ -235,6 +236,11 @@ class Job(FrozenModel):
         return self.store_embeddings or self.task is not Task.CLASSIFY
 
     @property
+    def has_embedding_column(self) -> bool:
+        """Whether its rows have the column `embedding`, at first even without vectors."""
+        return self.keeps_embeddings or self.schema_version < FIRST_WITH_DATA_FOLDER
+
+    @property
     def named_label_sets(self) -> tuple[LabelSet, ...]:
         """Label sets with their own columns: all of them, if several are used on every item; else none.
 
@@ -248,7 +254,10 @@ class Job(FrozenModel):
             "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
             "on_finished_queue",
         }  # fmt: skip
-        return self.model_dump(mode="json", exclude=unlike)
+        found = self.model_dump(mode="json", exclude=unlike)
+        if self.vector_type is VectorType.FLOAT16:  # all there was before the option: the same fingerprint
+            del found["vector_type"]
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -262,7 +271,7 @@ class Job(FrozenModel):
     def differences(self, other: Job) -> list[str]:
         """Names of the entries of `identity()` that differ, for example `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
-        return [name for name in mine if mine[name] != theirs.get(name)]
+        return [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
 
 
 def is_queue_of_users(name: str) -> bool:

@@ -15,6 +15,13 @@ from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError
 
 
+class VectorType(StrEnum):
+    """Type of the numbers of a vector in a part."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"  # for programs that read no float16, such as Spark
+
+
 class ItemStatus(StrEnum):
     """Column `status` of a part."""
 
@@ -104,19 +111,28 @@ def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
     )
 
 
+def embedding_field(dimension: int, vector_type: VectorType = VectorType.FLOAT16) -> pa.Field[Any]:
+    """The column of the vectors."""
+    number = pa.float32() if vector_type is VectorType.FLOAT32 else pa.float16()
+    return pa.field("embedding", pa.list_(number, dimension))
+
+
 def part_schema(
-    embedding_dimension: int,
+    embedding_dimension: int | None,
     extra_fields: Sequence[pa.Field[Any]] = (),
     named_label_sets: Sequence[str] = (),
+    vector_type: VectorType = VectorType.FLOAT16,
 ) -> pa.Schema:
     """Schema of the parts of one job.
 
     Args:
-        embedding_dimension: length of a vector, the same in all parts of a job even if all vectors are null.
+        embedding_dimension: length of a vector, the same in all parts of a job even if all vectors are null;
+            None: the job keeps no vectors.
         extra_fields: columns of the source, already renamed by `extra_column_name`.
         named_label_sets: label sets with their own columns, see `Job.named_label_sets`.
+        vector_type: of the numbers of a vector.
     """
-    embedding = pa.list_(pa.float16(), embedding_dimension)
+    embedding = [] if embedding_dimension is None else [embedding_field(embedding_dimension, vector_type)]
     return pa.schema(
         [
             *item_schema(),
@@ -124,7 +140,7 @@ def part_schema(
             pa.field("error_code", pa.string()),
             pa.field("error_detail", pa.string()),
             *map(pa.field, LABEL_COLUMNS, LABEL_TYPES),
-            pa.field("embedding", embedding),
+            *embedding,
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
             pa.field("content_hash", pa.string()),

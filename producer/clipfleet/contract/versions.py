@@ -1,4 +1,8 @@
-"""Which versions of the contract this program writes and reads."""
+"""Which versions of the contract this program writes and reads.
 
-SCHEMA_VERSION = 1
-READABLE_SCHEMA_VERSIONS = (SCHEMA_VERSION, SCHEMA_VERSION - 1)
+A job carries the lowest version that can run it, so that older workers run what they can.
+"""
+
+SCHEMA_VERSION = 2
+FIRST_WITH_DATA_FOLDER = 2  # rows in a folder of their own; `embedding` only where vectors are kept
+READABLE_SCHEMA_VERSIONS = (SCHEMA_VERSION, 1, 0)

@@ -103,7 +103,7 @@ class _Matrix:
         for batch in batches:
             since = time.time()
             vectors = batch.column("embedding")
-            values = vectors.flatten()
+            values = vectors.flatten().cast(pa.float16())
             _, data = values.buffers()
             self._file.write(memoryview(data)[2 * values.offset : 2 * (values.offset + len(values))])
             self._dimension = vectors.type.list_size

@@ -90,7 +90,7 @@ class _Lines:
 
     def _body(self, row: dict[str, Any]) -> dict[str, Any]:
         data = []
-        if row["embedding"] is not None:
+        if row.get("embedding") is not None:
             data.append({"object": "embedding", "index": 0, "embedding": row["embedding"]})
         for set_name, columns in self._answers.items():
             answer = dict(zip(LABEL_COLUMNS, (row[name] for name in columns), strict=True))

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.errors import OutputUnreachableError
-from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import OPEN_FILES
 
@@ -22,7 +21,7 @@ class BoundFolderOutput(FolderOutput):
     between has no effect. Files to read are pinned themselves. Hard links count as files of the folder. Needs
     Linux and /proc.
 
-    The roots must be resolved. Creates no folder but the one for scratch files.
+    The roots must be resolved. Creates no folder but those for scratch files and parts.
     """
 
     def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
@@ -41,9 +40,9 @@ class BoundFolderOutput(FolderOutput):
                 raise OutputUnreachableError(f"{self._folder / name}: not a regular file")
             yield OPEN_FILES / str(pin)
 
-    def _make_tmp(self) -> None:
-        with self._holder(objects.TMP) as folder:
-            (folder / Path(objects.TMP).name).mkdir(exist_ok=True)
+    def _make_folder(self, name: str) -> None:
+        with self._holder(name) as folder:
+            (folder / Path(name).name).mkdir(exist_ok=True)
 
     @contextmanager
     def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:

@@ -55,8 +55,9 @@ class FolderOutput:
         """Path of an object to read, valid inside the context. May raise `FileNotFoundError`."""
         yield self._folder / name
 
-    def _make_tmp(self) -> None:
-        (self._folder / objects.TMP).mkdir(parents=True, exist_ok=True)
+    def _make_folder(self, name: str) -> None:
+        """Make a folder of the output, unless it is there."""
+        (self._folder / name).mkdir(parents=True, exist_ok=True)
 
     # --- Writing ---
 
@@ -65,7 +66,7 @@ class FolderOutput:
         """Reserve a path below `_clipfleet/tmp/`, on the same file system as the parts."""
         with ExitStack() as stack:
             with output_errors(self._folder / objects.TMP):
-                self._make_tmp()
+                self._make_folder(objects.TMP)
                 folder = stack.enter_context(self._holder(f"{objects.TMP}/scratch"))
             path = folder / uuid.uuid4().hex
             try:
@@ -79,7 +80,7 @@ class FolderOutput:
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
     ) -> bool:
         """Sync the file, then link it to its name."""
-        with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
+        with output_errors(self._folder / name), _needed(scratch), self._made_holder(name) as folder:
             target = folder / Path(name).name
             _sync_file(scratch)
             confirm()
@@ -89,6 +90,13 @@ class FolderOutput:
                 return False
             _sync_folder(target.parent)
         return True
+
+    @contextmanager
+    def _made_holder(self, name: str) -> Iterator[Path]:
+        if name.startswith(objects.LAYOUT.data):
+            self._make_folder(objects.LAYOUT.data)
+        with self._holder(name) as folder:
+            yield folder
 
     def _seen(self, name: str, look: Callable[[Path], T]) -> T | None:
         """Apply `look` to the path of an object; None if it does not exist."""
@@ -179,7 +187,9 @@ class FolderOutput:
                 _remove_if_possible(path)
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        found = [objects.SUCCESS, objects.MANIFEST, objects.ERRORS, *self.names(objects.PART_PREFIX)]
+        found = [objects.SUCCESS, objects.MANIFEST]
+        for layout in objects.LAYOUTS:
+            found += [layout.errors, *self.names(layout.part_prefix)]
         found += [
             name for name in self.names(f"{objects.INTERNAL}/") if not name.startswith(objects.KEPT_BY_CLEAR)
         ]

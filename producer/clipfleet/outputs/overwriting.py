@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -64,7 +65,7 @@ class Overwriting:
                 )
             if status is not None or holder.is_same(self.job):  # resume an interrupted submit
                 return False
-        if holder is None and not any(self.output.names(objects.PART_PREFIX)):
+        if holder is None and not any(self._part_names()):
             return False
         if not is_wanted:
             whose = f"job {holder.job_id}" if holder else "files named part-*"
@@ -75,6 +76,9 @@ class Overwriting:
             self._holder_id = holder.job_id
             self._wait_for_writers(holder.job_id)
         return True
+
+    def _part_names(self) -> Iterator[str]:
+        return chain.from_iterable(self.output.names(layout.part_prefix) for layout in objects.LAYOUTS)
 
     def _wait_for_writers(self, job_id: str) -> None:
         """Block until no worker can be inside a write of an ended job."""

@@ -119,12 +119,9 @@ class S3Output:
         self._remove_all(list(self._names(f"{objects.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        found = [
-            objects.SUCCESS,
-            objects.MANIFEST,
-            objects.ERRORS,
-            *self._names(objects.PART_PREFIX, delimiter="/"),
-        ]
+        found = [objects.SUCCESS, objects.MANIFEST]
+        for layout in objects.LAYOUTS:
+            found += [layout.errors, *self._names(layout.part_prefix, delimiter="/")]
         found += [
             name for name in self._names(f"{objects.INTERNAL}/") if not name.startswith(objects.KEPT_BY_CLEAR)
         ]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs import Output, objects
+from clipfleet.outputs.objects import LAYOUT, Layout
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 
 
@@ -25,8 +26,15 @@ class StagedReader:
     """
 
     def __init__(
-        self, output: Output, *, job_id: str, capacity: int = 4, patience_seconds: float = 30.0
+        self,
+        output: Output,
+        *,
+        job_id: str,
+        layout: Layout = LAYOUT,
+        capacity: int = 4,
+        patience_seconds: float = 30.0,
     ) -> None:
+        self._layout = layout
         self._patience_seconds = patience_seconds
         self._output = output
         self._job_id = job_id
@@ -56,7 +64,7 @@ class StagedReader:
 
     @contextmanager
     def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
-        name = objects.staged_file(first_chunk, chunks)
+        name = self._layout.staged_file(first_chunk, chunks)
         with self._locked(name), parquet_errors(self._output, name):
             file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
             try:

@@ -12,10 +12,11 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from clipfleet.contract.jobs import PartFormat
+from clipfleet.contract.jobs import Job, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.objects import LAYOUT, Layout, layout_of
 from clipfleet.parts.jsonl import JsonlParts
 from clipfleet.parts.parquet import ParquetParts
 
@@ -71,9 +72,14 @@ class PartFiles(Protocol):
         """
 
 
-def part_files(part_format: PartFormat, job_id: str | None) -> PartFiles:
-    """Choose the format of a job's parts. Without a job id, JSONL parts have no footer and inferred types."""
-    return JsonlParts(job_id) if part_format is PartFormat.JSONL else ParquetParts()
+def part_files(part_format: PartFormat, job_id: str | None, layout: Layout = LAYOUT) -> PartFiles:
+    """Choose the format of parts. Without a job id, JSONL parts have no footer and inferred types."""
+    return JsonlParts(job_id, layout) if part_format is PartFormat.JSONL else ParquetParts(layout)
+
+
+def parts_of(job: Job) -> PartFiles:
+    """The format of a job's parts, in the layout of its version."""
+    return part_files(job.part_format, job.job_id, layout_of(job.schema_version))
 
 
 Name = TypeVar("Name")

@@ -28,6 +28,7 @@ from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.objects import LAYOUT, Layout
 from clipfleet.outputs.parquet import damaged, parquet_errors
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts.json_rows import from_json, inferred_schema, json_lines, json_schema
@@ -45,11 +46,12 @@ class JsonlParts:
     readers = 2  # a part of 4,096 rows with vectors of length 512 is 40 MB of text
     footer_readers = 4  # finding a footer reads the whole part
 
-    def __init__(self, job_id: str | None) -> None:
+    def __init__(self, job_id: str | None, layout: Layout = LAYOUT) -> None:
         self._job_id = job_id
+        self._layout = layout
 
     def name(self, chunk_id: int) -> str:
-        return objects.part(chunk_id, PartFormat.JSONL)
+        return self._layout.part(chunk_id, PartFormat.JSONL)
 
     def write(
         self,
@@ -131,7 +133,7 @@ def _footer_of(
     name = objects.detached_footer(part_name, job_id, content_hash)
     footer = _read_footer(output, name)
     if footer is None:
-        for other in output.names(f"{objects.FOOTER_PREFIX}{part_name}-"):
+        for other in output.names(objects.footer_prefix(part_name)):
             if other.endswith(f"-{content_hash}.json"):
                 return other, _read_footer(output, other)
     return name, footer

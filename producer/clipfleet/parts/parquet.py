@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
-from clipfleet.outputs import Output, objects
+from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.objects import LAYOUT, Layout
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.outputs.scratch import output_errors
 
@@ -34,8 +35,11 @@ class ParquetParts:
     readers = 8  # a part of 4,096 rows with vectors of length 512 is 5 MB
     footer_readers = 16
 
+    def __init__(self, layout: Layout = LAYOUT) -> None:
+        self._layout = layout
+
     def name(self, chunk_id: int) -> str:
-        return objects.part(chunk_id, PartFormat.PARQUET)
+        return self._layout.part(chunk_id, PartFormat.PARQUET)
 
     def write(
         self,

@@ -196,7 +196,8 @@ def _shortened(text: str | None) -> str:
 
 
 def _answers(rows: Sequence[dict[str, Any]]) -> list[_Column]:
-    vectors = ["" if row["embedding"] is None else f"{len(row['embedding'])} numbers" for row in rows]
+    lengths = [len(row.get("embedding") or ()) for row in rows]
+    vectors = [f"{length} numbers" if length else "" for length in lengths]
     has_labels = any(row["label"] is not None for row in rows)
     answers = [row["label"] or vector for row, vector in zip(rows, vectors, strict=True)]
     scores = [_score(row["score"]) for row in rows]

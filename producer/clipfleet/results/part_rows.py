@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from clipfleet.contract.jobs import Job, PartFormat
-from clipfleet.contract.parts import ItemStatus
+from clipfleet.contract.parts import UNKNOWN_DIMENSION, ItemStatus, embedding_field
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
@@ -26,6 +26,7 @@ from clipfleet.errors import (
 from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of
+from clipfleet.outputs.objects import LAYOUT, LAYOUTS, Layout, layout_of
 from clipfleet.parts import OpenPart, PartFiles, part_files, read_ahead
 from clipfleet.results.rows import RowStream
 
@@ -81,21 +82,20 @@ class PartRows:
         known); they get the length of the others.
         """
         job = self.job()
-        suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
-        found = [name for name in self._output.names(objects.PART_PREFIX) if name.endswith(suffixes)]
+        found = self._part_names(job)
         self._require_complete(job, found)
         part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
         parts = _Parts(self._output, files, job)
         schema = _common_schema(parts, names)
         if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
+            schema = pa.schema([_field(schema, name) for name in columns])
         return RowStream(schema, _batches(parts, names, schema))
 
     def failure_examples(self) -> dict[str, str]:
         """Read the beginning of the finished job's list of failed rows."""
         try:
-            with self._output.open(objects.ERRORS) as file:
+            with self._output.open(self._layout(self.job()).errors) as file:
                 lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
         except (FileNotFoundError, OutputUnavailableError):
             return {}
@@ -107,6 +107,18 @@ class PartRows:
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # truncated or modified: skip this example
         return examples
+
+    def _layout(self, job: Job | None) -> Layout:
+        """That of the job; without its description, that of the parts which are there."""
+        if job is not None:
+            return layout_of(job.schema_version)
+        with_parts = (one for one in LAYOUTS if any(self._output.names(one.part_prefix)))
+        return next(with_parts, LAYOUT)
+
+    def _part_names(self, job: Job | None) -> list[str]:
+        suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
+        names = self._output.names(self._layout(job).part_prefix)
+        return [name for name in names if name.endswith(suffixes)]
 
     def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
         found: dict[PartFormat, list[str]] = {}
@@ -208,6 +220,13 @@ def _batches(parts: _Parts, names: list[str], schema: pa.Schema) -> Iterator[pa.
 
     for batches in read_ahead(load, names, depth=parts.files.readers):
         yield from batches
+
+
+def _field(schema: pa.Schema, name: str) -> pa.Field[Any]:
+    """A column; that of the vectors is all null where none are kept."""
+    if name == "embedding" and name not in schema.names:
+        return embedding_field(UNKNOWN_DIMENSION)
+    return schema.field(name)
 
 
 def _has_ok_row(part: OpenPart) -> bool:

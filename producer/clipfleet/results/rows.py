@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.jobs import Job
+from clipfleet.contract.parts import VectorType, embedding_field
 from clipfleet.errors import OutputConflictError, UsageError
 from clipfleet.ledger.status import EarlyEnd
 
@@ -59,7 +60,7 @@ def rows(reader: RowReader) -> Iterator[dict[str, Any]]:
 
 
 def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
-    """Load the embeddings so far: `item_index` (n, int64) and vectors (n, dimension; float16).
+    """Load the embeddings so far: `item_index` (n, int64) and vectors (n, dimension; of the type of the job).
 
     Rows without an embedding are skipped, so n may be smaller than the number of items. A job without
     embeddings gives n = dimension = 0.
@@ -72,16 +73,13 @@ def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
     except ImportError:  # not a dependency of the base install
         raise UsageError("embeddings need numpy: pip install numpy") from None
     indexes, values = bytearray(), bytearray()  # they grow in place, which avoids a second copy at the end
-    dimension = 0
+    dimension, kind = 0, np.dtype(np.float16)
     for present in batches_with_vectors(reader.read()):
-        dimension = present.schema.field("embedding").type.list_size
+        field = present.schema.field("embedding")
+        dimension, kind = field.type.list_size, np.dtype(field.type.value_type.to_pandas_dtype())
         indexes += present.column("item_index").to_numpy().tobytes()
         values += present.column("embedding").flatten().to_numpy().tobytes()
-    matrix = (
-        np.frombuffer(values, np.float16).reshape(-1, dimension)
-        if dimension
-        else np.empty((0, 0), np.float16)
-    )
+    matrix = np.frombuffer(values, kind).reshape(-1, dimension) if dimension else np.empty((0, 0), kind)
     return np.frombuffer(indexes, np.int64), matrix
 
 
@@ -92,6 +90,8 @@ def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
         OutputConflictError: vectors differ in length. Otherwise see `RowReader.read`.
     """
     dimension = 0
+    if "embedding" not in stored.schema.names:
+        return
     for batch in stored.batches:
         present = batch.filter(pc.is_valid(batch.column("embedding")))
         if present.num_rows:
@@ -112,5 +112,11 @@ def _dimension(present: pa.RecordBatch, before: int) -> int:
 
 def _with_fixed_length(present: pa.RecordBatch, dimension: int) -> pa.RecordBatch:
     position = present.schema.get_field_index("embedding")
-    kind = pa.list_(pa.float16(), dimension)
-    return present.set_column(position, pa.field("embedding", kind), present.column(position).cast(kind))
+    field = embedding_field(dimension, _vector_type(present))
+    return present.set_column(position, field, present.column(position).cast(field.type))
+
+
+def _vector_type(rows: pa.RecordBatch) -> VectorType:
+    """Of a part; in JSON, numbers are of no type."""
+    is_single = pa.types.is_float32(rows.schema.field("embedding").type.value_type)
+    return VectorType.FLOAT32 if is_single else VectorType.FLOAT16

@@ -14,6 +14,7 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
+from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
 
@@ -97,7 +98,9 @@ class Rebuild:
         """Count all staged items. The last file of a killed submit may differ from the recorded one."""
         if staged.is_sealed:
             return staged.items
-        with StagedReader(self.output, job_id=self.job.job_id) as reader:
+        with StagedReader(
+            self.output, job_id=self.job.job_id, layout=layout_of(self.job.schema_version)
+        ) as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 
     def _take_inventory(self, chunks: int, retried: Generation | None) -> Inventory:

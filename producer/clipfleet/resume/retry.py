@@ -17,7 +17,8 @@ from clipfleet.ledger.answers import RetryAnswer
 from clipfleet.ledger.jobs import Draft, JobStatus, Ledger
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, job_of, note_generation
-from clipfleet.parts import part_files, read_ahead
+from clipfleet.outputs.objects import layout_of
+from clipfleet.parts import parts_of, read_ahead
 
 IsDone = Callable[[PartIdentity, PartCounts], bool]
 
@@ -72,23 +73,23 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
         OutputDamagedError: a part is damaged.
         OutputUnavailableError: the output cannot be read now.
     """
-    depth = part_files(job.part_format, job.job_id).footer_readers
+    depth = parts_of(job).footer_readers
     found = read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
     return (part for part in found if part is not None)
 
 
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
     """Chunks with a part, below the given number."""
-    suffix = f".{job.part_format}"
-    for name in output.names(objects.PART_PREFIX):
-        digits = name.removeprefix(objects.PART_PREFIX).removesuffix(suffix)
+    prefix, suffix = layout_of(job.schema_version).part_prefix, f".{job.part_format}"
+    for name in output.names(prefix):
+        digits = name.removeprefix(prefix).removesuffix(suffix)
         if name.endswith(suffix) and digits.isdecimal() and int(digits) < chunks:
             yield int(digits)
 
 
 def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, PartCounts] | None:
     """Read a footer; None for a late part of an earlier job, whose chunk runs again and replaces it."""
-    files = part_files(job.part_format, job.job_id)
+    files = parts_of(job)
     where = f"{output.uri}/{files.name(chunk_id)}"
     try:
         with files.open(output, files.name(chunk_id)) as part:

@@ -35,7 +35,8 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
-from clipfleet.contract.parts import extra_column_name
+from clipfleet.contract.parts import VectorType, extra_column_name
+from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
 from clipfleet.labels.written_files import read_yaml_file
@@ -71,6 +72,7 @@ class JobDescription(BaseModel):
     base_uri: str | None = None  # prefix for bare keys and relative paths in a list
     part_format: PartFormat = PartFormat.PARQUET
     store_embeddings: bool = False  # of a classify job
+    vector_type: VectorType = VectorType.FLOAT16
     # The job stops once a larger share of its rows has failed.
     max_error_rate: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
@@ -115,6 +117,10 @@ def make_job(
         raise UsageError(
             f"--format {described.part_format} is for parts, which Redis does not have: give an --output"
         )
+    if output == REDIS_OUTPUT and described.vector_type is not VectorType.FLOAT16:
+        raise UsageError(
+            f"--vector-type {described.vector_type}: Redis holds float16 vectors: give an --output"
+        )
     with usage_errors():
         values = described.model_dump(include=set(Job.model_fields)) | {
             "job_id": job_id,
@@ -128,6 +134,9 @@ def make_job(
             "source": source.description,
             "output": output,
             "created_at": datetime.now(UTC),
+            "schema_version": FIRST_WITH_DATA_FOLDER - 1
+            if output == REDIS_OUTPUT
+            else FIRST_WITH_DATA_FOLDER,
         }
         return Job(**values)
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, SourceChangedError
-from clipfleet.outputs import Output, objects
+from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.objects import LAYOUT, Layout
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.outputs.staged import StagedReader
 
@@ -53,6 +54,7 @@ class Stager:
     output: Output
     job_id: str
     chunk_size: int  # upper bound
+    layout: Layout = LAYOUT
     chunks_per_file: int = CHUNKS_PER_FILE  # upper bound
     confirm: Confirm = unconditionally  # called before each file becomes visible, see `Output`
     monotonic: Callable[[], float] = time.monotonic
@@ -86,7 +88,9 @@ class Stager:
             for chunk in items.chunks():
                 if chunk is not None:
                     if file is None:
-                        file = _OpenFile(self.output, self.job_id, next_chunk, chunk.since, chunk.rows.schema)
+                        file = _OpenFile(
+                            self.output, self.layout, self.job_id, next_chunk, chunk.since, chunk.rows.schema
+                        )
                     file.add(chunk.rows)
                 if file is not None and self._is_due(file):
                     staged, file = file.publish(require_unknown, self.confirm), None
@@ -110,7 +114,7 @@ class Stager:
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
         """Compare the staged items with the start of the source; return the number of the next chunk."""
         next_chunk = 0
-        with StagedReader(self.output, job_id=self.job_id, capacity=1) as reader:
+        with StagedReader(self.output, job_id=self.job_id, layout=self.layout, capacity=1) as reader:
             for first_chunk, count in sorted(already_staged):
                 if first_chunk != next_chunk:
                     raise ValueError(f"staged files leave a gap: chunk {next_chunk} before {first_chunk}")
@@ -188,8 +192,15 @@ class _OpenFile:
     """A staged file that is not visible yet."""
 
     def __init__(
-        self, output: Output, job_id: str, first_chunk: int, since: float, schema: pa.Schema
+        self,
+        output: Output,
+        layout: Layout,
+        job_id: str,
+        first_chunk: int,
+        since: float,
+        schema: pa.Schema,
     ) -> None:
+        self._layout = layout
         self.since = since
         self.chunks = 0
         self.bytes = 0  # of its items, in memory
@@ -216,7 +227,7 @@ class _OpenFile:
         self._items += len(rows)
 
     def publish(self, require_unknown: Callable[[int], None], confirm: Confirm) -> StagedFile:
-        name = objects.staged_file(self._first_chunk, self.chunks)
+        name = self._layout.staged_file(self._first_chunk, self.chunks)
         with self._resources:
             with output_errors(self._path):
                 self._writer.close()

@@ -26,6 +26,7 @@ from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import DEFAULT_RETENTION, JobStatus, Ledger, Retention
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import StagedNote, job_of
+from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
@@ -77,7 +78,7 @@ class Submission:
         batches = _peeked(self._bounded(source, contents))
         with naming_the_way_out():
             must_clear = overwriting.is_due(is_wanted=overwrite)
-        is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
+        is_new, state = self._known(overwriting)
         status = self.ledger.status(self.job.job_id)
         if state.is_final or status.sealed:
             if must_clear:
@@ -108,6 +109,13 @@ class Submission:
         except WorldError as error:
             raise type(error)(f"{error}; {self._way_to_resume}") from error
         return False
+
+    def _known(self, overwriting: Overwriting) -> tuple[bool, JobState]:
+        """Make the ledger know the job; one that it knows goes on as it is, maybe from an older version."""
+        is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
+        if not is_new:
+            self.job = overwriting.job = self.ledger.job(self.job.job_id)
+        return is_new, state
 
     @property
     def _way_to_resume(self) -> str:
@@ -160,6 +168,7 @@ class Submission:
             self.output,
             job_id,
             self.job.chunk_size,
+            layout_of(self.job.schema_version),
             chunks_per_file=self._chunks_per_file(),
             confirm=self._require_open,
         )

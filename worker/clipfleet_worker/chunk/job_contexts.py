@@ -25,8 +25,9 @@ from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, objects, output_of
 from clipfleet.outputs.bound_folder import BoundFolderOutput
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.staged import StagedReader
-from clipfleet.parts import part_files
+from clipfleet.parts import parts_of
 from clipfleet.s3.client import SCHEME, split_s3_uri
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
@@ -44,6 +45,11 @@ class JobContext:
     output: Output
     sink: Sink
     staged: StagedReader
+
+    @property
+    def layout(self) -> Layout:
+        """Names in the output."""
+        return layout_of(self.job.schema_version)
 
     def items(self, claim: Claim) -> pa.Table:
         """Read the items of a claimed chunk, in order."""
@@ -123,16 +129,19 @@ class JobContexts:
             self._check_root(output.uri)
             # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
+        layout = layout_of(job.schema_version)
         if job.output_is_redis:
             rows = RedisSink(self._store)
-            return JobContext(job, output, rows, StagedReader(output, job_id=job_id, capacity=1))
+            return JobContext(
+                job, output, rows, StagedReader(output, job_id=job_id, layout=layout, capacity=1)
+            )
         _check_holds(output, job)
         sink = PartSink(
             output,
-            part_files(job.part_format, job_id),
+            parts_of(job),
             is_ours=partial(_holds, output, job),
         )
-        return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
+        return JobContext(job, output, sink, StagedReader(output, job_id=job_id, layout=layout))
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.

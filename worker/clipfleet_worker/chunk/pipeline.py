@@ -200,6 +200,8 @@ class Pipeline:
             embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
             model_fingerprint=model.fingerprint_for(job.decode) if model else None,
             store_embeddings=job.keeps_embeddings,
+            has_embedding_column=job.has_embedding_column,
+            vector_type=job.vector_type,
             label_set_names=[label_set.name for label_set in job.named_label_sets],
             labels=labels,
         )

@@ -17,6 +17,7 @@ from clipfleet.contract.parts import (
     LABEL_TYPES,
     UNKNOWN_DIMENSION,
     ItemStatus,
+    VectorType,
     label_columns,
     part_schema,
 )
@@ -31,6 +32,8 @@ def part_table(
     embedding_dimension: int | None,
     model_fingerprint: str | None,
     store_embeddings: bool,
+    has_embedding_column: bool = True,
+    vector_type: VectorType = VectorType.FLOAT16,
     label_set_names: Sequence[str] = (),
     labels: ChunkLabels | None = None,
 ) -> pa.Table:
@@ -42,12 +45,15 @@ def part_table(
         embedding_dimension: None: unknown.
         model_fingerprint: None: no model was loaded.
         store_embeddings: whether the part has the vectors.
+        has_embedding_column: whether it has their column; it has where there are vectors.
+        vector_type: of the numbers of a vector.
         label_set_names: of the label sets that have their own columns.
         labels: None: there are no labels.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
-    schema = part_schema(embedding_dimension or UNKNOWN_DIMENSION, extra, label_set_names)
+    dimension = embedding_dimension or UNKNOWN_DIMENSION if has_embedding_column else None
+    schema = part_schema(dimension, extra, label_set_names, vector_type)
     ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
     codes, details = _error_columns(outcomes.errors)
     columns: dict[str, pa.Array] = {
@@ -58,13 +64,15 @@ def part_table(
         "error_code": codes,
         "error_detail": details,
         **_all_label_columns(items.num_rows, label_set_names, labels),
-        "embedding": _embeddings(outcomes.features, schema.field("embedding").type, store_embeddings),
         "width": pa.array(outcomes.widths, pa.int32()),
         "height": pa.array(outcomes.heights, pa.int32()),
         "content_hash": pa.array(outcomes.content_hashes, pa.string()),
         "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
         **{field.name: items[field.name].combine_chunks() for field in extra},
     }
+    if has_embedding_column:
+        kind = schema.field("embedding").type
+        columns["embedding"] = _embeddings(outcomes.features, kind, store_embeddings)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -121,7 +129,7 @@ def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store:
     if not store or not present:
         return pa.nulls(len(features), kind)
     missing = np.array([feature is None for feature in features], dtype=bool)
-    values = np.zeros((len(features), kind.list_size), dtype=np.float16)
+    values = np.zeros((len(features), kind.list_size), dtype=kind.value_type.to_pandas_dtype())
     values[~missing] = np.concatenate(present).reshape(len(present), -1)
     return pa.FixedSizeListArray.from_arrays(
         pa.array(values.reshape(-1)), kind.list_size, mask=pa.array(missing)

@@ -84,6 +84,8 @@ def _as_read_back(fresh: pa.Table, kept: pa.Table) -> pa.Table:
 
 def _with_equal_vectors(fresh: pa.Table, kept: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Give both tables the same type of `embedding`: without any vector its length is arbitrary."""
+    if "embedding" not in fresh.schema.names:
+        return fresh, kept
     kinds = fresh.schema.field("embedding").type, kept.schema.field("embedding").type
     if kinds[0].equals(kinds[1]):
         return fresh, kept

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
-from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
@@ -25,7 +24,7 @@ from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm
 from clipfleet.outputs.job_file import put_file_if, put_if
 from clipfleet.outputs.scratch import output_errors
-from clipfleet.parts import OpenPart, part_files, read_ahead
+from clipfleet.parts import OpenPart, parts_of, read_ahead
 from clipfleet.parts.json_rows import as_json, json_line
 from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
@@ -68,14 +67,16 @@ class Finisher:
             ChunkInterrupted: another worker has finished the job, which may be retried by now.
         """
         # Read first, so that files which another finisher writes later are not replaced.
-        versions = {name: context.output.version(name) for name in (objects.ERRORS, objects.MANIFEST)}
+        versions = {name: context.output.version(name) for name in (context.layout.errors, objects.MANIFEST)}
 
         def confirm() -> None:
             lease.confirm()
             lease.enter("write", _PART_LIMIT_SECONDS)  # the limit of a listing of a million parts
 
         status = self._still_finishing(claim)
-        parts = self._write_errors(claim, context, status.chunks, versions[objects.ERRORS], confirm, lease)
+        parts = self._write_errors(
+            claim, context, status.chunks, versions[context.layout.errors], confirm, lease
+        )
         manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
         self._still_finishing(claim)
         if not put_if(
@@ -108,7 +109,7 @@ class Finisher:
     ) -> None:
         """Remove files of killed processes, and parts that late workers of an earlier job wrote."""
         ours = {part.name for part in parts}
-        names = context.output.names(objects.PART_PREFIX)
+        names = [name for layout in objects.LAYOUTS for name in context.output.names(layout.part_prefix)]
         foreign = [name for name in names if name not in ours and objects.is_part(name)]
         self._still_finishing(claim)  # else they may be parts of the job that has the output by now
         for name in foreign:
@@ -124,7 +125,7 @@ class Finisher:
         staged = self._ledger.staged_files(context.job.job_id)
         # A lost ledger lists none: a sweep must not remove what a rebuild needs.
         if sum(count for _, count in staged) == chunks:
-            kept = {objects.staged_file(first, count) for first, count in staged}
+            kept = {context.layout.staged_file(first, count) for first, count in staged}
             context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=confirm)
 
     def _write_errors(
@@ -136,10 +137,10 @@ class Finisher:
         confirm: Confirm,
         lease: HeldLease,
     ) -> list[_Part]:
-        """Write `errors.jsonl`; returns all parts."""
+        """Write the list of failed rows; returns all parts."""
         parts = []
         with context.output.scratch() as path:
-            depth = part_files(context.job.part_format, context.job.job_id).footer_readers
+            depth = parts_of(context.job).footer_readers
             loaded = read_ahead(partial(_read_part, context), range(chunks), depth=depth)
             with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
                 for _ in range(chunks):
@@ -148,9 +149,9 @@ class Finisher:
                     file.writelines(map(json_line, errors))
                     parts.append(part)
             self._still_finishing(claim)
-            is_written = put_file_if(context.output, path, objects.ERRORS, version, confirm=confirm)
+            is_written = put_file_if(context.output, path, context.layout.errors, version, confirm=confirm)
         if not is_written:
-            raise _overtaken(context, objects.ERRORS)
+            raise _overtaken(context, context.layout.errors)
         return parts
 
 
@@ -160,7 +161,7 @@ def _overtaken(context: JobContext, name: str) -> ChunkInterrupted:
 
 def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:
     """Read a part, and its failed rows as lines of an input manifest."""
-    files = part_files(context.job.part_format, context.job.job_id)
+    files = parts_of(context.job)
     name = files.name(chunk_id)
     try:
         with files.open(context.output, name) as part:
@@ -172,7 +173,7 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
 
 
 def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
-    where = f"{context.output.uri}/{objects.part(chunk_id, context.job.part_format)}"
+    where = f"{context.output.uri}/{parts_of(context.job).name(chunk_id)}"
     try:
         identity, counts = part.footer()
     except ValueError as error:
@@ -196,7 +197,7 @@ def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) ->
     job = context.job
     codes = sum((Counter(part.counts.codes) for part in parts), Counter[str]())
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": job.schema_version,
         "job": job.model_dump(mode="json"),
         "generation": status.generation,
         "total": sum(part.rows for part in parts),

@@ -45,7 +45,7 @@ def finished(output: FolderOutput) -> FolderOutput:
     add_part(output, 0, [failed(0), failed(1)], dimension=1)
     add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3), embedded(4, 0.25, -1.0)])
     add_part(output, 2, [embedded(5, -0.5, 65504.0), failed(6)])
-    parts = list(output.names(objects.PART_PREFIX))
+    parts = list(output.names(objects.LAYOUT.part_prefix))
     note_manifest(output, parts, job_id="job", finished_at=FINISHED_AT.isoformat())
     return output
 
@@ -347,7 +347,7 @@ class TestTheFolder:
 
     @LAYOUTS
     def test_what_breaks_off_leaves_nothing(self, finished: FolderOutput, to: Path, layout: Layout) -> None:
-        finished.replace(objects.part(2), b"PAR1 damaged")
+        finished.replace(objects.LAYOUT.part(2), b"PAR1 damaged")
 
         with pytest.raises(OutputDamagedError, match=r"part-00000002\.parquet"):
             export(PartRows(finished), layout, to / "deep")

@@ -75,7 +75,7 @@ class TestObjects:
 
     def test_clearing_stops_where_it_is_no_longer_wanted(self, output: FolderOutput) -> None:
         for chunk in range(3):
-            output.create(objects.part(chunk), b"x")
+            output.create(objects.LAYOUT.part(chunk), b"x")
         left = [5]  # three objects that are not there, and two parts
 
         def confirm() -> None:
@@ -85,7 +85,7 @@ class TestObjects:
 
         with pytest.raises(JobConflictError, match="another submit"):
             output.clear(confirm=confirm)
-        assert list(output.names(objects.PART_PREFIX)) == [objects.part(2)]
+        assert list(output.names(objects.LAYOUT.part_prefix)) == [objects.LAYOUT.part(2)]
 
     def test_a_folder_is_no_object(self, output: FolderOutput) -> None:
         Path(output.uri, "part-folder").mkdir(parents=True)

@@ -44,7 +44,7 @@ class Bench:
         self.pauses = 0
         self.on_pause: Callable[[], object] = lambda: None
         place_job(self.output, make_job("before", output=self.output.uri))
-        for name in (objects.part(0), objects.staged_file(0, 1), objects.SUCCESS):
+        for name in (objects.LAYOUT.part(0), objects.LAYOUT.staged_file(0, 1), objects.SUCCESS):
             self.output.create(name, b"theirs")
 
     def submit(self, job_id: str = "ours", **changes: Any) -> Overwriting:
@@ -71,7 +71,7 @@ class Bench:
     def overwrite(self, job_id: str = "ours") -> None:
         """All that a submit does, up to the first staged file."""
         self.due(job_id).run()
-        self.output.create(objects.staged_file(0, 1), f"items of {job_id}".encode())
+        self.output.create(objects.LAYOUT.staged_file(0, 1), f"items of {job_id}".encode())
 
     def names(self) -> list[str]:
         return [*self.output.names(""), *self.output.names(f"{objects.INTERNAL}/")]
@@ -136,7 +136,7 @@ class TestTakingOver:
 
         bench.overwrite()
 
-        assert bench.names() == [objects.staged_file(0, 1), objects.JOB_FILE]
+        assert bench.names() == [objects.LAYOUT.staged_file(0, 1), objects.JOB_FILE]
         assert bench.holder() == "ours"
 
     @pytest.mark.parametrize(("other", "error"), [("third", OutputConflictError), ("ours", JobConflictError)])
@@ -153,18 +153,18 @@ class TestTakingOver:
         with pytest.raises(error, match=r"in the meantime|another submit"):
             submit.run()
 
-        assert bench.output.read(objects.staged_file(0, 1)) == f"items of {other}".encode()
+        assert bench.output.read(objects.LAYOUT.staged_file(0, 1)) == f"items of {other}".encode()
         assert bench.holder() == other
 
     def test_a_job_that_is_retried_while_its_results_are_removed_keeps_the_rest(self, bench: Bench) -> None:
         submit = bench.due()
-        bench.output.before_removal[objects.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
+        bench.output.before_removal[objects.LAYOUT.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
             submit.run()
 
         assert bench.holder() == "before"
-        assert bench.output.read(objects.part(0)) == b"theirs"
+        assert bench.output.read(objects.LAYOUT.part(0)) == b"theirs"
 
     def test_a_forgotten_job_of_the_same_id_is_another_job(self, bench: Bench) -> None:
         submit = bench.submit("before", top_k=3)

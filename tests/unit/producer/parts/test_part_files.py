@@ -27,7 +27,7 @@ from tests.support.jobs import make_job, place_job
 
 OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=1, codes={"not_found": 1})
-PART = objects.part(OURS.chunk_id, PartFormat.JSONL)
+PART = objects.LAYOUT.part(OURS.chunk_id, PartFormat.JSONL)
 
 
 def rows(*uris: str, **extra: str) -> pa.Table:
@@ -64,7 +64,7 @@ def test_what_repeats_has_a_dictionary_and_what_is_sorted_has_statistics(output:
     schema = part_schema(2, [pa.field(name, kind) for name, kind in kinds.items()])
     sink(output, PartFormat.PARQUET).write(OURS, pa.Table.from_pylist([row], schema), COUNTS)
 
-    group = pq.read_metadata(Path(output.uri, objects.part(OURS.chunk_id))).row_group(0)
+    group = pq.read_metadata(Path(output.uri, objects.LAYOUT.part(OURS.chunk_id))).row_group(0)
     columns = [group.column(number) for number in range(group.num_columns)]
     without = {column.path_in_schema for column in columns if not column.has_dictionary_page}
     assert without == {"item_index", "item_id", "uri", "embedding.list.element", "content_hash"}
@@ -102,7 +102,7 @@ class TestJsonl:
     def test_the_part_of_another_chunk_is_a_conflict_and_stays(self, output: FolderOutput) -> None:
         other = replace(OURS, chunk_id=4)
         sink(output).write(other, rows("/theirs.jpg"), COUNTS)
-        Path(output.uri, objects.part(other.chunk_id, "jsonl")).rename(Path(output.uri, PART))
+        Path(output.uri, objects.LAYOUT.part(other.chunk_id, "jsonl")).rename(Path(output.uri, PART))
 
         for call in (lambda: sink(output).find(OURS), lambda: sink(output).write(OURS, rows("/a"), COUNTS)):
             with pytest.raises(OutputConflictError, match=r"part-00000003\.jsonl"):

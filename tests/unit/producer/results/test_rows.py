@@ -57,8 +57,8 @@ def finished(output: FolderOutput) -> FolderOutput:
     add_part(output, 2, [embedded(4, 0.25, -1.0)])
     add_part(output, 0, [failed(0), failed(1)], dimension=1)
     add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3)])
-    note_manifest(output, [objects.part(chunk_id) for chunk_id in range(3)])
-    output.create(objects.ERRORS, b"")
+    note_manifest(output, [objects.LAYOUT.part(chunk_id) for chunk_id in range(3)])
+    output.create(objects.LAYOUT.errors, b"")
     return output
 
 
@@ -78,7 +78,7 @@ class TestWholeness:
         if has_job:
             note_job(finished)
         for chunk_id in gone:
-            finished.remove(objects.part(chunk_id))
+            finished.remove(objects.LAYOUT.part(chunk_id))
 
         with pytest.raises(OutputDamagedError, match=words):
             PartRows(finished).read()
@@ -98,7 +98,7 @@ class TestWholeness:
             PartRows(output).read()
 
     def test_the_manifest_of_the_job_before_says_nothing(self, output: FolderOutput) -> None:
-        note_manifest(output, [objects.part(5)], job_id="before")
+        note_manifest(output, [objects.LAYOUT.part(5)], job_id="before")
         note_job(output)
         add_part(output, 0, [embedded(0, 1.0, 1.0)])
 
@@ -161,13 +161,13 @@ class TestReading:
     def test_a_part_that_is_removed_meanwhile(self, finished: FolderOutput) -> None:
         batches = PartRows(finished).read().batches
         next(batches)
-        finished.remove(objects.part(2))
+        finished.remove(objects.LAYOUT.part(2))
 
         with pytest.raises(OutputUnavailableError, match=r"part-00000002\.parquet: was removed"):
             list(batches)
 
     def test_a_damaged_part_is_named(self, finished: FolderOutput) -> None:
-        finished.replace(objects.part(2), b"PAR1 but nothing else")
+        finished.replace(objects.LAYOUT.part(2), b"PAR1 but nothing else")
 
         with pytest.raises(OutputUnreachableError, match=r"part-00000002\.parquet: damaged"):
             list(results.rows(PartRows(finished)))
@@ -262,7 +262,7 @@ class TestExports:
         assert result_formats.write(PartRows(labelled), form, io.BytesIO(), limit=limit) == rows
 
     def test_a_limit_reads_no_more_parts_than_it_needs(self, finished: FolderOutput) -> None:
-        finished.replace(objects.part(2), b"damaged, but not needed")
+        finished.replace(objects.LAYOUT.part(2), b"damaged, but not needed")
 
         assert result_formats.write(PartRows(finished), ResultFormat.JSONL, io.BytesIO(), limit=4) == 4
 

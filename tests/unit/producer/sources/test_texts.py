@@ -78,7 +78,7 @@ def test_jsonl_and_parquet(tmp_path: Path) -> None:
 
 
 def test_an_errors_file_of_ours(tmp_path: Path) -> None:
-    path = tmp_path / "errors.jsonl"
+    path = tmp_path / "_errors.jsonl"
     failed = {"item_index": 7, "item_id": "x", "uri": "", "error_code": "crashed", "error_detail": "d"}
     path.write_text(json.dumps(failed | {"text": "t"}))
 

@@ -81,7 +81,7 @@ class TestCutting:
     def test_chunks_have_their_size_and_the_last_may_be_shorter(self, output: FolderOutput) -> None:
         files = list(stager(output).stage(batches(3, 25, 1, 6)))
 
-        assert files == [StagedFile(0, 4, 35, objects.staged_file(0, 4))]
+        assert files == [StagedFile(0, 4, 35, objects.LAYOUT.staged_file(0, 4))]
         assert [len(chunk) for chunk in chunks_of(output, files)] == [10, 10, 10, 5]
 
     def test_a_chunk_with_images_in_it_is_shorter_and_so_is_its_file(self, output: FolderOutput) -> None:
@@ -329,7 +329,7 @@ class TestReading:
                 rows = reader.read_chunk(4, 4, chunk_id)
                 assert rows.column("item_index").to_pylist() == list(range(5 * chunk_id, 5 * chunk_id + 5))
 
-        assert staged.opened == [objects.staged_file(4, 4)]
+        assert staged.opened == [objects.LAYOUT.staged_file(4, 4)]
         assert staged.files[0].closed
 
     def test_waits_for_others_are_short(
@@ -365,7 +365,7 @@ class TestReading:
             for first in (0, 4, 0, 8, 0, 4):
                 reader.read_chunk(first, 4, first)
 
-        assert staged.opened == [objects.staged_file(first, 4) for first in (0, 4, 8, 4)]
+        assert staged.opened == [objects.LAYOUT.staged_file(first, 4) for first in (0, 4, 8, 4)]
         assert all(file.closed for file in staged.files)
 
     def test_many_threads_read_the_right_chunks(self, staged: CountingOutput) -> None:
@@ -393,14 +393,14 @@ class TestReading:
 
     @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a parquet file at all", b"PAR1" * 40])
     def test_a_damaged_file_says_so(self, staged: CountingOutput, content: bytes) -> None:
-        staged.replace(objects.staged_file(0, 4), content)
+        staged.replace(objects.LAYOUT.staged_file(0, 4), content)
 
         with pytest.raises(OutputUnreachableError, match=r"items-00000000-4\.parquet: damaged"):
             read_chunk(staged, 0, 4, 0)
         assert all(file.closed for file in staged.files)
 
     def test_a_damaged_row_group_is_read_again_once_it_is_mended(self, staged: CountingOutput) -> None:
-        name = objects.staged_file(0, 4)
+        name = objects.LAYOUT.staged_file(0, 4)
         whole = staged.read(name) or b""
         staged.replace(name, whole[:4] + bytes(400) + whole[404:])
 
@@ -420,9 +420,9 @@ class TestReading:
         assert staged.files[0].closed
 
     def test_a_file_under_a_wrong_name_is_refused(self, staged: CountingOutput) -> None:
-        content = staged.read(objects.staged_file(0, 4)) or b""
+        content = staged.read(objects.LAYOUT.staged_file(0, 4)) or b""
         for first, chunks in ((12, 4), (0, 3)):
-            staged.create(objects.staged_file(first, chunks), content)
+            staged.create(objects.LAYOUT.staged_file(first, chunks), content)
             with pytest.raises(OutputUnreachableError, match="does not contain the chunks"):
                 read_chunk(staged, first, chunks, first)
 

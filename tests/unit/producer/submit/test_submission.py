@@ -86,7 +86,7 @@ class Bench:
         """Another job lies in the output, with a part; the ledger knows it by its state, or not at all."""
         other = make_job(self.output.uri, **{"job_id": "other", **job})
         place_job(self.output, other)
-        self.output.create(objects.part(0), b"rows")
+        self.output.create(objects.LAYOUT.part(0), b"rows")
         if state is not None:
             self.know(other, state)
         return other
@@ -206,7 +206,7 @@ class TestOccupiedOutput:
         assert bench.writes == []
 
     def test_parts_of_an_unknown_job_are_refused_too(self, bench: Bench) -> None:
-        bench.output.create(objects.part(0), b"rows")
+        bench.output.create(objects.LAYOUT.part(0), b"rows")
 
         refuses(bench, OutputConflictError, r"holds files named part-\*")
 

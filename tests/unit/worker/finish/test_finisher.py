@@ -28,7 +28,7 @@ from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 
 TTL_SECONDS = 3600
-ENDS = (objects.ERRORS, objects.MANIFEST, objects.SUCCESS)
+ENDS = (objects.LAYOUT.errors, objects.MANIFEST, objects.SUCCESS)
 
 
 class Killed(BaseException):
@@ -153,7 +153,7 @@ class TestFiles:
 
         assert bench.run() == "completed"
 
-        assert bench.output.steps == [objects.ERRORS, objects.MANIFEST, objects.SUCCESS, "ledger"]
+        assert bench.output.steps == [objects.LAYOUT.errors, objects.MANIFEST, objects.SUCCESS, "ledger"]
         assert bench.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
         assert [limit > 0 for limit in bench.limits] == [True, True]
 
@@ -176,13 +176,13 @@ class TestFiles:
         add_part(tmp_path, 0, row(0, "not_found"), counts=PartCounts(1, 0, {}))
 
         assert Bench(tmp_path, chunks=1).manifest()["errors_by_code"] == {}
-        assert (tmp_path / objects.ERRORS).read_bytes() == b""
+        assert (tmp_path / objects.LAYOUT.errors).read_bytes() == b""
 
     def test_errors_are_a_line_for_each_failed_row_with_the_sources_columns(self, tmp_path: Path) -> None:
         add_part(tmp_path, 0, row(0, shelf="7"), row(1, "not_found", shelf="9"), extra=["shelf"])
         Bench(tmp_path, chunks=1).run()
 
-        (line,) = (tmp_path / objects.ERRORS).read_text().splitlines()
+        (line,) = (tmp_path / objects.LAYOUT.errors).read_text().splitlines()
         assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
@@ -267,7 +267,7 @@ class TestRepeating:
 
         assert (folder / objects.SUCCESS).exists() == stays
 
-    @pytest.mark.parametrize("name", [objects.ERRORS, objects.MANIFEST])
+    @pytest.mark.parametrize("name", [objects.LAYOUT.errors, objects.MANIFEST])
     def test_what_a_later_generation_wrote_while_one_slept_stays(self, folder: Path, name: str) -> None:
         bench, later = Bench(folder), Bench(folder)
         later.staged = []
@@ -284,7 +284,7 @@ class TestRepeating:
 class TestSweeping:
     def test_late_parts_of_the_job_before_are_removed_before_success(self, folder: Path) -> None:
         add_part(folder, 7, row(0), job_id="before")
-        (folder / objects.part(8, "jsonl")).write_bytes(b"{}\n")
+        (folder / objects.LAYOUT.part(8, "jsonl")).write_bytes(b"{}\n")
         mine = folder / "part-of-my-notes.txt"
         mine.write_bytes(b"x")
 
@@ -292,13 +292,17 @@ class TestSweeping:
             Bench(folder, kill_at=2).run()
 
         assert not (folder / objects.SUCCESS).exists()
-        assert sorted(folder.glob("part-*")) == [folder / objects.part(0), folder / objects.part(1), mine]
+        assert sorted(folder.glob("part-*")) == [
+            folder / objects.LAYOUT.part(0),
+            folder / objects.LAYOUT.part(1),
+            mine,
+        ]
 
     @pytest.fixture
     def leftovers(self, folder: Path) -> list[Path]:
         """What a killed worker and a killed submit leave: half a part, unknown items."""
-        (folder / objects.staged_file(0, 2)).write_bytes(b"the items")
-        leftovers = [folder / objects.TMP / "3f9a1c2b", folder / objects.staged_file(2, 1)]
+        (folder / objects.LAYOUT.staged_file(0, 2)).write_bytes(b"the items")
+        leftovers = [folder / objects.TMP / "3f9a1c2b", folder / objects.LAYOUT.staged_file(2, 1)]
         for path in leftovers:
             path.write_bytes(b"half")
         return leftovers
@@ -318,21 +322,21 @@ class TestSweeping:
         bench.staged = []
         bench.run()
 
-        assert (folder / objects.staged_file(0, 2)).exists()
+        assert (folder / objects.LAYOUT.staged_file(0, 2)).exists()
         assert all(path.exists() for path in leftovers)
 
 
 def break_part(folder: Path) -> None:
-    (folder / objects.part(1)).write_bytes(b"PAR1 not what it was")
+    (folder / objects.LAYOUT.part(1)).write_bytes(b"PAR1 not what it was")
 
 
 def place_part_of_another_job(folder: Path) -> None:
-    (folder / objects.part(1)).unlink()
+    (folder / objects.LAYOUT.part(1)).unlink()
     add_part(folder, 1, row(2), job_id="other")
 
 
 def place_part_of_another_chunk(folder: Path) -> None:
-    (folder / objects.part(0)).replace(folder / objects.part(1))
+    (folder / objects.LAYOUT.part(0)).replace(folder / objects.LAYOUT.part(1))
     add_part(folder, 0, row(0))
 
 
@@ -340,7 +344,7 @@ def place_part_of_another_chunk(folder: Path) -> None:
     ("change", "error", "words"),
     [
         (
-            lambda folder: (folder / objects.part(1)).unlink(),
+            lambda folder: (folder / objects.LAYOUT.part(1)).unlink(),
             OutputUnavailableError,
             "0001.parquet is not there",
         ),

@@ -40,7 +40,7 @@ def put(output: FolderOutput, identity: PartIdentity, name: str) -> None:
     """Another writer's part, under any name."""
     elsewhere = FolderOutput(Path(output.uri, "elsewhere"))
     PartSink(elsewhere).write(identity, rows("/theirs.jpg"), PartCounts(1, 0, {}))
-    output.replace(name, elsewhere.read(objects.part(identity.chunk_id)))
+    output.replace(name, elsewhere.read(objects.LAYOUT.part(identity.chunk_id)))
 
 
 def uris(output: FolderOutput) -> list[str]:
@@ -63,7 +63,7 @@ class TestWriting:
     ) -> None:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
 
-        file = open_parquet(output, objects.part(3))
+        file = open_parquet(output, objects.LAYOUT.part(3))
         counts = {"ok": "1", "failed": "2", "codes": '{"not_found": 1, "timeout": 1}'}
         assert footer(file) == {**OF_OURS, **counts, "schema_version": str(SCHEMA_VERSION)}
         file.close(force=True)
@@ -86,11 +86,11 @@ class TestFinding:
     def test_a_part_of_another_chunk_is_a_conflict_and_stays(
         self, sink: PartSink, output: FolderOutput
     ) -> None:
-        put(output, OTHER_CHUNK, objects.part(3))
+        put(output, OTHER_CHUNK, objects.LAYOUT.part(3))
 
         with pytest.raises(OutputConflictError) as caught:
             sink.find(OURS)
-        for word in (objects.part(3), OTHER_CHUNK.job_id, f"chunk {OTHER_CHUNK.chunk_id}"):
+        for word in (objects.LAYOUT.part(3), OTHER_CHUNK.job_id, f"chunk {OTHER_CHUNK.chunk_id}"):
             assert word in str(caught.value)
         with pytest.raises(OutputConflictError, match=f"job {OTHER_CHUNK.job_id!r}"):
             sink.write(OURS, rows("/a.jpg"), COUNTS)
@@ -106,7 +106,7 @@ class TestFinding:
     ) -> None:
         with output.scratch() as path:
             pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(metadata), path)
-            output.publish(path, objects.part(3))
+            output.publish(path, objects.LAYOUT.part(3))
 
         with pytest.raises(OutputConflictError, match=r"part-00000003\.parquet is not a part"):
             sink.find(OURS)
@@ -114,7 +114,7 @@ class TestFinding:
     @pytest.mark.parametrize("keep", [0, 3, 100, -9, -2])
     def test_a_damaged_file_is_a_conflict(self, sink: PartSink, output: FolderOutput, keep: int) -> None:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
-        output.replace(objects.part(3), output.read(objects.part(3))[:keep])
+        output.replace(objects.LAYOUT.part(3), output.read(objects.LAYOUT.part(3))[:keep])
 
         with pytest.raises(OutputConflictError, match=r"part-00000003\.parquet is not a part"):
             sink.find(OURS)
@@ -124,7 +124,9 @@ class TestFinding:
     ) -> None:
         # Arrow reports this one as an OSError
         garbage = b"\xff" * 64
-        output.create(objects.part(3), b"PAR1" + garbage + len(garbage).to_bytes(4, "little") + b"PAR1")
+        output.create(
+            objects.LAYOUT.part(3), b"PAR1" + garbage + len(garbage).to_bytes(4, "little") + b"PAR1"
+        )
 
         with pytest.raises(OutputConflictError, match=r"part-00000003\.parquet is not a part"):
             sink.find(OURS)

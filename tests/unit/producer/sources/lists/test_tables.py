@@ -141,7 +141,7 @@ class TestJsonl:
 @pytest.mark.parametrize("extra", [{"source_label": "cat", "shelf": 3}, {"url": "/old.jpg", "id": 9}])
 def test_a_list_of_failures_is_an_input_with_its_columns(tmp_path: Path, extra: dict[str, Any]) -> None:
     failed = {"item_index": 7, "item_id": "a", "uri": URL, "error_code": "not_found", "error_detail": "404"}
-    path = write_jsonl(tmp_path / "errors.jsonl", failed | extra)
+    path = write_jsonl(tmp_path / "_errors.jsonl", failed | extra)
 
     assert items(path) == [{"item_id": "a", "uri": URL} | extra]
 
