@@ -37,7 +37,7 @@ def cluster(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Cluster]:
 
 
 def parts(cluster: Cluster) -> int:
-    return len(list(cluster.folder.glob("results/b/part-*")))
+    return len(list(cluster.folder.glob("results/b/data/part-*")))
 
 
 def hints(rabbitmq: RabbitMQ) -> int:

@@ -90,7 +90,7 @@ def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
     cluster.start_worker()
     found = wait_for(cluster, "full", lambda status: "No space left" in status.reason)
     assert found.state is JobState.RUNNING
-    assert all(path.stat().st_size for path in (disk / "output").glob("part-*"))  # none is half written
+    assert all(path.stat().st_size for path in (disk / "output").glob("data/part-*"))  # none is half written
 
     room = time.monotonic()
     ballast.unlink()
@@ -178,7 +178,7 @@ def test_a_limit_on_the_size_of_files_is_waited_for_without_any_privilege(cluste
     try:
         found = wait_for(cluster, "limited", lambda status: "File too large" in status.reason)
         assert found.state is JobState.RUNNING
-        assert list(output.glob("part-*")) == []
+        assert list(output.glob("data/part-*")) == []
     finally:
         limited.terminate()
         limited.wait(60)

@@ -91,7 +91,7 @@ def test_the_worker_labels_drains_and_writes_nowhere_else(server: EmbeddedValkey
         ])  # fmt: skip
         assert json.loads(ended["out"])["ok"] == 4, ended["err"]
 
-        assert {path.stat().st_uid for path in (data / "results" / "first").glob("part-*")} == {1000}
+        assert {path.stat().st_uid for path in (data / "results" / "first").glob("data/part-*")} == {1000}
         nowhere = image.do("run", argv=["sh", "-c", "id -u; touch /data/x /opt/venv/x /home/clipfleet/x"])
         assert nowhere["out"] == "1000\n"
         assert nowhere["err"].count("Read-only file system") == 3

@@ -32,7 +32,7 @@ def test_classify_a_folder(cluster: Cluster, folder: Path) -> None:
     ]  # fmt: skip
     assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 9, 9, 0)
     assert not answer["already_ended"]
-    rows = ds.dataset(sorted((folder / "out").glob("part-*.parquet"))).to_table().to_pylist()
+    rows = ds.dataset(sorted((folder / "out").glob("data/part-*.parquet"))).to_table().to_pylist()
     assert [(row["item_index"], row["item_id"]) for row in rows] == [
         (number, f"deep/{number:06d}.jpg") for number in range(9)
     ]

@@ -76,7 +76,7 @@ def test_the_demo_labels_sixty_images_and_can_be_run_again(tmp_path: Path) -> No
 
     assert number_right(printed) >= 45
     made = demo.folder / "clipfleet-demo"
-    parts = sorted((made / "results").glob("*/*/part-*.parquet"))
+    parts = sorted((made / "results").glob("*/*/data/part-*.parquet"))
     rows = ds.dataset(parts).to_table(columns=["item_id", "status"]).to_pylist()
     names = [path.name for path in (made / "images").glob("*/*.png")]
     assert sorted((row["item_id"], row["status"]) for row in rows) == [(name, "ok") for name in sorted(names)]

@@ -105,12 +105,12 @@ def export(job: JobHandle, folder: Path, layout: Layout) -> dict[str, Any]:
 def test_other_programs_read_the_parts(client: Client, source: Path, part_format: PartFormat) -> None:
     folder, is_json = source.parent / "out", part_format is PartFormat.JSONL
     expected = list(submit(client, source, output=folder, part_format=part_format).results())
-    parts = sorted(folder.glob(f"part-*.{part_format}"))
+    parts = sorted(folder.glob(f"data/part-*.{part_format}"))
     assert len(parts) == 4
 
     # DuckDB
     options = ", union_by_name = true, sample_size = -1" if is_json else ""
-    reader = f"read_{'json' if is_json else 'parquet'}('{folder}/part-*.{part_format}'{options})"
+    reader = f"read_{'json' if is_json else 'parquet'}('{folder}/data/part-*.{part_format}'{options})"
     rows = duckdb.sql(f"from {reader} order by item_index")
     assert [dict(zip(rows.columns, values, strict=True)) for values in rows.fetchall()] == expected
 

@@ -199,7 +199,7 @@ def check_results(results: Path) -> None:
     for output in outputs:
         assert sorted(path.name for path in output.iterdir()) == sorted(name.strip("/") for name in names)
     if (results / "list").exists():
-        table = ds.dataset(sorted((results / "list").glob("part-*.parquet"))).to_table()
+        table = ds.dataset(sorted((results / "list").glob("data/part-*.parquet"))).to_table()
         assert table["label"].to_pylist() == ["pie", "stadium"]
         assert table["shelf"].to_pylist() == ["7", "9"]
 

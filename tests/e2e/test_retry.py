@@ -56,7 +56,7 @@ class Source:
         return list(results.rows(PartRows(FolderOutput(self.output))))
 
     def parts(self) -> list[Path]:
-        return sorted(self.output.glob("part-*"))
+        return sorted(self.output.glob("data/part-*"))
 
     def generations(self) -> list[int]:
         return [int(pq.read_schema(part).metadata[b"generation"]) for part in self.parts()]

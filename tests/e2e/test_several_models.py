@@ -63,7 +63,7 @@ def test_a_missing_model_is_reported_in_every_row(cluster: Cluster) -> None:
     rows = cluster.rows("of-default")
     assert [row["error_code"] for row in rows] == ["model_unavailable"] * _IMAGES
     assert all(f"`clipfleet-worker models pull {DEFAULT_MODEL}`" in row["error_detail"] for row in rows)
-    schema = pq.read_schema(cluster.folder / "of-default" / "part-00000000.parquet")
+    schema = pq.read_schema(cluster.folder / "of-default" / "data" / "part-00000000.parquet")
     assert schema.field("embedding").type.list_size == 512
 
 

@@ -133,11 +133,11 @@ def _files(job: JobHandle, place: Place) -> list[Path]:
             region="us-east-1",
         )
         copy_files(f"{place.bucket.name}/out", str(copy), source_filesystem=system)
-        return sorted(copy.glob("part-*"))
+        return sorted(copy.glob("data/part-*"))
     if job.output.startswith("redis://"):
         copy.write_bytes(_printed(job, "parquet"))
         return [copy]
-    return sorted(Path(job.output).glob("part-*"))
+    return sorted(Path(job.output).glob("data/part-*"))
 
 
 def _compare(rows: Sequence[Mapping[str, Any]], given: Given, reader: str) -> None:

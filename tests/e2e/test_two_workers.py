@@ -110,4 +110,4 @@ def _rows(job: JobHandle) -> pa.Table:
     if job.job.output_is_redis:
         stream = job.rows_reader().read(columns)
         return pa.Table.from_batches(stream.batches, stream.schema)
-    return ds.dataset(sorted(Path(job.output).glob("part-*.parquet"))).to_table(columns=columns)
+    return ds.dataset(sorted(Path(job.output).glob("data/part-*.parquet"))).to_table(columns=columns)

@@ -299,7 +299,7 @@ _MANIFEST = json.dumps(
         "job": {"job_id": "job"},
         "finished_at": "2026-11-24T12:00:00+00:00",
         "total": 3,
-        "parts": [{"name": "part-00000000.parquet", "rows": 3, "failed": 0}],
+        "parts": [{"name": "data/part-00000000.parquet", "rows": 3, "failed": 0}],
     }
 ).encode()
 

@@ -38,7 +38,7 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:
             assert "worst cosine to fp32" in worker.log()
             if name == "cuda":
                 assert "used: graph" in worker.log() or "graph (no faster" in worker.log()
-        parts = sorted((tmp_path / name / "out").glob("part-*.parquet"))
+        parts = sorted((tmp_path / name / "out").glob("data/part-*.parquet"))
         rows = ds.dataset(parts).to_table().sort_by("item_index").to_pylist()
         vectors[name] = np.array([row["embedding"] for row in rows[:300]], dtype=np.float32)
 

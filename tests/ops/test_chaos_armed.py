@@ -62,8 +62,8 @@ def test_it_stands_before_a_part_becomes_visible_and_before_nothing_else(
 
     for point, name in (
         (IN_PUBLISH, "_errors.jsonl"),
-        (IN_PUBLISH, "part-0.jsonl"),
-        (IN_REPLACE, "part-0.jsonl"),
+        (IN_PUBLISH, "data/part-0.jsonl"),
+        (IN_REPLACE, "data/part-0.jsonl"),
     ):
         arm(tmp_path / "armed", 1, point, 1, Strike.FREEZE)
         with output.scratch() as scratch:
@@ -74,6 +74,6 @@ def test_it_stands_before_a_part_becomes_visible_and_before_nothing_else(
         for left in (tmp_path / "armed").iterdir():
             left.unlink()
 
-    assert reached == ["part-0.jsonl", "part-0.jsonl"]
+    assert reached == ["data/part-0.jsonl", "data/part-0.jsonl"]
     assert signals == [signal.SIGSTOP] * 2
-    assert output.read("part-0.jsonl") == b"in_replace\n"
+    assert output.read("data/part-0.jsonl") == b"in_replace\n"

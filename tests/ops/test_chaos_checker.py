@@ -170,7 +170,7 @@ BROKEN: dict[Kind, dict[str, World]] = {
         "a part that counts wrongly": with_part(ok=2),
         "a manifest without parts": with_job(listed=[]),
     },
-    Kind.FOREIGN: {"a part of a job before": with_job(strays=["part-00000007.parquet"])},
+    Kind.FOREIGN: {"a part of a job before": with_job(strays=["data/part-00000007.parquet"])},
     Kind.CHANGED: {"a part written in place": with_world(changes=[("a", "part was written")])},
     Kind.EVENTS: {
         "a bystander ended twice": with_world(events=[*EVENTS, *TWICE], bystanders=frozenset({"x"})),
@@ -219,8 +219,13 @@ def test_a_bystander_may_end_once_or_not_at_all() -> None:
 
 
 APPEARED, MODIFIED, REMOVED = Act.APPEARED, Act.MODIFIED, Act.REMOVED
-PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "_manifest.json", "_SUCCESS"
-LATE = "part-00000002.jsonl"
+PART, OTHER, MANIFEST, SUCCESS = (
+    "data/part-00000000.jsonl",
+    "data/part-00000001.jsonl",
+    "_manifest.json",
+    "_SUCCESS",
+)
+LATE = "data/part-00000002.jsonl"
 
 
 DONE = [(MANIFEST, APPEARED), (SUCCESS, APPEARED)]

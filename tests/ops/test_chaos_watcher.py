@@ -13,7 +13,7 @@ from ops.chaos.changes import Act, Change
 from ops.chaos.watcher import FolderWatcher
 from tests.support.waiting import wait_until
 
-PART = "part-00000000.parquet"
+PART = "data/part-00000000.parquet"
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ class TestWriting:
         assert place.sink.find(OURS) is None
         assert place.sink.write(OURS, rows("a", "b"), COUNTS) == COUNTS
 
-        assert place.names() == [f"part-00000003.{place.part_format}"]
+        assert place.names() == [f"data/part-00000003.{place.part_format}"]
         assert place.sink.find(OURS) == COUNTS
 
     def test_the_second_writer_adopts_the_part_of_the_first(self, place: Place) -> None:

@@ -11,10 +11,10 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS
+from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs import Output, objects
-from clipfleet.outputs.objects import LAYOUT, Layout
+from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 
 
@@ -30,11 +30,11 @@ class StagedReader:
         output: Output,
         *,
         job_id: str,
-        layout: Layout = LAYOUT,
+        schema_version: int = SCHEMA_VERSION,
         capacity: int = 4,
         patience_seconds: float = 30.0,
     ) -> None:
-        self._layout = layout
+        self._layout = layout_of(schema_version)
         self._patience_seconds = patience_seconds
         self._output = output
         self._job_id = job_id

@@ -14,7 +14,6 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
-from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
 
@@ -99,7 +98,7 @@ class Rebuild:
         if staged.is_sealed:
             return staged.items
         with StagedReader(
-            self.output, job_id=self.job.job_id, layout=layout_of(self.job.schema_version)
+            self.output, job_id=self.job.job_id, schema_version=self.job.schema_version
         ) as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 

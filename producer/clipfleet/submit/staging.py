@@ -21,7 +21,7 @@ from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, SourceChangedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.outputs.objects import LAYOUT, Layout
+from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.outputs.staged import StagedReader
 
@@ -54,7 +54,7 @@ class Stager:
     output: Output
     job_id: str
     chunk_size: int  # upper bound
-    layout: Layout = LAYOUT
+    schema_version: int = SCHEMA_VERSION  # of the job
     chunks_per_file: int = CHUNKS_PER_FILE  # upper bound
     confirm: Confirm = unconditionally  # called before each file becomes visible, see `Output`
     monotonic: Callable[[], float] = time.monotonic
@@ -88,9 +88,7 @@ class Stager:
             for chunk in items.chunks():
                 if chunk is not None:
                     if file is None:
-                        file = _OpenFile(
-                            self.output, self.layout, self.job_id, next_chunk, chunk.since, chunk.rows.schema
-                        )
+                        file = self._new_file(next_chunk, chunk)
                     file.add(chunk.rows)
                 if file is not None and self._is_due(file):
                     staged, file = file.publish(require_unknown, self.confirm), None
@@ -103,6 +101,16 @@ class Stager:
             if file is not None:
                 file.discard()
 
+    def _new_file(self, first_chunk: int, chunk: _Chunk) -> _OpenFile:
+        identity = {
+            "job_id": self.job_id,
+            "first_chunk": str(first_chunk),
+            "schema_version": str(self.schema_version),
+        }
+        layout = layout_of(self.schema_version)
+        schema = chunk.rows.schema.with_metadata(identity)
+        return _OpenFile(self.output, layout, first_chunk, chunk.since, schema)
+
     def _is_due(self, file: _OpenFile) -> bool:
         age_seconds = self.monotonic() - file.since
         return (
@@ -114,7 +122,9 @@ class Stager:
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
         """Compare the staged items with the start of the source; return the number of the next chunk."""
         next_chunk = 0
-        with StagedReader(self.output, job_id=self.job_id, layout=self.layout, capacity=1) as reader:
+        with StagedReader(
+            self.output, job_id=self.job_id, schema_version=self.schema_version, capacity=1
+        ) as reader:
             for first_chunk, count in sorted(already_staged):
                 if first_chunk != next_chunk:
                     raise ValueError(f"staged files leave a gap: chunk {next_chunk} before {first_chunk}")
@@ -192,13 +202,7 @@ class _OpenFile:
     """A staged file that is not visible yet."""
 
     def __init__(
-        self,
-        output: Output,
-        layout: Layout,
-        job_id: str,
-        first_chunk: int,
-        since: float,
-        schema: pa.Schema,
+        self, output: Output, layout: Layout, first_chunk: int, since: float, schema: pa.Schema
     ) -> None:
         self._layout = layout
         self.since = since
@@ -207,16 +211,11 @@ class _OpenFile:
         self._items = 0
         self._first_chunk = first_chunk
         self._output = output
-        identity = {
-            "job_id": job_id,
-            "first_chunk": str(first_chunk),
-            "schema_version": str(SCHEMA_VERSION),
-        }
         with ExitStack() as stack:
             self._path: Path = stack.enter_context(output.scratch())
             with output_errors(self._path):
                 self._sink = stack.enter_context(pa.OSFile(str(self._path), "wb"))
-                self._writer = _parquet_writer(self._sink, schema.with_metadata(identity))
+                self._writer = _parquet_writer(self._sink, schema)
             self._resources = stack.pop_all()
 
     def add(self, rows: pa.Table) -> None:

@@ -26,7 +26,6 @@ from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import DEFAULT_RETENTION, JobStatus, Ledger, Retention
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import StagedNote, job_of
-from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
@@ -168,7 +167,7 @@ class Submission:
             self.output,
             job_id,
             self.job.chunk_size,
-            layout_of(self.job.schema_version),
+            self.job.schema_version,
             chunks_per_file=self._chunks_per_file(),
             confirm=self._require_open,
         )

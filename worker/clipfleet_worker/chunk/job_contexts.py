@@ -129,11 +129,14 @@ class JobContexts:
             self._check_root(output.uri)
             # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
-        layout = layout_of(job.schema_version)
+        staged = partial(StagedReader, output, job_id=job_id, schema_version=job.schema_version)
         if job.output_is_redis:
             rows = RedisSink(self._store)
             return JobContext(
-                job, output, rows, StagedReader(output, job_id=job_id, layout=layout, capacity=1)
+                job,
+                output,
+                rows,
+                StagedReader(output, job_id=job_id, schema_version=job.schema_version, capacity=1),
             )
         _check_holds(output, job)
         sink = PartSink(
@@ -141,7 +144,9 @@ class JobContexts:
             parts_of(job),
             is_ours=partial(_holds, output, job),
         )
-        return JobContext(job, output, sink, StagedReader(output, job_id=job_id, layout=layout))
+        return JobContext(
+            job, output, sink, StagedReader(output, job_id=job_id, schema_version=job.schema_version)
+        )
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.

@@ -79,7 +79,7 @@ class TestJsonl:
 
         assert jsonl_rows(output) == written.to_pylist()
         assert list(jsonl_rows(output)[0]) == written.schema.names
-        pattern = str(Path(output.uri, objects.PART_GLOBS["jsonl"]))
+        pattern = str(Path(output.uri, "data/*.jsonl"))
         found = duckdb.read_json(pattern, format="newline_delimited")
         assert found.columns == written.schema.names
         assert len(found.fetchall()) == 2

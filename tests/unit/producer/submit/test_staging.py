@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ class TestCutting:
         stream = stager(output, 2, chunks_per_file=1).stage(batches(4))
 
         next(stream)
-        assert names(output) == ["items-00000000-1.parquet"]
+        assert names(output) == ["items-00000000-1.staged"]
         next(stream)
-        assert names(output) == ["items-00000000-1.parquet", "items-00000001-1.parquet"]
+        assert names(output) == ["items-00000000-1.staged", "items-00000001-1.staged"]
 
     def test_nothing_in_nothing_out(self, output: FolderOutput) -> None:
         assert list(stager(output).stage([])) == []
@@ -120,7 +121,7 @@ class TestCutting:
         _, file = stager(output, 2, chunks_per_file=1).stage(batches(4))
 
         footer = pq.read_metadata(Path(output.uri, file.name)).metadata
-        expected = {b"job_id": JOB.encode(), b"first_chunk": b"1", b"schema_version": b"1"}
+        expected = {b"job_id": JOB.encode(), b"first_chunk": b"1", b"schema_version": b"2"}
         assert {name: footer[name] for name in expected} == expected
 
     @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -204,7 +205,7 @@ class TestInterruption:
 
         with pytest.raises(RuntimeError, match="source broke"):
             list(stager(output, 2, chunks_per_file=2).stage(failing()))
-        assert names(output) == ["items-00000000-2.parquet"]
+        assert names(output) == ["items-00000000-2.staged"]
 
     def test_a_resumed_call_does_not_write_again_what_is_staged(self, output: FolderOutput) -> None:
         (file,) = stager(output).stage(batches(25))
@@ -236,7 +237,7 @@ class TestInterruption:
 
         with pytest.raises(SourceChangedError, match=words):
             list(stager(output).stage(changed, known(files)))
-        assert names(output) == ["items-00000000-3.parquet"]
+        assert names(output) == ["items-00000000-3.staged"]
 
     def test_of_a_changed_extra_column_no_value_is_shown(self, output: FolderOutput) -> None:
         files = list(stager(output).stage([batch(0, 12, ["secret"] * 12)]))
@@ -383,7 +384,7 @@ class TestReading:
         assert all(file.closed for file in staged.files)
 
     def test_a_missing_file_is_worth_waiting_for_while_the_job_is_there(self, staged: CountingOutput) -> None:
-        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.parquet.*missing") as caught:
+        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.staged.*missing") as caught:
             read_chunk(staged, 12, 4, 12)
         assert not isinstance(caught.value, OutputUnreachableError)
 
@@ -395,7 +396,7 @@ class TestReading:
     def test_a_damaged_file_says_so(self, staged: CountingOutput, content: bytes) -> None:
         staged.replace(objects.LAYOUT.staged_file(0, 4), content)
 
-        with pytest.raises(OutputUnreachableError, match=r"items-00000000-4\.parquet: damaged"):
+        with pytest.raises(OutputUnreachableError, match=r"items-00000000-4\.staged: damaged"):
             read_chunk(staged, 0, 4, 0)
         assert all(file.closed for file in staged.files)
 
@@ -426,9 +427,8 @@ class TestReading:
             with pytest.raises(OutputUnreachableError, match="does not contain the chunks"):
                 read_chunk(staged, first, chunks, first)
 
-    def test_a_later_schema_is_refused(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet.submit.staging.SCHEMA_VERSION", 2)
-        list(stager(output).stage(batches(5)))
+    def test_a_later_schema_is_refused(self, output: FolderOutput) -> None:
+        list(replace(stager(output), schema_version=3).stage(batches(5)))
 
         with pytest.raises(OutputTooNewError, match="update this worker"):
             read_chunk(output, 0, 1, 0)

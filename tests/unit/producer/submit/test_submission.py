@@ -33,7 +33,7 @@ from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 5
 WRITES = ("submit", "stage", "hint", "seal", "cancel")
-SUBMITTED = ["_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json", "_clipfleet/staged.json"]
+SUBMITTED = ["_clipfleet/items-00000000-3.staged", "_clipfleet/job.json", "_clipfleet/staged.json"]
 ENDED = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
 
 

@@ -166,8 +166,8 @@ class TestFiles:
         assert (manifest["total"], manifest["ok"], manifest["failed"]) == (3, 1, 2)
         assert manifest["errors_by_code"] == {"not_found": 1, "timeout": 1}
         assert manifest["parts"] == [
-            {"name": "part-00000000.parquet", "rows": 2, "failed": 1},
-            {"name": "part-00000001.parquet", "rows": 1, "failed": 1},
+            {"name": "data/part-00000000.parquet", "rows": 2, "failed": 1},
+            {"name": "data/part-00000001.parquet", "rows": 1, "failed": 1},
         ]
         assert manifest["created_at"] == "2026-11-24T12:00:00+00:00"
         assert manifest["finished_at"] > manifest["created_at"]
@@ -186,7 +186,11 @@ class TestFiles:
         assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
-        for name in ("part-list.txt", "part-00000000 (copy).parquet", "part-00000002.parquet.crc"):
+        for name in (
+            "data/part-list.txt",
+            "data/part-00000000 (copy).parquet",
+            "data/part-00000002.parquet.crc",
+        ):
             (folder / name).write_bytes(b"x")
 
         assert [part["rows"] for part in Bench(folder).manifest()["parts"]] == [2, 1]
@@ -285,14 +289,14 @@ class TestSweeping:
     def test_late_parts_of_the_job_before_are_removed_before_success(self, folder: Path) -> None:
         add_part(folder, 7, row(0), job_id="before")
         (folder / objects.LAYOUT.part(8, "jsonl")).write_bytes(b"{}\n")
-        mine = folder / "part-of-my-notes.txt"
+        mine = folder / "data/part-of-my-notes.txt"
         mine.write_bytes(b"x")
 
         with pytest.raises(Killed):
             Bench(folder, kill_at=2).run()
 
         assert not (folder / objects.SUCCESS).exists()
-        assert sorted(folder.glob("part-*")) == [
+        assert sorted(folder.glob("data/part-*")) == [
             folder / objects.LAYOUT.part(0),
             folder / objects.LAYOUT.part(1),
             mine,
@@ -315,7 +319,7 @@ class TestSweeping:
 
         assert not (folder / objects.SUCCESS).exists()
         left = {path.name for path in (folder / objects.INTERNAL).rglob("*")}
-        assert left == {"items-00000000-2.parquet", "job.json", "tmp"}
+        assert left == {"items-00000000-2.staged", "job.json", "tmp"}
 
     def test_a_ledger_that_was_lost_removes_no_items(self, folder: Path, leftovers: list[Path]) -> None:
         bench = Bench(folder)
