@@ -131,22 +131,10 @@ class JobContexts:
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
         staged = partial(StagedReader, output, job_id=job_id, schema_version=job.schema_version)
         if job.output_is_redis:
-            rows = RedisSink(self._store)
-            return JobContext(
-                job,
-                output,
-                rows,
-                StagedReader(output, job_id=job_id, schema_version=job.schema_version, capacity=1),
-            )
+            return JobContext(job, output, RedisSink(self._store), staged(capacity=1))
         _check_holds(output, job)
-        sink = PartSink(
-            output,
-            parts_of(job),
-            is_ours=partial(_holds, output, job),
-        )
-        return JobContext(
-            job, output, sink, StagedReader(output, job_id=job_id, schema_version=job.schema_version)
-        )
+        sink = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
+        return JobContext(job, output, sink, staged())
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.
