@@ -5,4 +5,4 @@ A job carries the lowest version that can run it, so that older workers run what
 
 SCHEMA_VERSION = 2
 FIRST_WITH_DATA_FOLDER = 2  # rows in a folder of their own; `embedding` only where vectors are kept
-READABLE_SCHEMA_VERSIONS = (SCHEMA_VERSION, 1, 0)
+READABLE_SCHEMA_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))

@@ -31,6 +31,7 @@ from clipfleet.contract.parts import (
     PART_COLUMNS,
     PartCounts,
     PartIdentity,
+    VectorType,
     extra_column_name,
     part_footer,
     part_schema,
@@ -45,6 +46,7 @@ NO_IDENTITY = {
 }  # fmt: skip
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
+    "vector_type": VectorType.FLOAT32,
     "job_id": "other",
     "model": "ViT-L-14:openai",
     "precision": Precision.FP32,
@@ -140,7 +142,11 @@ class TestJob:
 
 class TestIdentity:
     def test_every_field_either_makes_a_job_another_one_or_is_listed_as_not(self) -> None:
-        assert set(make_job().identity()) == set(Job.model_fields) - NO_IDENTITY
+        job = make_job(vector_type=VectorType.FLOAT32)
+        assert set(job.identity()) == set(Job.model_fields) - NO_IDENTITY
+
+    def test_jobs_from_before_there_was_an_option_are_the_same_without_it(self) -> None:
+        assert "vector_type" not in make_job().identity()
 
     @pytest.mark.parametrize("name", DIFFERENT)
     def test_a_different_value(self, name: str) -> None:
@@ -155,8 +161,8 @@ class TestIdentity:
 
 
 class TestReading:
-    @pytest.mark.parametrize("version", [SCHEMA_VERSION, SCHEMA_VERSION - 1])
-    def test_this_version_and_the_one_before(self, version: int) -> None:
+    @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+    def test_every_version_since_the_first(self, version: int) -> None:
         assert read_job(make_job(schema_version=version).model_dump_json()).schema_version == version
 
     @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 2, "1", None])
