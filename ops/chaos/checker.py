@@ -98,7 +98,7 @@ class JobLeft:
     ledger: Counts | None = None
     manifest: Counts | None = None  # None: this kind of output has none
     errors: Sequence[tuple[int, str]] | None = (
-        None  # index and code of each line of `errors.jsonl`; None: likewise
+        None  # index and code of each line of `_errors.jsonl`; None: likewise
     )
     parts: Sequence[PartLeft] | None = None  # None: likewise
     listed: Sequence[tuple[int, int, int]] | None = None  # chunk, rows, failed of each part of the manifest
@@ -275,7 +275,7 @@ def _check_counters(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
             yield Violation(Kind.COUNTERS, plan.job_id, f"{name} says {counts}, the rows say {due}")
     errors = [(row.item_index, row.error_code) for row in left.rows if row.error_code]
     if left.errors is not None and list(left.errors) != errors:
-        detail = f"errors.jsonl has {_some(left.errors)}, the failed rows are {_some(errors)}"
+        detail = f"_errors.jsonl has {_some(left.errors)}, the failed rows are {_some(errors)}"
         yield Violation(Kind.COUNTERS, plan.job_id, detail)
 
 

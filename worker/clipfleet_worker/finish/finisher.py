@@ -1,4 +1,4 @@
-"""Finishes a job: writes `errors.jsonl` and `_manifest.json`, sweeps, then writes `_SUCCESS`. Idempotent."""
+"""Finishes a job: writes `_errors.jsonl` and `_manifest.json`, sweeps, then writes `_SUCCESS`. Idempotent."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ BYTES_COLUMNS = (
     "image", "bytes", "image_bytes", "img", "picture", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff",
 )  # fmt: skip
 
-# For our `errors.jsonl` as input: the columns about the failure are not copied.
+# For our `_errors.jsonl` as input: the columns about the failure are not copied.
 _OUR_ERRORS = {"item_index", "item_id", "uri", "error_code", "error_detail"}
 _OF_THE_FAILURE = {"item_index", "error_code", "error_detail"}
 
