@@ -24,7 +24,7 @@ class CrashPoint(StrEnum):
     AFTER_WRITE = "after_write"  # the part is in place, the ledger does not know it
     AFTER_COMPLETE = "after_complete"  # the chunk is done, its successors got no hint
     BEFORE_ACK = "before_ack"  # the hint's work is over, the broker does not know it
-    MID_FINISH = "mid_finish"  # passed three times: `_errors.jsonl`, the manifest, `_SUCCESS` was just written
+    MID_FINISH = "mid_finish"  # thrice: `_errors.jsonl`, the manifest, `_SUCCESS` was just written
 
 
 Reach = Callable[[CrashPoint], object]  # called at each step that is reached, by any thread

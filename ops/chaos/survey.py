@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from clipfleet.client import Client, JobHandle
@@ -129,10 +130,11 @@ def _error_lines(errors: bytes | None) -> list[tuple[int, str]] | None:
 
 
 def _strays(output: Output, plan: JobPlan) -> Iterator[str]:
-    """Objects at the top of an output that are none of this job's."""
+    """Objects among the results in an output that are none of this job's."""
     own = {objects.MANIFEST, objects.LAYOUT.errors, objects.SUCCESS}
     own |= {objects.LAYOUT.part(chunk_id, plan.part_format) for chunk_id in range(plan.chunks)}
-    return (name for name in output.names("") if name not in own and not name.endswith("/"))
+    names = chain(output.names(""), output.names(objects.LAYOUT.data))
+    return (name for name in names if name not in own and not name.endswith("/"))
 
 
 def _parts(output: Output, plan: JobPlan) -> tuple[list[PartLeft], str]:

@@ -37,7 +37,9 @@ class FolderWatcher:
         self._folder = folder
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = -1
-        self._jobs: dict[int, str] = {}  # by watch; the folder itself is ""
+        # By watch: the job, and where its objects lie in its output; the folder itself is ("", "").
+        self._jobs: dict[int, tuple[str, str]] = {}
+        self._found: dict[Path, int] = {}  # inodes of parts that came before their folder was watched
         self._internal: dict[int, str] = {}  # likewise: where only another job's file is looked for
         self._changes: list[Change] = []
         self._stopping = threading.Event()
@@ -46,7 +48,7 @@ class FolderWatcher:
 
     def __enter__(self) -> Self:
         self._inotify = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._watch(self._folder, "")
+        self._jobs[self._add_watch(self._folder, _CREATE)] = ("", "")
         self._thread.start()
         return self
 
@@ -59,7 +61,8 @@ class FolderWatcher:
     def watched(self) -> set[str]:
         """Folders of outputs that are watched by now, below that of all."""
         internal = {f"{job_id}/{objects.INTERNAL}" for job_id in self._internal.copy().values()}
-        return internal.union(filter(None, self._jobs.copy().values()))
+        outputs = {f"{job_id}/{below}".rstrip("/") for job_id, below in self._jobs.copy().values() if job_id}
+        return internal | outputs
 
     @property
     def changes(self) -> list[Change]:
@@ -67,10 +70,22 @@ class FolderWatcher:
         with self._lock:
             return list(self._changes)
 
-    def _watch(self, folder: Path, job_id: str) -> None:
-        self._jobs[self._add_watch(folder, sum(_ACTS) if job_id else _CREATE)] = job_id
-        if job_id and (folder / objects.INTERNAL).is_dir():
-            self._watch_internal(folder / objects.INTERNAL, job_id)
+    def _watch_output(self, job_id: str) -> None:
+        folder = self._folder / job_id
+        self._jobs[self._add_watch(folder, sum(_ACTS))] = (job_id, "")
+        for name in (objects.INTERNAL, objects.LAYOUT.data.rstrip("/")):
+            if (folder / name).is_dir():
+                self._watch_below(job_id, name)
+
+    def _watch_below(self, job_id: str, name: str) -> None:
+        folder = self._folder / job_id / name
+        if name == objects.INTERNAL:
+            self._watch_internal(folder, job_id)
+        elif f"{name}/" == objects.LAYOUT.data:
+            self._jobs[self._add_watch(folder, sum(_ACTS))] = (job_id, objects.LAYOUT.data)
+            for path in sorted(folder.iterdir()):  # a part may follow its folder within a moment
+                self._found[path] = path.stat().st_ino
+                self._note(Change(job_id, objects.LAYOUT.data + path.name, Act.APPEARED))
 
     def _watch_internal(self, folder: Path, job_id: str) -> None:
         self._internal[self._add_watch(folder, _MOVED_TO)] = job_id
@@ -99,18 +114,28 @@ class FolderWatcher:
             if f"{objects.INTERNAL}/{name}" == objects.JOB_FILE:
                 self._note(Change(self._internal[watch], objects.JOB_FILE, Act.APPEARED))
             return
-        job_id = self._jobs.get(watch)
-        if job_id is None:
+        if watch not in self._jobs:
             return
+        job_id, below = self._jobs[watch]
         if mask & _IS_FOLDER:
             if not job_id:
-                self._watch(self._folder / name, name)
-            elif name == objects.INTERNAL:
-                self._watch_internal(self._folder / job_id / name, job_id)
+                self._watch_output(name)
+            elif not below and mask & _CREATE:
+                self._watch_below(job_id, name)
             return
         acts = [act for bit, act in _ACTS.items() if mask & bit]
-        if job_id and acts:
-            self._note(Change(job_id, name, acts[0]))
+        if job_id and acts and not self._is_known(self._folder / job_id / below / name, acts[0]):
+            self._note(Change(job_id, below + name, acts[0]))
+
+    def _is_known(self, path: Path, act: Act) -> bool:
+        """Whether this is the event of a part that was found in its folder, too."""
+        inode = self._found.pop(path, None)
+        if inode is None or act is not Act.APPEARED:
+            return False
+        try:
+            return path.stat().st_ino == inode
+        except FileNotFoundError:
+            return False
 
     def _note(self, change: Change) -> None:
         with self._lock:

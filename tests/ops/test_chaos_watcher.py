@@ -48,6 +48,8 @@ def test_a_part_that_is_put_in_place_appears_once(output: FolderOutput, watcher:
 
 
 def test_what_is_written_in_place_is_distinguished(output: FolderOutput, watcher: FolderWatcher) -> None:
+    Path(output.uri, PART).parent.mkdir()
+    wait_until(lambda: "job/data" in watcher.watched, "the folder of the rows is watched")
     Path(output.uri, PART).write_bytes(b"rows")
 
     has_seen(watcher, Act.APPEARED, Act.MODIFIED)
