@@ -116,11 +116,15 @@ def _try_all(
             idle.put(host)
 
     _RESULTS.parent.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(len(hosts)) as pool, _RESULTS.open("a") as file:
-        for mutant, result in pool.map(attempt, mutants):
-            file.write(f"{json.dumps(asdict(result))}\n")
-            file.flush()
-            yield mutant, result
+    pool = ThreadPoolExecutor(len(hosts))
+    try:
+        with _RESULTS.open("a") as file:
+            for mutant, result in pool.map(attempt, mutants):
+                file.write(f"{json.dumps(asdict(result))}\n")
+                file.flush()
+                yield mutant, result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends with its host
 
 
 def _try(mutant: Mutant, text: str, host: Host, order: Order, tree: str) -> Result:

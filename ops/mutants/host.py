@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import pytest
 
 _PROBE = re.compile(rb" @([\w.]+)$", re.MULTILINE)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LOGS = "valkey.log"
 _READ_BYTES = 1 << 22
 
@@ -76,8 +76,11 @@ class ForkingHost:
             os.close(reading)
             self._run_and_exit(session, request, writing)
         os.close(writing)
-        with os.fdopen(reading, "rb", buffering=0) as events:
-            return _outcome(_events(events.fileno(), pid, request["limits"]))
+        try:
+            with os.fdopen(reading, "rb", buffering=0) as events:
+                return _outcome(_events(events.fileno(), pid, request["limits"]))
+        finally:
+            _kill_children()
 
     def _run_and_exit(self, session: pytest.Session, request: Mapping[str, Any], events: int) -> None:
         """Run tests in this fork and exit without the clean-up of the host."""
@@ -116,6 +119,20 @@ class ForkingHost:
                     found.update(_PROBE.findall(b"".join(lines)))
                 file.truncate(0)
         return {name.decode() for name in found}
+
+
+def _kill_children() -> None:
+    """Servers that a killed test has left: they are ours, as nobody else reaps them."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in map(int, pids):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _end(*_: object) -> None:
+    _kill_children()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _events(descriptor: int, pid: int, limits: Mapping[str, float]) -> Iterator[Mapping[str, Any]]:
@@ -162,6 +179,8 @@ def _outcome(events: Iterator[Mapping[str, Any]]) -> Mapping[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Serve until standard input ends."""
     folder, *tests = arguments
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, _end)
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     log = os.open(f"{folder}/host.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor, replaced in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):

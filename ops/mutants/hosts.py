@@ -44,6 +44,7 @@ class Host:
     """Runs tests on a copy of the product of a tree, with other texts of scripts."""
 
     def __init__(self, root: Path, tests: Sequence[str]) -> None:
+        self.root = root
         self._directory = tempfile.TemporaryDirectory(prefix="clipfleet-lua-mutants-")
         folder = Path(self._directory.name)
         for name in _PRODUCT:
@@ -75,11 +76,11 @@ class Host:
         self._stop()
 
     def _stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
         if self._process.stdin and self._process.stdout:
             self._process.stdin.close()
             self._process.stdout.close()
-        self._process.terminate()
-        self._process.wait()
         self._directory.cleanup()
 
     def survey(self, texts: Mapping[str, str], limit_seconds: float) -> Outcome:

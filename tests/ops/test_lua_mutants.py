@@ -11,6 +11,7 @@ from ops.mutants.hosts import ROOT, Ended, Host, HostError, scripts_folder
 from ops.mutants.lua import LuaError, Source, tokens_of
 from ops.mutants.order import Order
 from ops.mutants.places import Mutant, all_mutants, probed
+from tests.support.processes import is_gone
 
 PRODUCT = [Source(path.stem, path.read_text()) for path in scripts_folder(ROOT).glob("*.lua")]
 SHARED = """\
@@ -141,13 +142,16 @@ def text():
     return Path(__file__).with_name("lua").joinpath("a.lua").read_text()
 """
 TINY_TEST = """
-import threading, tiny
+import subprocess, threading, tiny
+from pathlib import Path
 
 def test_log(tmp_path_factory):
     tmp_path_factory.getbasetemp().joinpath("valkey.log").write_text(f"1:M # {tiny.text()}\\n")
 
 def test_hang():
     if tiny.text() == "hang":
+        server = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        Path("server.pid").write_text(str(server.pid))
         threading.Event().wait()
 
 def test_fail():
@@ -192,6 +196,12 @@ def test_a_test_that_fails_or_hangs_kills(host: Host, text: str, failed: list[st
 
     assert [name.rpartition("::")[2] for name in outcome.failed] == failed
     assert failure in "".join(outcome.failed.values())
+
+
+def test_servers_of_a_test_that_hangs_end_with_it(host: Host) -> None:
+    host.run("a", "hang", dict.fromkeys(host.tests, 1.0))
+
+    assert is_gone(int((host.root / "server.pid").read_text()))
 
 
 def test_tests_that_cannot_be_collected_are_an_error(tmp_path: Path) -> None:

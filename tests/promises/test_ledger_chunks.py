@@ -328,7 +328,8 @@ class TestOutage:
         assert try_claim(ledger) is None
         assert ledger.resume("job") == (True, JobState.RUNNING)
         assert ledger.status("job").reason == ""
-        assert ledger.release(claim(ledger), "waits", reason="store away") == "released"  # a new outage
+        again = ledger.release(claim(ledger), "waits", reason="store away", outage_seconds=3600)
+        assert again == "released"  # a new outage
 
     def test_a_job_paused_by_hand_keeps_that_reason(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=2)
