@@ -141,7 +141,7 @@ def _detached_footer(folder: Path) -> Run:
     content = _jsonl_part()[0]
     name = objects.detached_footer(_JSONL_PART, JOB_ID, hashlib.sha256(content).hexdigest())
     run = _in_output(name, _read_part(PartFormat.JSONL, JOB_ID))(folder)
-    Path(FolderOutput(folder / "out").uri, _JSONL_PART).write_bytes(content)
+    FolderOutput(folder / "out").replace(_JSONL_PART, content)
     return run
 
 

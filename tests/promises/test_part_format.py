@@ -79,7 +79,9 @@ def test_rows_identity_and_counts_come_back(files: PartFiles, output: FolderOutp
     written = two_rows()
     name = put(files, output, written)
 
-    assert list(output.names(objects.LAYOUT.data)) == [name] == [objects.LAYOUT.part(3, name.rpartition(".")[2])]
+    assert (
+        list(output.names(objects.LAYOUT.data)) == [name] == [objects.LAYOUT.part(3, name.rpartition(".")[2])]
+    )
     with files.open(output, name) as part:
         assert part.footer() == (OURS, COUNTS)
         assert part.num_rows == 2

@@ -21,6 +21,7 @@ from clipfleet.outputs import objects, open_output
 from clipfleet.results.formats import ResultFormat, write
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import RowReader
+from clipfleet.results.selection import Selection
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 
@@ -33,13 +34,24 @@ def results(
     limit: Annotated[
         int | None, typer.Option(min=1, help="print at most this many rows (default for a table: 20)")
     ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="failed rows only")] = False,
+    label: Annotated[str | None, typer.Option(help="rows with this label only")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="sort by a column, such as score")
+    ] = None,
+    desc: Annotated[bool, typer.Option("--desc", help="sort from high to low")] = False,
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="columns to print, separated by commas")
+    ] = None,
 ) -> None:
-    """Print the rows written so far, in source order."""
+    """Print the rows written so far, in source order unless sorted."""
+    chosen = tuple(filter(None, (name.strip() for name in (columns or "").split(","))))
+    selection = Selection(failed=failed, label=label, sort=sort, descending=desc, columns=chosen)
     with row_reader(job) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
             raise UsageError("cannot print Parquet to a terminal: add `> rows.parquet`")
         try:
-            write(reader, result_format, sys.stdout.buffer, limit=limit)
+            write(reader, result_format, sys.stdout.buffer, limit=limit, selection=selection)
             sys.stdout.flush()
         except BrokenPipeError:  # `| head` has closed the pipe: discard what is left to flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

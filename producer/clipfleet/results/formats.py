@@ -25,6 +25,7 @@ from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import label_columns
 from clipfleet.parts.json_rows import json_dicts, json_lines
 from clipfleet.results.rows import RowReader
+from clipfleet.results.selection import EVERYTHING, Selection
 from clipfleet.terminal.console import printable
 
 TABLE_ROWS = 20
@@ -41,20 +42,27 @@ class ResultFormat(StrEnum):
 
 
 def write(
-    reader: RowReader, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None
+    reader: RowReader,
+    result_format: ResultFormat,
+    stream: BinaryIO,
+    *,
+    limit: int | None = None,
+    selection: Selection = EVERYTHING,
 ) -> int:
-    """Write the rows so far, at most `limit` (None: all, 20 for a table); return their number.
+    """Write the selected rows so far, at most `limit` (None: all, 20 for a table); return their number.
 
-    A table omits columns, the other formats have all. Text is UTF-8. The stream is left open and need not be
-    seekable.
+    A table omits columns unless they are chosen, the other formats have all; outside a terminal each of its rows
+    is one line. Text is UTF-8. The stream is left open and need not be seekable.
 
     Raises:
-        ResultsNotReadyError: there are no rows; nothing was written. Otherwise see `RowReader.read`.
+        ResultsNotReadyError: there are no rows; nothing was written. Otherwise see `Selection.read`.
     """
-    if limit is None:
-        limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
-    stored = reader.read()
-    rows = _Rows(stored.schema, stored.batches, limit, reader.job)
+    if limit is None and result_format is ResultFormat.TABLE:
+        limit = TABLE_ROWS
+    # One more row than a table shows, to detect that there are more.
+    stored = selection.read(reader, None if limit is None else limit + 1)
+    limit = sys.maxsize if limit is None else limit
+    rows = _Rows(stored.schema, stored.batches, limit, reader.job, selection.columns)
     _WRITERS[result_format](rows, stream)
     return min(rows.count, limit)
 
@@ -67,6 +75,7 @@ class _Rows:
     batches: Iterator[pa.RecordBatch]
     limit: int  # upper bound of rows to write
     job: Callable[[], Job | None]
+    columns: Sequence[str] = ()  # that were chosen
     count: int = 0  # rows read so far
 
     def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -116,12 +125,15 @@ def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
-    # One more row than shown, to detect that there are more.
     rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
     shown = rows[: wanted.limit]
     with _as_text(stream) as text:
-        console = Console(file=text)
-        table, left_out = result_table(shown, wanted.job(), console.width)
+        console = Console(file=text, width=None if stream.isatty() else _UNWRAPPED)
+        left_out: Sequence[str] = ()
+        if wanted.columns:
+            table = _plain_table(shown, wanted.columns)
+        else:
+            table, left_out = result_table(shown, wanted.job(), console.width)
         console.print(table)
         if left_out:
             names = escape(", ".join(left_out))
@@ -132,6 +144,7 @@ def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
             )
 
 
+_UNWRAPPED = 1_000_000  # columns of a pipe: one line per row, for grep and its like
 _TEXT_CHARACTERS = 200
 _FOLDED_WIDTH = 12  # wider cells are folded before a label set is omitted
 _BETWEEN = 3  # columns of the terminal
@@ -169,15 +182,25 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
         fitting = [sum(column.width for column in sets[: count + 1]) <= room for count in range(len(sets))]
         shown = max(1, sum(fitting))
         answers, left_out = sets[:shown], [column.heading for column in sets[shown:]]
-    columns = [*before, *answers, *after]
-    table = Table(box=box.SIMPLE_HEAD)
+    return _table([*before, *answers, *after]), left_out
+
+
+def _plain_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
+    cells = {
+        name: ["" if row[name] is None else str(_csv_value(row[name])) for row in rows] for name in names
+    }
+    return _table([_Column(name, cells[name]) for name in names])
+
+
+def _table(columns: Sequence[_Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in columns:
         table.add_column(
             Text(printable(column.heading)), overflow="fold", justify="right" if column.is_number else "left"
         )
     for cells in zip(*(column.shown for column in columns), strict=True):
         table.add_row(*map(Text, cells))
-    return table, left_out
+    return table
 
 
 def _names(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:

@@ -38,8 +38,15 @@ from tests.support.ledger import make_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
 
-def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -> bytes:
-    stream = io.BytesIO()
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def export(
+    output: FolderOutput, form: ResultFormat, limit: int | None = None, stream: io.BytesIO | None = None
+) -> bytes:
+    stream = stream or io.BytesIO()
     count = result_formats.write(PartRows(output), form, stream, limit=limit)
     assert not stream.closed
     assert count >= 0
@@ -286,13 +293,26 @@ class TestExports:
             answers |= zip(label_columns(name), (name[:3], 0.5, ["a"], [0.5]), strict=True)
         add_part(output, 0, [{**classified(0), **answers}, failed(1)], label_sets=sets)
 
-        heading, _, first, *rest = export(output, ResultFormat.TABLE).decode().splitlines()[1:]
+        styled = export(output, ResultFormat.TABLE, stream=Terminal()).decode()
+        heading, _, first, *rest = re.sub(r"\x1b\[\d*m", "", styled).splitlines()
 
         assert heading.split() == ["index", "id", "status", *sets[:shown], "error"]
         assert [name for name in sets if f"{name[:3]} 0.500" in first] == sets[:shown]
         note = " ".join(" ".join(rest).split())
         assert ("not shown: " in note) == (shown < 3)
         assert shown == 3 or f"not shown: {', '.join(sets[shown:])}; widen" in note
+
+    def test_in_a_pipe_each_row_is_one_line_whatever_the_width(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "40")
+        add_part(output, 0, [row(0), {**failed(1), "error_detail": "long " * 40}])
+
+        heading, _, *rows = export(output, ResultFormat.TABLE).decode().splitlines()
+
+        assert heading.split()[0] == "index"
+        assert len(rows) == 2
+        assert "long long" in rows[1]
 
     def test_the_table_shows_texts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "400")
