@@ -51,8 +51,8 @@ def write(
 ) -> int:
     """Write the selected rows so far, at most `limit` (None: all, 20 for a table); return their number.
 
-    A table omits columns unless they are chosen, the other formats have all; outside a terminal each of its rows
-    is one line. Text is UTF-8. The stream is left open and need not be seekable.
+    A table omits columns unless they are chosen, the other formats have all; in a pipe each row is
+    one line. Text is UTF-8. The stream is left open and need not be seekable.
 
     Raises:
         ResultsNotReadyError: there are no rows; nothing was written. Otherwise see `Selection.read`.
