@@ -62,7 +62,7 @@ class Source:
         return [int(pq.read_schema(part).metadata[b"generation"]) for part in self.parts()]
 
     def inodes(self) -> dict[str, int]:
-        return {part.name: part.stat().st_ino for part in self.parts()}
+        return {str(part.relative_to(self.output)): part.stat().st_ino for part in self.parts()}
 
     def is_success(self) -> bool:
         return (self.output / objects.SUCCESS).exists()

@@ -41,15 +41,12 @@ def test_scratch_files_of_ended_jobs_are_found(ledger: Ledger, redis_url: str, t
 
 def test_footers_without_a_part_are_found(tmp_path: Path) -> None:
     output = FolderOutput(tmp_path)
-    for name in (
-        "part-00000000.jsonl",
-        objects.SUCCESS,
-        objects.detached_footer("part-00000000.jsonl", "j", "a"),
-    ):
+    part = objects.LAYOUT.part(0, "jsonl")
+    for name in (part, objects.SUCCESS, objects.detached_footer(part, "j", "a")):
         output.create(name, b"")
     assert left_in_output(output) == []
 
-    output.create(objects.detached_footer("part-00000000.jsonl", "j", "b"), b"")
+    output.create(objects.detached_footer(part, "j", "b"), b"")
 
     assert left_in_output(output) == [f"{tmp_path}: 2 footers of 1 parts"]
 

@@ -13,6 +13,7 @@ from clipfleet.contract.jobs import JobState, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.outputs import objects
 from clipfleet.outputs.s3 import S3Output, s3_output
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import part_files
@@ -98,14 +99,14 @@ def test_a_part_is_written_once_whatever_fails(front: S3Front, output: S3Output,
 
     assert front.hits == dict.fromkeys(PASSING, 1)
     assert writers(output) == ["first"] * len(PASSING)
-    assert len(list(output.names("part-"))) == len(PASSING)
+    assert len(list(output.names(objects.LAYOUT.part_prefix))) == len(PASSING)
 
 
 def test_a_part_whose_answer_was_lost_is_adopted(front: S3Front, output: S3Output, sink: PartSink) -> None:
     for chunk_id, fault in enumerate(DONE):
         with (
             front.broken_by(parts(fault)),
-            pytest.raises(OutputUnavailableError, match=output.uri + "/part-"),
+            pytest.raises(OutputUnavailableError, match=output.uri + "/data/part-"),
         ):
             sink.write(part(chunk_id), rows("first"), OK)
 
@@ -175,7 +176,7 @@ def test_silence_is_cut_off_and_the_same_call_succeeds_later(s3: S3Bucket, front
         method = "GET" if fault is Fault.STALL_IN_ANSWER else "PUT"
         with (
             front.broken_by(parts(fault, method)),
-            pytest.raises(OutputUnavailableError, match="jobs/one/part"),
+            pytest.raises(OutputUnavailableError, match="jobs/one/data/part"),
         ):
             sink.write(part(chunk_id), rows("first"), OK)
             sink.find(part(chunk_id))

@@ -198,7 +198,7 @@ class TestNames:
         assert output.create(name, b"rows")
         assert not output.create(name, b"other")
         assert output.read(name) == b"rows"
-        assert list(output.names("part-")) == [name]
+        assert list(output.names(objects.LAYOUT.part_prefix)) == [name]
         assert s3.keys() == [f"{prefix}{name}"]
         output.clear()
         assert s3.keys() == []

@@ -15,6 +15,7 @@ from clipfleet.ledger import scripts as lua_scripts
 def become(version: int) -> None:
     """Write this version, read it and the one before it."""
     versions.SCHEMA_VERSION = version
+    versions.lowest_version = lambda **_: version
     versions.READABLE_SCHEMA_VERSIONS = (version, version - 1)
     whole_script = lua_scripts.whole_script
     lua_scripts.whole_script = lambda shared, script: (

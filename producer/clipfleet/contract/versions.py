@@ -1,8 +1,12 @@
-"""Which versions of the contract this program writes and reads.
+"""Which versions of the contract this program writes and reads."""
 
-A job carries the lowest version that can run it, so that older workers run what they can.
-"""
+from __future__ import annotations
 
 SCHEMA_VERSION = 2
 FIRST_WITH_DATA_FOLDER = 2  # rows in a folder of their own; `embedding` only where vectors are kept
 READABLE_SCHEMA_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
+
+
+def lowest_version(*, output_is_redis: bool) -> int:
+    """The lowest version that can run a new job: older workers leave alone what they cannot run."""
+    return 1 if output_is_redis else FIRST_WITH_DATA_FOLDER

@@ -36,7 +36,7 @@ from clipfleet.contract.jobs import (
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import VectorType, extra_column_name
-from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER
+from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
 from clipfleet.labels.written_files import read_yaml_file
@@ -134,9 +134,7 @@ def make_job(
             "source": source.description,
             "output": output,
             "created_at": datetime.now(UTC),
-            "schema_version": FIRST_WITH_DATA_FOLDER - 1
-            if output == REDIS_OUTPUT
-            else FIRST_WITH_DATA_FOLDER,
+            "schema_version": lowest_version(output_is_redis=output == REDIS_OUTPUT),
         }
         return Job(**values)
 
