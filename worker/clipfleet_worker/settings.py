@@ -72,7 +72,7 @@ class WorkerSettings(Settings):
     file_roots: CommaSeparated[_Root] = Field((), description="folders below which images may be read")
     output_roots: CommaSeparated[_Root] = Field((), description="folders below which results may be written")
     s3_buckets: CommaSeparated[_Bucket] = Field(
-        (), description="the only buckets to read and write; empty: all that the credentials allow"
+        (), description="buckets that may be read and written; empty: all that the credentials can reach"
     )
     allow_private: CommaSeparated[_Cidr] = Field(
         (), description="non-public networks that URLs may reach, as CIDR"

@@ -174,7 +174,7 @@ class HeldLease:
 
         Raises:
             ChunkInterrupted: the chunk is no longer ours, the worker drains, or the seconds are over; the
-                other thread goes on.
+                other thread continues.
         """
         changed = threading.Event()
         future.add_done_callback(lambda _: changed.set())

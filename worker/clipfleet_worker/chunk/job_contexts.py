@@ -80,7 +80,7 @@ class JobContexts:
             ledger: of the jobs.
             store: of `redis://` outputs.
             output_roots: folders below which outputs may be.
-            s3_buckets: the only buckets of outputs; empty: all that the credentials allow.
+            s3_buckets: buckets that may hold outputs; empty: all that the credentials can reach.
         """
         self._ledger = ledger
         self._store = store

@@ -97,7 +97,7 @@ class OpenItems:
                 self.count += ended
 
     def close(self) -> None:
-        """Allow no more claims; waiting threads go on without a lane."""
+        """Stop all claims: threads that wait for room return without a lane."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -13,8 +13,8 @@ _PULL_SECONDS = 2.0  # an idle worker pulls after this long without a hint
 class Puller(Loop):
     """Claims a chunk while no hint waits for a slot; the hint of a claimed chunk starts a new chain.
 
-    So chains are about as many as slots. After a chunk the puller goes on at once: the workers that get the
-    hints may serve other models, or be too old.
+    So there are about as many chains as slots. After a chunk the puller continues at once: the workers that
+    get the hints may serve other models, or be too old.
     """
 
     def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse, stop_seconds: float | None = None) -> None:

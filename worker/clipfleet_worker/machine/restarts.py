@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clipfleet.errors import ClipfleetError
-from clipfleet_worker.machine.child import (
-    Child,
-)
+from clipfleet_worker.machine.child import Child
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class Up:
         return code if code >= 0 else 128 - code
 
     def _pass_on_signals(self, command: Child) -> None:
-        """Stop the command; but only pass on a Ctrl-C, which may not end it (a prompt goes on)."""
+        """Stop the command. A Ctrl-C is only passed on: the command decides whether it ends."""
         for number in self._signals.take():
             if number != signal.SIGINT:
                 command.stop(number=number)
