@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipfleet.commands import following, jobs, results, submitting
+from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.settings import Settings
 from clipfleet.terminal.program import new_app, run_program
 
@@ -24,7 +25,8 @@ for _command in (
     jobs.retry,
     jobs.rebuild,
 ):
-    app.command()(_command)
+    _takes_a_source = _command in (submitting.classify, submitting.embed, submitting.embed_text)
+    app.command(cls=OneSourceCommand if _takes_a_source else None)(_command)
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,58 @@ def test_a_mistake_is_told_with_exit_code_2(run: Run, tmp_path: Path, command: s
     (tmp_path / "list.csv").write_text("name,shelf\npie,7\n")
 
     run(*command.split()).is_mistake(*words)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("www/*.jpg", "300 files were given, SOURCE is one: put the glob in quotes, 'www/*.jpg'"),
+        ("./www/img1*.jpg", "111 files were given, SOURCE is one: put the glob in quotes, './www/img1*.jpg'"),
+        ("www/*", "301 files were given, SOURCE is one: put the glob in quotes, 'www/*'"),
+        ("*/*.jpg", "301 files were given, SOURCE is one: put the glob in quotes, '*/*.jpg'"),
+        ("it's/*", "2 files were given, SOURCE is one: put the glob in quotes, 'it'\"'\"'s/*'"),
+        (
+            "www/img1.jpg www/x.png",
+            "2 files were given, SOURCE is one: list them in a .txt file, one per line",
+        ),
+        ("*.csv", "2 lists were given, SOURCE is one: submit them one by one"),
+        ("https://h/1 s3://b/2", "2 URLs were given, SOURCE is one: list them in a .txt file, one per line"),
+    ],
+)
+@pytest.mark.parametrize("command", ["classify --labels a,b", "embed", "embed-text"])
+def test_names_from_an_unquoted_glob_are_told_as_such(
+    run: Run, tmp_path: Path, command: str, given: str, said: str
+) -> None:
+    names = [f"www/img{number}.jpg" for number in range(300)]
+    for name in (*names, "www/x.png", "it's/a.jpg", "it's/b.png", "a.csv", "b.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expanded = [glob.glob(word) or [word] for word in given.split()]  # noqa: PTH207 - as a shell does
+
+    answer = run("clipfleet", *command.split(), *chain.from_iterable(expanded))
+
+    expected = said.replace("SOURCE", "FILE") if command == "embed-text" else said
+    assert answer == Answer(2, "", f"error: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "unexpected"),
+    [
+        ("images a.jpg", "argument (a.jpg)"),
+        ("images cat dog", "arguments (cat dog)"),
+        ("a.jpg nowhere.jpg", "argument (nowhere.jpg)"),
+        ("a.jpg b c d e f", "arguments (b c d and 2 more)"),
+    ],
+)
+def test_any_other_argument_too_many_is_named(run: Run, tmp_path: Path, words: str, unexpected: str) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "notes.md"):  # else `images a.jpg` would be what a `*` leads to
+        (tmp_path / name).touch()
+
+    answer = run("clipfleet", "embed", *words.split())
+
+    said = f"Got unexpected extra {unexpected} (see `clipfleet embed --help`)"
+    assert answer == Answer(2, "", f"error: {said}\n")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
