@@ -46,6 +46,7 @@ _TEXTS_PER_SLICE = 64
 # Local files are read before they are decoded: one kind of work at a time keeps the CPU's caches warm.
 # But the files of one slice may be a gigabyte, in each thread.
 _BYTES_READ_AHEAD = 256 << 10
+_SHOWN_ID = 60  # characters of an item's id in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,9 @@ class ItemPath:
                 continue
             if inline is not None and inline[position].is_valid:
                 local.append((position, inline[position]))
+                continue
+            if not uri.strip():
+                destination.outcomes.fail(position, _blank_url(items, position))
                 continue
             try:
                 if self.routes.is_local(uri):
@@ -266,3 +270,8 @@ class _Decoded:
         self.images: list[np.ndarray] = []
         self.fetch_seconds = 0.0
         self.decode_seconds = 0.0
+
+
+def _blank_url(items: pa.Table, position: int) -> ItemError:
+    item_id = items["item_id"][position].as_py() or items["item_index"][position].as_py()
+    return ItemError(ErrorCode.BAD_URI, f"the URL is blank (item {str(item_id)[:_SHOWN_ID]})")

@@ -63,7 +63,7 @@ class Routes:
 
         Raises:
             ItemFailure: `bad_uri` without a scheme (a relative path means nothing on another machine),
-                `scheme_refused` for a scheme that is not served.
+                `scheme_refused` for an unsupported scheme.
         """
         scheme = scheme_of(uri)
         if scheme in self._local:
@@ -72,10 +72,9 @@ class Routes:
             return False
         if not scheme:
             raise ItemFailure(ErrorCode.BAD_URI, "neither a URL nor an absolute path")
-        served = ", ".join(sorted({*self._local, *self._remote}))
-        raise ItemFailure(
-            ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r} is not among those served: {served}"
-        )
+        *others, last = sorted(self._remote) + sorted(self._local)
+        served = f"{', '.join(others)} or {last}"
+        raise ItemFailure(ErrorCode.SCHEME_REFUSED, f"unsupported URL scheme {scheme[:20]!r}; use {served}")
 
 
 def read_data_uri(uri: str, max_image_bytes: int) -> bytes:

@@ -248,6 +248,15 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
+def test_a_blank_url_fails_with_the_item_that_has_it(bench: Bench) -> None:
+    bench.run(bench.submit([*bench.colours(2), "", " ", "x.jpg"]))
+
+    assert bench.column("error_code") == [None, None, "bad_uri", "bad_uri", "bad_uri"]
+    assert bench.column("error_detail")[2:] == [
+        "the URL is blank (item 2)", "the URL is blank (item 3)", "neither a URL nor an absolute path",
+    ]  # fmt: skip
+
+
 def test_staged_images_are_not_fetched_and_do_not_reach_the_part(bench: Bench) -> None:
     fetched = bench.colours(2)
     staged = [None, colour("red"), b"", b"<html>", b"x" * (MAX_IMAGE_BYTES + 1), None]
