@@ -24,6 +24,7 @@ from clipfleet.settings import Settings, checked
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
+from clipfleet.sources.sampled import SampledSource
 from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
 from clipfleet.submit.submission import Submission, naming_the_way_out
@@ -188,9 +189,16 @@ class Client:
         if described.output is not None:
             output_uri(described.output)  # fail before the source is read
         opened: Source = (
-            text_source_of(source, text_column=text_column, id_column=described.id_column)
+            text_source_of(
+                source, text_column=text_column, id_column=described.id_column, sample=described.sample
+            )
             if task is Task.EMBED_TEXT
-            else source_of(source, ReadOptions(described.url_column, described.id_column, described.base_uri))
+            else source_of(
+                source,
+                ReadOptions(
+                    described.url_column, described.id_column, described.base_uri, sample=described.sample
+                ),
+            )
         )
         job = make_job(opened, described, task, label_sets, **asked)
         output = output_of(job, store)
@@ -207,7 +215,9 @@ class Client:
             submission = Submission(ledger, self._hints, output, job, retention, traceparent, overwriting)
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
-        return self._handle(job, had_ended=had_ended)
+        items = opened.items if isinstance(opened, TextSource) else opened
+        whole_items = items.whole_items if isinstance(items, SampledSource) else None
+        return self._handle(job, had_ended=had_ended, whole_items=whole_items)
 
     def _first(self) -> Ledger:
         """The ledger for a first call, which fails at once if no server listens at the address."""
@@ -216,10 +226,11 @@ class Client:
     def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
         return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
 
-    def _handle(self, job: Job, *, had_ended: bool = False) -> JobHandle:
+    def _handle(self, job: Job, *, had_ended: bool = False, whole_items: int | None = None) -> JobHandle:
         return JobHandle(
-            self._ledger, self._store, self._hints, job, self._settings, self._patience, had_ended=had_ended
-        )
+            self._ledger, self._store, self._hints, job, self._settings, self._patience,
+            had_ended=had_ended, whole_items=whole_items,
+        )  # fmt: skip
 
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:

@@ -18,6 +18,7 @@ from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import open_output, output_of
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
 from clipfleet.results import rows as results
+from clipfleet.results.estimate import Estimate, estimate_of
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.redis_rows import RedisRows
 from clipfleet.results.rows import RowReader
@@ -47,11 +48,13 @@ class JobHandle:
         patience: Callable[..., Patience] = Patience,
         *,
         had_ended: bool = False,
+        whole_items: int | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._sleep = sleep
         self._patience = patience
         self.had_ended = had_ended  # before this submit, retry or rebuild: nothing was run
+        self.whole_items = whole_items  # of the source, if this submit took a sample of it
         self._ledger = ledger
         self._store = store
         self._hints = hints
@@ -129,6 +132,18 @@ class JobHandle:
     def failure_examples(self) -> dict[str, str]:
         """One example detail per error code. Best effort, fast."""
         return self.rows_reader().failure_examples()
+
+    def estimate(self) -> Estimate | None:
+        """Estimate the result for the whole source of a sample, once the job is completed.
+
+        None if this handle is not that of a submit with `sample`, if the sample was the whole source, or if
+        the job did not complete. Raises like `results`.
+        """
+        status = self.status()
+        is_complete = status.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+        if self.whole_items is None or self.whole_items <= status.total or not is_complete:
+            return None
+        return estimate_of(self.rows_reader(), self.job, status, self.whole_items)
 
     def rows_reader(self) -> RowReader:
         """The rows that are there, for `clipfleet.results.rows` and `clipfleet.exports`."""

@@ -18,6 +18,7 @@ import pytest
 
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.sources import ReadOptions, Source, source_of
+from clipfleet.sources.sampled import SampledSource
 from clipfleet.sources.stdin import StdinSource
 from clipfleet.sources.texts import text_source_of
 from tests.support.s3 import S3Bucket
@@ -125,9 +126,23 @@ KINDS: dict[str, tuple[Open, list[str], bool]] = {
 }
 
 
-def opened(pile: Pile, kind: str) -> Source:
+# What names one image; in "s3" it exists.
+ONE_IMAGE: dict[str, tuple[Open, str]] = {
+    "path": (lambda pile: pile.folder / "sub/c.png", "c.png"),
+    "file URL": (lambda pile: f"file://{pile.folder}/sub/c.png", "c.png"),
+    "s3": (lambda pile: pile.put(b"x", "p/c.png"), "c.png"),
+    "https": (lambda _: "https://user:s3cret@h.example/p/c.png?size=9#x", "c.png"),
+    "https, nothing after the host": (lambda _: "https://h.example/?id=c.png", "0"),
+    "http, any name": (lambda _: "HTTP://h.example/p/*.c", "*.c"),
+    "data": (lambda _: "data:image/png;base64,AAAA", "0"),
+}
+
+
+def opened(pile: Pile, kind: str, sample: int | None = None) -> Source:
     given = KINDS[kind][0](pile)
-    return given if isinstance(given, StdinSource) else source_of(given, ReadOptions())
+    if not isinstance(given, StdinSource):
+        return source_of(given, ReadOptions(sample=sample))
+    return given if sample is None else SampledSource(given, sample)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,6 +165,32 @@ def test_the_same_source_has_the_same_description(pile: Pile, kind: str) -> None
     assert first == second
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_is_the_same_rows_each_time_in_the_order_of_the_source(pile: Pile, kind: str) -> None:
+    every = items(opened(pile, kind))
+    source = opened(pile, kind, 2)
+
+    found = items(source)
+
+    assert [row for row in every if row in found] == found
+    assert (len(found), source.whole_items) == (2, 3)  # type: ignore[attr-defined]
+    assert items(opened(pile, kind, 2)) == found
+    assert source.description.extra_columns == opened(pile, kind).description.extra_columns
+    others = [opened(pile, kind, sample).description for sample in (None, 1)]
+    assert source.description not in others
+
+
+@pytest.mark.parametrize("kind", ONE_IMAGE)
+def test_one_image_is_a_source_of_one_row(pile: Pile, kind: str) -> None:
+    make, item_id = ONE_IMAGE[kind]
+    given = make(pile)
+    source = source_of(given, ReadOptions())
+
+    assert items(source) == [{"item_id": item_id, "uri": str(given).removeprefix("file://")}]
+    assert source.description == source_of(given, ReadOptions()).description
+    assert "s3cret" not in source.description.model_dump_json()
+
+
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_images_inside_a_shard_are_rows_in_its_order(pile: Pile, place: str) -> None:
     data = tar_bytes((f"{number}.{end}", b"x") for number in range(3) for end in ("jpg", "json"))
@@ -159,6 +200,8 @@ def test_images_inside_a_shard_are_rows_in_its_order(pile: Pile, place: str) -> 
 
     assert [row["item_id"] for row in found] == ["0", "1", "2"]
     assert all(row["uri"].startswith("tar+") for row in found)
+    sampled = items(source_of(source, ReadOptions(sample=2)))
+    assert len(sampled) == 2 and [row for row in found if row in sampled] == sampled
 
 
 def as_texts(data: bytes) -> bytes:
@@ -181,3 +224,5 @@ def test_the_same_texts_are_the_same_rows(pile: Pile, kind: str) -> None:
     found = items(text_source_of(TEXTS[kind](pile), text_column=None, id_column=None))
 
     assert [(row["uri"], row["text"]) for row in found] == [("", name) for name in NAMES]
+    sampled = items(text_source_of(TEXTS[kind](pile), text_column=None, id_column=None, sample=2))
+    assert len(sampled) == 2 and [row for row in found if row in sampled] == sampled

@@ -211,6 +211,10 @@ def _one_image(place: Place) -> Given:
     return Given(place.folder / "images" / "wörter.webp", [Expected("wörter.webp")])
 
 
+def _one_url(place: Place) -> Given:
+    return Given(place.site.url("/status/404"), [Expected("404", "not_found")])
+
+
 def _bucket_prefix(place: Place) -> Given:
     for name, data in FILES.items():
         place.bucket.put(f"prefix/{name}", data)
@@ -304,6 +308,7 @@ SOURCES: dict[str, Callable[[Place], Given]] = {
     "csv with keys": _based,
     "stdin": _stdin_lines,
     "stdin of json": _stdin_json,
+    "url": _one_url,
     "urls": _urls,
     "dicts": _dicts,
     "paths": _paths,

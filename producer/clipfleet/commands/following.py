@@ -11,6 +11,7 @@ from dataclasses import asdict
 import typer
 
 from clipfleet.client import Client, JobHandle
+from clipfleet.commands.estimates import estimate_words
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.jobs import JobStatus
@@ -51,6 +52,7 @@ def follow(
     # The ledger does not record when a retry began.
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
+    estimate = job.estimate() if wait else None
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -62,6 +64,7 @@ def follow(
             "seconds": seconds and round(seconds, 3),
             "already_ended": had_ended,
             "limit": snapshot.limit and asdict(snapshot.limit),
+            "estimate": estimate and asdict(estimate),
         }
         typer.echo(json.dumps(summary))
         if snapshot.reason:
@@ -70,6 +73,8 @@ def follow(
         if had_ended:
             say(_already(snapshot) + ("; nothing was run" if job.had_ended else ""))
         _say_summary(client, job, snapshot, None if had_ended else seconds)
+        if estimate is not None:
+            say(estimate_words(estimate))
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
 
 

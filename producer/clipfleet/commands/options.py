@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from clipfleet.contract.jobs import MAX_CHUNK_SIZE
+from clipfleet.contract.jobs import MAX_CHUNK_SIZE, MAX_SAMPLE
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
@@ -66,6 +66,12 @@ JOB_OPTIONS: dict[str, Any] = {
     "base_uri": typer.Option(
         metavar="URI", help="prefix for relative paths and bare keys in a list, such as s3://BUCKET/PREFIX/"
     ),
+    "sample": typer.Option(
+        metavar="N",
+        min=1,
+        max=MAX_SAMPLE,
+        help="run only N items, chosen by a hash, and print an estimate for all items of the source",
+    ),
     "part_format": typer.Option(
         "--format", help="format of the results: parquet, or jsonl (one JSON object per row)"
     ),
@@ -88,7 +94,8 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="a folder, a glob in quotes, a .txt with one URL or path per line, a table "
-        "(.csv, .tsv, .jsonl, .parquet), or .tar shards, locally or as s3://BUCKET/...; - reads stdin",
+        "(.csv, .tsv, .jsonl, .parquet), .tar shards or one image, locally or as s3://BUCKET/...; the URL of "
+        "an image; - reads stdin",
     ),
 ]
 Wait = Annotated[bool, typer.Option(help="wait for the job to end and show progress")]

@@ -111,6 +111,7 @@ def run(
     job_id: Annotated[str | None, JOB_OPTIONS["job_id"]] = None,
     overwrite: Annotated[bool, JOB_OPTIONS["overwrite"]] = False,
     check_source: Annotated[bool, JOB_OPTIONS["check_source"]] = False,
+    sample: Annotated[int | None, JOB_OPTIONS["sample"]] = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +120,7 @@ def run(
     job_id = job_id or spec.job_id or new_job_id()
     chosen = {
         "output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id,
-        "check_source": check_source or spec.check_source,
+        "check_source": check_source or spec.check_source, "sample": sample or spec.sample,
     }  # fmt: skip
     submit = partial(Client.run, spec=spec.model_copy(update=chosen))
     _submit_and_follow(submit, job_id, wait=wait, as_json=as_json)
@@ -166,6 +167,8 @@ def read_labels(text: str) -> list[str]:
     Raises:
         UsageError: no labels, an unbalanced quote, or an unreadable file.
     """
+    if not text.strip():
+        raise UsageError("--labels is empty: give comma-separated names, or a file with one per line")
     path = Path(text)
     if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
         try:

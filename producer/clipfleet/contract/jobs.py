@@ -24,6 +24,7 @@ DEMO_MODEL = "demo"
 
 REDIS_OUTPUT = "redis://"  # the output in the ledger's Redis
 MAX_ITEMS_IN_REDIS = 100_000  # per job; larger jobs need a folder or a bucket
+MAX_SAMPLE = 100_000  # items of a sample, which a submit holds in memory
 
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 

@@ -56,6 +56,23 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUE_FALSE, list("tTfF"))
 
 
+# What is wanted instead, by pydantic's type of the problem.
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "keys and values",
+    "enum": "{expected}",
+    "finite_number": "a number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than_equal": "at most {le}",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Document:
     """Parsed content of a file, with line numbers."""
@@ -160,11 +177,22 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "tuple_type":
             return f"{where}: give a list, such as [a, b]"
         case "string_type":
-            return f"{where}: {problem['input']!r} is not text: quote it"
+            return f"{where}: {_not_text(problem['input'])}"
         case "model_type" | "dict_type" if not where:
             return f"the file must hold keys and values, such as {_keys(model)[0]}: ..."
+        case kind if kind in _EXPECTED and where:
+            return f"{where}: give {_EXPECTED[kind].format_map(problem.get('ctx', {}))}"
         case _:
             return f"{where}: {problem_text(problem)}" if where else problem_text(problem)
+
+
+def _not_text(value: object) -> str:
+    """What it is instead, and the way out."""
+    if isinstance(value, bool):
+        return f'{str(value).lower()} is true or false; quote it: "{str(value).lower()}"'
+    if isinstance(value, int | float):
+        return f'{value} is a number; quote it: "{value}"'
+    return "give a text, not a list" if isinstance(value, list) else "give a text, not keys and values"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

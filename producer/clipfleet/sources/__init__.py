@@ -16,8 +16,10 @@ from clipfleet.sources.iterable import FrameRows, Item, IterableSource, is_frame
 from clipfleet.sources.lists.formats import SUPPORTED
 from clipfleet.sources.local import open_local
 from clipfleet.sources.s3 import open_s3
+from clipfleet.sources.sampled import SampledSource
 from clipfleet.sources.stdin import StdinSource
-from clipfleet.sources.uris import has_scheme, utf8_name
+from clipfleet.sources.uris import has_scheme
+from clipfleet.sources.url import open_url
 
 __all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "source_of"]
 
@@ -33,7 +35,7 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
 
     Args:
         text: path or pattern, relative to the current folder, with `~` for the home folder; or `s3://...`; or
-            `-` for standard input.
+            the URL of one image; or `-` for standard input.
         options: how to read it.
 
     Raises:
@@ -47,16 +49,21 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
     if text.startswith(S3_SCHEME):
         return open_s3(text, options)
     if has_scheme(text):
-        raise SourceError(f"{utf8_name(text)}: a URL is not a source: list it in a file; {SUPPORTED}")
+        return open_url(text, options)
     return open_local(text, options)
 
 
 def source_of(source: SourceLike, options: ReadOptions) -> Source:
-    """Open a source by name, or wrap an iterable of items.
+    """Open a source by name, or wrap an iterable of items; of either possibly a sample.
 
     Raises:
         SourceError: see `open_source`; also for a single image or dict, which must be in a list.
     """
+    opened = _whole(source, options)
+    return opened if options.sample is None else SampledSource(opened, options.sample)
+
+
+def _whole(source: SourceLike, options: ReadOptions) -> Source:
     if isinstance(source, str | os.PathLike):
         return open_source(os.fspath(source), options)
     if is_frame(source):

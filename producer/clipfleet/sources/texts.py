@@ -65,18 +65,21 @@ class TextSource:
             raise SourceError(f"item {strange[0].as_py()} is bytes, not text")
 
 
-def text_source_of(source: SourceLike, *, text_column: str | None, id_column: str | None) -> TextSource:
+def text_source_of(
+    source: SourceLike, *, text_column: str | None, id_column: str | None, sample: int | None = None
+) -> TextSource:
     """Open a source of texts; see `clipfleet.sources.source_of`.
 
     Args:
         source: a file, `-`, or an iterable of strings and dicts.
         text_column: table column with the text. Default: `text` or `caption`.
         id_column: table column with the item ids.
+        sample: number of texts to choose; None: all of them.
 
     Raises:
         SourceError: not a source of texts.
     """
-    options = ReadOptions(text_column, id_column, holds_texts=True)
+    options = ReadOptions(text_column, id_column, holds_texts=True, sample=sample)
     items = source_of(source, options)
     if items.description.kind not in _KINDS:
         raise SourceError(f"{items.description.uri}: not a source of texts; {_SUPPORTED}")

@@ -6,7 +6,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,6 +39,18 @@ def local_path(uri: str) -> str:
 def utf8_name(name: str) -> str:
     """Return a file name as valid text: unchanged, or percent-encoded if it is not UTF-8."""
     return name if _is_unicode(name) else quote_from_bytes(os.fsencode(name))
+
+
+def without_userinfo(uri: str) -> str:
+    """The URI without `user:password@`."""
+    if "@" not in uri or "://" not in uri:
+        return uri
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        scheme, _, rest = uri.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def base_of(base_uri: str) -> str:

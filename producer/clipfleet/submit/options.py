@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -24,6 +24,7 @@ from clipfleet.contract.jobs import (
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
+    MAX_SAMPLE,
     REDIS_OUTPUT,
     DecodeRoute,
     Job,
@@ -70,6 +71,8 @@ class JobDescription(BaseModel):
     url_column: str | None = None
     id_column: str | None = None
     base_uri: str | None = None  # prefix for bare keys and relative paths in a list
+    # So many items of the source, chosen by a hash; `JobHandle.estimate` is about all of them.
+    sample: Annotated[int | None, Field(ge=1, le=MAX_SAMPLE)] = None
     part_format: PartFormat = PartFormat.PARQUET
     store_embeddings: bool = False  # of a classify job
     vector_type: VectorType = VectorType.FLOAT16
@@ -166,6 +169,8 @@ class JobSpec(JobDescription):
     def _not_empty(cls, value: object) -> object:
         if value in (None, {}):
             raise ValueError("give at least one label set, or leave the key out to get embeddings only")
+        if not isinstance(value, Mapping):
+            raise ValueError("give each label set a name, such as label_sets: {animals: [cat, dog]}")
         return value
 
     @model_validator(mode="after")

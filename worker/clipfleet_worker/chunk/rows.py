@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from clipfleet.contract.parts import (
     label_columns,
     part_schema,
 )
+from clipfleet.sources.uris import without_userinfo
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.score.labelling import ChunkLabels, ItemLabels
 
@@ -89,18 +89,6 @@ def _without_userinfo(uris: pa.Array) -> pa.Array:
     if not pc.any(pc.match_substring(uris, "@")).as_py():
         return uris
     return pa.array([without_userinfo(uri) for uri in uris.to_pylist()], pa.string())
-
-
-def without_userinfo(uri: str) -> str:
-    """The URI without `user:password@`."""
-    if "@" not in uri or "://" not in uri:
-        return uri
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        scheme, _, rest = uri.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def _all_label_columns(

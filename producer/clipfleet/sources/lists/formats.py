@@ -17,7 +17,7 @@ from clipfleet.sources.uris import utf8_name
 SUPPORTED = (
     "supported: a folder, a pattern such as 'images/**/*.jpg', a .txt file with one URL or path "
     "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single image, "
-    "each also as s3://BUCKET/..., and - for standard input"
+    "each also as s3://BUCKET/..., the URL of an image, and - for standard input"
 )
 
 OpenList = Callable[[SourceFile, ReadOptions], Source]

@@ -410,9 +410,12 @@ class TestChoice:
             ("data.feather", ["data.feather", ".csv", ".txt", "folder"]),
             ("list", ["list", ".csv", ".txt", "folder"]),
             ("pipe.txt", ["neither a folder nor a regular file"]),
-            ("https://a/1.jpg", ["https://a/1.jpg", ".txt"]),
-            ("gs://bucket/prefix/", ["gs://bucket/prefix/", ".txt"]),
-            ("file:///tmp", ["file:///tmp", ".txt"]),
+            ("https://u:pw@a/list.txt?x=1", ["https://a/list.txt?x=1: a list", "download it"]),
+            ("http://a/b/SET.parquet", ["download it"]),
+            ("http://a/00000.tar", ["download it"]),
+            ("http://[::1", ["http://[::1: not a valid URL"]),
+            ("gs://bucket/prefix/", ["unsupported URL scheme 'gs'; use http, https, s3, data or file"]),
+            ("file:///nowhere/x", ["/nowhere/x: does not exist"]),
             ("", ["empty"]),
             ("  ", ["empty"]),
             ("x" * 5000, ["too long"]),
@@ -425,10 +428,11 @@ class TestChoice:
         assert_problem(source, *words)
 
     @pytest.mark.parametrize("option", ["url_column", "id_column"])
-    def test_column_options_apply_to_tables_only(self, tmp_path: Path, option: str) -> None:
+    @pytest.mark.parametrize("source", ["{folder}", "https://a/1.jpg", "data:,x"])
+    def test_column_options_apply_to_tables_only(self, tmp_path: Path, source: str, option: str) -> None:
         touch(tmp_path, "a.jpg")
 
-        assert_problem(tmp_path, "--url-column", **{option: "x"})
+        assert_problem(source.format(folder=tmp_path), "--url-column", **{option: "x"})
 
     def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
