@@ -28,6 +28,7 @@ from clipfleet.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
 
+_COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1  # pause between polls of a job with short chunks, at most;
 _PAUSE_SHARE = 0.1  # and at most this share of the wait so far, to keep short jobs short
@@ -139,9 +140,10 @@ class JobHandle:
         None if this handle is not that of a submit with `sample`, if the sample was the whole source, or if
         the job did not complete. Raises like `results`.
         """
+        if self.whole_items is None:
+            return None
         status = self.status()
-        is_complete = status.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
-        if self.whole_items is None or self.whole_items <= status.total or not is_complete:
+        if self.whole_items <= status.total or status.state not in _COMPLETE:
             return None
         return estimate_of(self.rows_reader(), self.job, status, self.whole_items)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import redis
+
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
@@ -46,6 +48,12 @@ def test_a_sample_and_the_estimate_for_all(cluster: Cluster, client: Client, fol
     failed = again["estimate"]["failed"]["share"]
     assert failed == again["failed"] / 20
     assert abs(sum(share["share"] for share in shares) + failed - 1) < 1e-9
+
+    with redis.Redis.from_url(cluster.server.url) as server:  # the rows expire before the job
+        server.delete(f"clipfleet:{{{job_id}}}:rows")
+    expired = cluster.run(*words)
+    assert expired.returncode == first.returncode
+    assert "no estimate for all items: " in expired.stderr
 
     whole = cluster.run(*words[:-4], "--job-id", job_id)
     assert whole.returncode == 2 and "source" in whole.stderr

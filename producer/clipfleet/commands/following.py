@@ -14,7 +14,9 @@ from clipfleet.client import Client, JobHandle
 from clipfleet.commands.estimates import estimate_words
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.contract.jobs import JobState
+from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.jobs import JobStatus
+from clipfleet.results.estimate import Estimate
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_words
@@ -52,7 +54,7 @@ def follow(
     # The ledger does not record when a retry began.
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
-    estimate = job.estimate() if wait else None
+    estimate = _estimate(job) if wait else None
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -86,6 +88,14 @@ def interruptible(what_then: str) -> Iterator[None]:
     except KeyboardInterrupt:
         say(what_then)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _estimate(job: JobHandle) -> Estimate | None:
+    try:
+        return job.estimate()
+    except ClipfleetError as error:  # such as rows that have expired: the job has ended well all the same
+        say_trouble(f"no estimate for all items: {error}")
+        return None
 
 
 def _already(snapshot: JobStatus) -> str:

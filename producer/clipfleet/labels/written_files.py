@@ -65,11 +65,11 @@ _EXPECTED = {
     "finite_number": "a number",
     "float_parsing": "a number",
     "float_type": "a number",
-    "greater_than_equal": "at least {ge}",
+    "greater_than_equal": "at least {ge:g}",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
-    "less_than_equal": "at most {le}",
+    "less_than_equal": "at most {le:g}",
 }
 
 

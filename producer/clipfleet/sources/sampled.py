@@ -53,6 +53,7 @@ class SampledSource:
         self.whole_items = 0
         best: pa.Table | None = None
         largest = None  # hash among `size` rows: those beyond it are not chosen
+        added_bytes = 0  # since the last cut
         for batch in self._source.batches():
             self.whole_items += batch.num_rows
             rows = batch.append_column(_HASH, _hashes(batch))
@@ -62,8 +63,9 @@ class SampledSource:
                 continue
             fresh = pa.Table.from_batches([rows])
             best = fresh if best is None else pa.concat_tables([best, fresh])
-            if best.num_rows >= 2 * self._size or best.nbytes >= _CUT_BYTES:
-                best = self._cut(best)
+            added_bytes += fresh.nbytes
+            if best.num_rows >= 2 * self._size or added_bytes >= _CUT_BYTES:
+                best, added_bytes = self._cut(best), 0
                 if best.num_rows == self._size:
                     largest = pc.max(best[_HASH])
         return None if best is None else self._cut(best)

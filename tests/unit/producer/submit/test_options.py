@@ -108,6 +108,11 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nlabel_sets: {a: {label: [x]}}\n", "unknown key 'label_sets.a.label'"),
         ("source: p\nembedding: true\ntop_k: 0\n", "job.yaml:3: top_k: give at least 1$"),
         ("source: p\nembedding: true\ntop_k: many\n", "job.yaml:3: top_k: give a whole number$"),
+        ("source: p\nembedding: true\nmax_error_rate: 2\n", "3: max_error_rate: give at most 1$"),
+        (
+            "source: p\nembedding: true\njob_id: 20261201\n",
+            'job_id: 20261201 is a number; quote it: "20261201"$',
+        ),
         ("source: p\nembedding: true\nsample: 0\n", "job.yaml:3: sample: give at least 1$"),
         ("source: p\nembedding: true\nlane: urgent\n", "job.yaml:3: lane: give 'high', 'normal' or 'bulk'$"),
         ("source: p\nembedding: true\nchunk_size: 5000\n", "job.yaml:3: chunk_size: give at most 4096$"),
