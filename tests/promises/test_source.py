@@ -173,7 +173,7 @@ def test_a_sample_is_the_same_rows_each_time_in_the_order_of_the_source(pile: Pi
     found = items(source)
 
     assert [row for row in every if row in found] == found
-    assert (len(found), source.whole_items) == (2, 3)  # type: ignore[attr-defined]
+    assert isinstance(source, SampledSource) and (len(found), source.whole_items) == (2, 3)
     assert items(opened(pile, kind, 2)) == found
     assert source.description.extra_columns == opened(pile, kind).description.extra_columns
     others = [opened(pile, kind, sample).description for sample in (None, 1)]

@@ -36,12 +36,9 @@ def test_it_has_exactly_so_many_items_or_all(size: int) -> None:
 
     assert found.num_rows == min(size, COUNT)
     assert source.whole_items == COUNT
-    assert [int(item_id) for item_id in found["item_id"].to_pylist()] == sorted(
-        int(item_id) for item_id in found["item_id"].to_pylist()
-    )
-    assert [f"https://h/{item_id}.jpg" for item_id in found["item_id"].to_pylist()] == found[
-        "uri"
-    ].to_pylist()
+    numbers = list(map(int, found["item_id"].to_pylist()))
+    assert numbers == sorted(numbers)
+    assert [URLS[number] for number in numbers] == found["uri"].to_pylist()
 
 
 def test_all_parts_of_a_source_are_in_it_alike() -> None:
