@@ -245,7 +245,10 @@ def test_a_ctrl_c_while_waiting_names_two_commands(shell: Shell, cluster: Cluste
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130
-    assert "`clipfleet watch w1`" in said and "`clipfleet cancel w1`" in said
+    assert said.endswith(
+        "The job goes on without this terminal. Watch it again with `clipfleet watch w1`, "
+        "end it with `clipfleet cancel w1`\n"
+    )
     assert "Traceback" not in said
 
 
@@ -258,8 +261,8 @@ def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, 
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == (
-        "interrupted: resume with the same command and `--job-id s1`, "
-        "or end the job with `clipfleet cancel s1`\n"
+        f"The submit was interrupted. Resume it with `clipfleet embed {source} --output {out} --job-id s1 "
+        "--chunk-size 1`, or end the job with `clipfleet cancel s1`\n"
     )
 
 

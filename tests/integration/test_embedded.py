@@ -355,6 +355,13 @@ def test_a_shell_can_source_the_environment(tmp_path: Path) -> None:
     assert told.stdout.splitlines() == [site.url, str(folder)]
 
 
+def test_the_roots_that_are_given_replace_those_of_the_environment_and_the_folder() -> None:
+    given = [Path("/data/a"), Path("/data/b")]
+    assert roots({"CLIPFLEET_FILE_ROOTS": "/x"}, Path("/here"), given) == dict.fromkeys(
+        ("CLIPFLEET_FILE_ROOTS", "CLIPFLEET_OUTPUT_ROOTS"), "/data/a,/data/b"
+    )
+
+
 def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
     folder = Path("/data/a,b")
     with pytest.raises(UsageError, match="set CLIPFLEET_OUTPUT_ROOTS, or run"):
@@ -365,10 +372,19 @@ def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
 
 def test_a_second_one_on_the_same_folder_is_refused(site: Site) -> None:
     first = site.start_up(worker=None)
-    second = site.start("true", worker=None)
+    second = site.start(worker=None)
     assert second.wait(timeout=60) == 2
     assert f"already runs on it (pid {first.pid})" in site.said
+    assert "`clipfleet-worker up -- COMMAND`" in site.said and "`clipfleet-worker up --stop`" in site.said
     put(site.url)
+
+
+def test_a_second_one_beside_the_command_of_the_first_is_refused(site: Site) -> None:
+    first = site.start("sh", "-c", "echo ready; exec sleep 1000", worker=None)
+    assert first.stdout.readline() == "ready\n"
+    second = site.start("true", worker=None)
+    assert second.wait(timeout=60) == 2
+    assert f"already runs on it (pid {first.pid}); wait for the end of its command" in site.said
 
 
 def test_nothing_outlives_a_killed_one_and_the_next_carries_on(site: Site) -> None:
@@ -401,10 +417,13 @@ def test_a_worker_that_cannot_start_ends_it_with_the_reason(site: Site) -> None:
 def test_a_second_ctrl_c_stops_a_stuck_worker_at_once(site: Site) -> None:
     process = site.start_up(worker="stuck")
     process.send_signal(signal.SIGINT)
-    site.wait_said("waiting for the worker to drain")
+    site.wait_said("Finishing the work in progress. Press Ctrl-C again to stop at once\n")
     process.send_signal(signal.SIGINT)
     site.check_ends(process)
-    assert "the worker was killed" in site.said
+    assert (
+        "Worker stopped. Its unfinished work will be picked up by the next `up` here in about 30 s"
+        in site.said
+    )
 
 
 def test_a_redis_that_is_given_is_used(site: Site, valkey: EmbeddedValkey) -> None:

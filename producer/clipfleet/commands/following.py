@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import typer
 
 from clipfleet.client import Client, JobHandle
+from clipfleet.commands.interrupted import words_after_watching
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.jobs import JobStatus
@@ -36,14 +37,12 @@ def follow(
     they are how long it took.
     """
     had_ended = job.had_ended
-    with interruptible(
-        f"stopped watching: the job keeps running; watch it again with `clipfleet watch {job.job_id}`, "
-        f"or end it with `clipfleet cancel {job.job_id}`"
-    ):
+    progress = JobProgress(client.workers, quiet=as_json)
+    with interruptible(lambda: words_after_watching(job.job_id, progress.latest)):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
         if wait:
-            with JobProgress(client.workers, quiet=as_json) as progress:
+            with progress:
                 snapshot = job.wait(on_progress=progress.update, on_trouble=say_trouble)
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
@@ -74,12 +73,12 @@ def follow(
 
 
 @contextmanager
-def interruptible(what_then: str) -> Iterator[None]:
+def interruptible(words: Callable[[], str]) -> Iterator[None]:
     """End the program on Ctrl-C, with a line about what happens to the job."""
     try:
         yield
     except KeyboardInterrupt:
-        say(what_then)
+        say(words())
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
