@@ -154,7 +154,7 @@ def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, 
     answer = shell.run(*EMBED, str(tmp_path / "out"))
     assert answer.code == 1, answer
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
-    assert "CLIPFLEET_OUTPUT_ROOTS" in answer.stderr
+    assert "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker" in answer.stderr
 
 
 @pytest.mark.parametrize("output", ["out", "redis://"])
