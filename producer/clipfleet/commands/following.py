@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def follow(
             say(f"reason: {snapshot.reason}", style="red")
     else:
         if had_ended:
-            say(_already(snapshot) + ("; nothing was run" if job.had_ended else ""))
+            say(_already(snapshot) + (_nothing_run(snapshot) if job.had_ended else ""))
         _say_summary(client, job, snapshot, None if had_ended else seconds)
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
 
@@ -86,6 +87,12 @@ def _already(snapshot: JobStatus) -> str:
     state = snapshot.state.replace("_", " ")
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     return f"already {state}{when}"
+
+
+def _nothing_run(snapshot: JobStatus) -> str:
+    if snapshot.state not in (JobState.FAILED, JobState.CANCELLED):
+        return "; nothing was run"
+    return f"; nothing was run: continue it with `{shlex.join(['clipfleet', 'retry', snapshot.job_id])}`"
 
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
