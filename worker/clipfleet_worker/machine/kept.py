@@ -70,6 +70,7 @@ class KeptUp:
         settings = self._folder.settings()
         self._require_same(running, settings)
         if command:
+            _warn_outside(settings.get("CLIPFLEET_FILE_ROOTS", ""))
             os.environ.update(settings)
             os.environ.pop(UP_VARIABLE, None)  # the jobs go on after this command
             reset_signals()
@@ -79,7 +80,7 @@ class KeptUp:
 
     def _start(self, argv: Sequence[str]) -> None:
         self._folder.make()
-        say(f"starting a Redis and a worker in the background, log {self._folder.log}")
+        say(f"starting `up` in the background, log {self._folder.log}")
         started = Child(
             "`up`",
             argv,
@@ -97,7 +98,7 @@ class KeptUp:
         except BaseException:
             started.stop()
             raise
-        say(f"They keep running; `{self._folder.command('--stop')}` stops them")
+        say(f"It keeps running; `{self._folder.command('--stop')}` stops it")
 
     def _is_ready(self) -> bool:
         up = self._folder.running()
@@ -148,6 +149,12 @@ class KeptUp:
     def _runs(self, pid: int) -> bool:
         up = self._folder.running()
         return up is not None and up.pid == pid
+
+
+def _warn_outside(roots: str) -> None:
+    """Say so if the worker cannot use the files of the current folder."""
+    if roots and not any(Path.cwd().is_relative_to(root) for root in roots.split(",")):
+        say(f"the worker reads and writes below {roots} only, not here", style="yellow")
 
 
 def _terminate(pid: int) -> None:

@@ -89,6 +89,7 @@ class Up:
         self._signals = SignalRecorder()
         self._was_interrupted = False
         self._has_own_redis = False
+        self._works = False  # the worker has been ready
         self._restarters: list[Restarter] = []
         self._console = Console(stderr=True)
 
@@ -151,6 +152,11 @@ class Up:
         origin = UpFolder(Path(self._environ.get(FOLDER_VARIABLE) or self._directory))
         if origin.path == self._directory or origin.settings().get(_URL) != url:
             return f"using Redis at {masked(url)} (CLIPFLEET_REDIS_URL is set)"
+        if origin.running() is None:
+            raise UsageError(
+                f"CLIPFLEET_REDIS_URL is of the `up` of {origin.path}, whose `env` this shell has sourced "
+                "and which has ended: start `up` in a new shell"
+            )
         theirs = origin.settings().get(_ROOTS[0])
         return (
             f"joining the Redis of {origin.path}, whose `env` this shell has sourced. Its workers share all "
@@ -186,13 +192,14 @@ class Up:
         children.callback(self._stop_worker, worker)
         worker.start()
         if worker.wait_ready(self._carry_on):
+            self._works = True
             self._restarters.append(Restarter(worker))
 
     def _stop_worker(self, worker: Child) -> None:
         if not worker.alive:
             return
         self._take_signals()
-        silent_until = time.monotonic() + (0 if self._was_interrupted else _QUIET_SECONDS)
+        silent_until = time.monotonic() + (0 if self._was_interrupted and self._works else _QUIET_SECONDS)
         is_announced = False
 
         def hurry() -> bool:

@@ -106,12 +106,22 @@ class UpFolder:
         write_private(self._note, up.model_dump_json())
 
     def running(self) -> RunningUp | None:
-        """The `up` that holds the folder; None if there is none, whatever files a killed one has left."""
+        """The `up` that holds the folder; None if there is none, whatever files a killed one has left.
+
+        Raises:
+            UsageError: the folder is another user's.
+        """
         try:
             if not self._lock.exists():
                 return None
         except OSError:  # a name that cannot be: `make` reports it
             return None
+        try:
+            return self._holder()
+        except OSError as error:
+            raise UsageError(f"cannot lock {self._lock}: {error.strerror}") from error
+
+    def _holder(self) -> RunningUp | None:
         deadline = time.monotonic() + _NOTE_SECONDS
         while (descriptor := try_lock(self._lock)) is None:
             pid = holder(self._lock)
