@@ -80,9 +80,9 @@ class Overwriting:
         return True
 
     def _is_debris(self, holder: Job | None) -> bool:
-        """Whether a job has ended without any row, and only the same submit could have continued it.
+        """Whether a job has left staged items only: it failed, or its submit was refused, before any row.
 
-        That is a job that failed, or whose submit was refused. Returns once no worker writes there.
+        Returns once no worker writes there.
         """
         if holder is None:
             return False
