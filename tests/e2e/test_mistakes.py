@@ -154,7 +154,7 @@ def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, 
     answer = shell.run(*EMBED, str(tmp_path / "out"))
     assert answer.code == 1, answer
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
-    assert "CLIPFLEET_OUTPUT_ROOTS" in answer.stderr
+    assert "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker" in answer.stderr
 
 
 @pytest.mark.parametrize("output", ["out", "redis://"])
@@ -245,7 +245,10 @@ def test_a_ctrl_c_while_waiting_names_two_commands(shell: Shell, cluster: Cluste
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130
-    assert "`clipfleet watch w1`" in said and "`clipfleet cancel w1`" in said
+    assert said.endswith(
+        "The job goes on without this terminal. Watch it again with `clipfleet watch w1`, "
+        "end it with `clipfleet cancel w1`\n"
+    )
     assert "Traceback" not in said
 
 
@@ -258,8 +261,8 @@ def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, 
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == (
-        "interrupted: resume with the same command and `--job-id s1`, "
-        "or end the job with `clipfleet cancel s1`\n"
+        f"The submit was interrupted. Resume it with `clipfleet embed {source} --output {out} --job-id s1 "
+        "--chunk-size 1`, or end the job with `clipfleet cancel s1`\n"
     )
 
 

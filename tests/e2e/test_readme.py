@@ -74,7 +74,8 @@ class Reader:
             text = text.replace(shown, real)
         if block.language in PYTHON:
             return self._run([sys.executable, "-"], block, text)
-        service = re.search(r"^clipfleet-worker (run|up)\b(?!.* -- )[^\n\\]*\Z", text.rstrip(), re.MULTILINE)
+        last = r"^clipfleet-worker (run|up)\b(?!.* (--|--stop)( |$))[^\n\\]*\Z"
+        service = re.search(last, text.rstrip(), re.MULTILINE)
         if service:
             return self._start(block, text[: service.start()] + "exec " + service[0], READY[service[1]])
         return self._run_shell(block, text)

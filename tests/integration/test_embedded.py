@@ -1,11 +1,7 @@
-"""A real Valkey, and `up` around it as a real process with a stand-in for the worker.
-
-`up` runs through a few lines of Python instead of `clipfleet-worker up`, so that the worker can be exchanged.
-"""
+"""A real Valkey, and `up` around it as a real process with a stand-in for the worker."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -31,6 +27,7 @@ from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from clipfleet_worker.machine.up import roots
 from tests.support.ledger import add_job, work_off
 from tests.support.processes import is_gone
+from tests.support.up_site import Site
 from tests.support.waiting import wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
@@ -166,113 +163,6 @@ def test_without_its_package_the_way_out_is_named(
     assert not (tmp_path / "here").exists()
 
 
-DRIVER = """
-import json, sys
-from pathlib import Path
-from clipfleet_worker.cli.commands import main
-from clipfleet_worker.machine.up import Up
-arguments = json.loads(sys.argv[1])
-directory, command = Path(arguments["directory"]), arguments["command"]
-if arguments["worker"] is None:
-    sys.argv[1:] = ["up", "--no-worker", "--dir", str(directory), *(["--", *command] if command else [])]
-    main()
-sys.exit(Up(directory, worker_argv=arguments["worker"], command=command).run())
-"""
-
-WORKER = """
-import json, os, signal, sys
-from pathlib import Path
-here = Path(sys.argv[1])
-if "stuck" in sys.argv:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-settings = {name: value for name, value in os.environ.items() if name.startswith("CLIPFLEET_")}
-(here / "settings.json").write_text(json.dumps(settings))
-with (here / "pids").open("a") as pids:
-    print(os.getpid(), file=pids)
-if "broken" in sys.argv:
-    sys.exit("no such model")
-Path(os.environ["CLIPFLEET_READY_FILE"]).touch()
-while True:
-    signal.pause()
-"""
-
-
-class Site:
-    """A working directory in which `up` is run, and what is known about it from outside."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.directory = folder / ".clipfleet"
-        self.processes: list[subprocess.Popen[str]] = []
-        (folder / "worker.py").write_text(WORKER)
-
-    def start(self, *command: str, worker: str | None = "", **environment: str) -> subprocess.Popen[str]:
-        """Args: worker: how the stand-in behaves; None: none."""
-        argv = [sys.executable, f"{self.folder}/worker.py", str(self.folder), worker]
-        arguments = {
-            "directory": ".clipfleet", "worker": argv if worker is not None else None,
-            "command": list(command) or None,
-        }  # fmt: skip
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
-        with (self.folder / "stderr").open("a") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, json.dumps(arguments)], cwd=self.folder,
-                env=clean | environment, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def start_up(self, **options: Any) -> subprocess.Popen[str]:
-        """Without a command; returns when it is up."""
-        process = self.start(**options)
-        self.wait_said("Press Ctrl-C to stop it")
-        return process
-
-    def run(self, *command: str, worker: str | None = "", **environment: str) -> tuple[int, str]:
-        """Exit code and stdout of a whole run, of which nothing is left."""
-        process = self.start(*command, worker=worker, **environment)
-        output, _ = process.communicate(timeout=120)
-        self.check_nothing_runs()
-        return process.returncode, output
-
-    def check_ends(self, process: subprocess.Popen[str], code: int = 0) -> None:
-        assert process.wait(timeout=60) == code
-        self.check_nothing_runs()
-
-    @property
-    def said(self) -> str:
-        return (self.folder / "stderr").read_text()
-
-    def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said, f"{text!r} is said in {self.folder}/stderr")
-
-    @property
-    def url(self) -> str:
-        state = json.loads((self.directory / "valkey" / "state.json").read_text())
-        return f"redis://:{state['password']}@127.0.0.1:{state['port']}/0"
-
-    def valkey_pids(self) -> list[int]:
-        return [int(lock.read_text()) for lock in self.directory.glob("valkey/valkey.lock")]
-
-    def worker_pids(self) -> list[int]:
-        path = self.folder / "pids"
-        return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-    def worker_settings(self) -> dict[str, str]:
-        return json.loads((self.folder / "settings.json").read_text())
-
-    def check_nothing_runs(self) -> None:
-        pids = [*self.valkey_pids(), *self.worker_pids()]
-        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone")
-
-    def clean_up(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
@@ -355,6 +245,13 @@ def test_a_shell_can_source_the_environment(tmp_path: Path) -> None:
     assert told.stdout.splitlines() == [site.url, str(folder)]
 
 
+def test_the_roots_that_are_given_replace_those_of_the_environment_and_the_folder() -> None:
+    given = [Path("/data/a"), Path("/data/b")]
+    assert roots({"CLIPFLEET_FILE_ROOTS": "/x"}, Path("/here"), given) == dict.fromkeys(
+        ("CLIPFLEET_FILE_ROOTS", "CLIPFLEET_OUTPUT_ROOTS"), "/data/a,/data/b"
+    )
+
+
 def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
     folder = Path("/data/a,b")
     with pytest.raises(UsageError, match="set CLIPFLEET_OUTPUT_ROOTS, or run"):
@@ -365,10 +262,19 @@ def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
 
 def test_a_second_one_on_the_same_folder_is_refused(site: Site) -> None:
     first = site.start_up(worker=None)
-    second = site.start("true", worker=None)
+    second = site.start(worker=None)
     assert second.wait(timeout=60) == 2
     assert f"already runs on it (pid {first.pid})" in site.said
+    assert "`clipfleet-worker up -- COMMAND`" in site.said and "`clipfleet-worker up --stop`" in site.said
     put(site.url)
+
+
+def test_a_second_one_beside_the_command_of_the_first_is_refused(site: Site) -> None:
+    first = site.start("sh", "-c", "echo ready; exec sleep 1000", worker=None)
+    assert first.stdout.readline() == "ready\n"
+    second = site.start("true", worker=None)
+    assert second.wait(timeout=60) == 2
+    assert f"already runs on it (pid {first.pid}); wait for the end of its command" in site.said
 
 
 def test_nothing_outlives_a_killed_one_and_the_next_carries_on(site: Site) -> None:
@@ -401,10 +307,13 @@ def test_a_worker_that_cannot_start_ends_it_with_the_reason(site: Site) -> None:
 def test_a_second_ctrl_c_stops_a_stuck_worker_at_once(site: Site) -> None:
     process = site.start_up(worker="stuck")
     process.send_signal(signal.SIGINT)
-    site.wait_said("waiting for the worker to drain")
+    site.wait_said("Finishing the work in progress. Press Ctrl-C again to stop at once\n")
     process.send_signal(signal.SIGINT)
     site.check_ends(process)
-    assert "the worker was killed" in site.said
+    assert (
+        "Worker stopped. Its unfinished work will be picked up by the next `up` here in about 30 s"
+        in site.said
+    )
 
 
 def test_a_redis_that_is_given_is_used(site: Site, valkey: EmbeddedValkey) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -12,6 +13,7 @@ import typer
 
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.estimates import estimate_words
+from clipfleet.commands.interrupted import words_after_watching
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError
@@ -39,14 +41,12 @@ def follow(
     they are how long it took.
     """
     had_ended = job.had_ended
-    with interruptible(
-        f"stopped watching: the job keeps running; watch it again with `clipfleet watch {job.job_id}`, "
-        f"or end it with `clipfleet cancel {job.job_id}`"
-    ):
+    progress = JobProgress(client.workers, quiet=as_json)
+    with interruptible(lambda: words_after_watching(job.job_id, progress.latest)):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
         if wait:
-            with JobProgress(client.workers, quiet=as_json) as progress:
+            with progress:
                 snapshot = job.wait(on_progress=progress.update, on_trouble=say_trouble)
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
@@ -73,7 +73,7 @@ def follow(
             say(f"reason: {snapshot.reason}", style="red")
     else:
         if had_ended:
-            say(_already(snapshot) + ("; nothing was run" if job.had_ended else ""))
+            say(_already(snapshot) + (_nothing_run(snapshot) if job.had_ended else ""))
         _say_summary(client, job, snapshot, None if had_ended else seconds)
         if estimate is not None:
             say(estimate_words(estimate))
@@ -81,12 +81,12 @@ def follow(
 
 
 @contextmanager
-def interruptible(what_then: str) -> Iterator[None]:
+def interruptible(words: Callable[[], str]) -> Iterator[None]:
     """End the program on Ctrl-C, with a line about what happens to the job."""
     try:
         yield
     except KeyboardInterrupt:
-        say(what_then)
+        say(words())
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -102,6 +102,12 @@ def _already(snapshot: JobStatus) -> str:
     state = snapshot.state.replace("_", " ")
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     return f"already {state}{when}"
+
+
+def _nothing_run(snapshot: JobStatus) -> str:
+    if snapshot.state not in (JobState.FAILED, JobState.CANCELLED):
+        return "; nothing was run"
+    return f"; nothing was run: continue it with `{shlex.join(['clipfleet', 'retry', snapshot.job_id])}`"
 
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow, interruptible
+from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
@@ -130,10 +131,7 @@ def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool
     """Submit, then follow the job; its seconds count from here."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
-        with interruptible(
-            f"interrupted: resume with the same command and `--job-id {job_id}`, "
-            f"or end the job with `clipfleet cancel {job_id}`"
-        ):
+        with interruptible(lambda: words_after_submitting(job_id)):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
 

@@ -50,10 +50,15 @@ class BoundFolderOutput(FolderOutput):
         try:
             found = (OPEN_FILES / str(pin)).readlink()
             if not any(found.is_relative_to(root) for root in self._roots):
-                raise OutputUnreachableError(
-                    f"{path} is outside this worker's output roots: "
-                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
-                )
+                raise outside_the_roots(path)
             yield pin, os.fstat(pin)
         finally:
             os.close(pin)
+
+
+def outside_the_roots(path: str | Path) -> OutputUnreachableError:
+    """The error for a path that a worker must not write to. It names no root: any producer may read it."""
+    return OutputUnreachableError(
+        f"{path} is outside this worker's output roots; start the worker with a folder above it: "
+        "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker, not of this shell)"
+    )

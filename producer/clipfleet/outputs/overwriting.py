@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-from clipfleet.contract.jobs import Job
+from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, UsageError
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs import Output, objects
@@ -47,6 +47,8 @@ class Overwriting:
     def is_due(self, *, is_wanted: bool) -> bool:
         """Whether another job's results must be removed first. Returns once no worker writes there.
 
+        What a job left that failed before its first row is removed in any case.
+
         Raises:
             OutputConflictError: removal was not requested, or the other job has not ended.
             UsageError: the results are this job's own.
@@ -67,7 +69,7 @@ class Overwriting:
                 return False
         if holder is None and not any(self._part_names()):
             return False
-        if not is_wanted:
+        if not is_wanted and not self._is_debris(holder):
             whose = f"job {holder.job_id}" if holder else "files named part-*"
             raise OutputConflictError(
                 f"{self.output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
@@ -76,6 +78,21 @@ class Overwriting:
             self._holder_id = holder.job_id
             self._wait_for_writers(holder.job_id)
         return True
+
+    def _is_debris(self, holder: Job | None) -> bool:
+        """Whether a job has left staged items only: it failed, or its submit was refused, before any row.
+
+        Returns once no worker writes there.
+        """
+        if holder is None:
+            return False
+        with suppress(JobNotFoundError):
+            status = self.ledger.status(holder.job_id)
+            is_given_up = status.state is JobState.FAILED or (status.state.is_final and not status.sealed)
+            if is_given_up and not (status.ok or status.failed or status.generation):
+                self._wait_for_writers(holder.job_id)  # the last part may be late
+                return not any(self._part_names())
+        return False
 
     def _part_names(self) -> Iterator[str]:
         return chain.from_iterable(self.output.names(layout.part_prefix) for layout in objects.LAYOUTS)

@@ -38,6 +38,7 @@ class JobProgress:
         self._monotonic = monotonic
         self._started = self._said = monotonic()
         self.snapshots = 0  # shown so far
+        self.latest: JobStatus | None = None  # shown last
         self._warned_at: float | None = None
         self._quiet = quiet
         self._pace = Pace()
@@ -56,6 +57,7 @@ class JobProgress:
         """Show a snapshot."""
         now = self._monotonic()
         self.snapshots += 1
+        self.latest = status
         self._pace.note(now, status)
         if self._bar is not None:
             self._bar.show(status, _pace_words(self._pace, now, status), self._pace.limit(status))

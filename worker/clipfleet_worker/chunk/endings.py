@@ -23,7 +23,7 @@ from clipfleet.errors import (
     SourceUnavailableError,
 )
 from clipfleet.ledger.answers import CompleteAnswer, PostponeAnswer, ReleaseAnswer, RenewAnswer
-from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger
+from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger, WorkerFacts
 from clipfleet_worker.chunk.held_chunk import HeldChunk
 from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.chunk.tally import ChunkEnd, ChunkTally
@@ -203,8 +203,11 @@ class Endings:
             self._release(claim, "failures", error)
 
     def _release_unreachable(self, claim: Claim, error: BaseException) -> None:
-        """Other workers may reach the output; fail the job if there is none, or all have tried."""
-        if self._is_alone() or claim.failures + 1 >= MAX_FAILURES:
+        """Other workers may reach the output; fail the job if there is none, or all have tried.
+
+        Each of them shuns the job then, so that the next one to try is another one.
+        """
+        if claim.failures + 1 >= min(MAX_FAILURES, 1 + len(self._others())):
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
         else:
             self.shunned_jobs.add(claim.job_id)
@@ -264,10 +267,12 @@ class Endings:
         else:
             log.warning("job %s waits: %s", claim.job_id, error, extra=context)
 
-    def _is_alone(self, model: str | None = None) -> bool:
-        """Whether no other worker (that serves the model, if one is named) has a recent heartbeat."""
-        others = [facts for facts in self._ledger.workers() if facts.worker_id != self._worker_id]
-        return not any(model is None or facts.serves(model) for facts in others)
+    def _is_alone(self, model: str) -> bool:
+        """Whether no other worker that serves the model has a recent heartbeat."""
+        return not any(facts.serves(model) for facts in self._others())
+
+    def _others(self) -> list[WorkerFacts]:
+        return [facts for facts in self._ledger.workers() if facts.worker_id != self._worker_id]
 
 
 def _end_of(error: BaseException) -> ChunkEnd:

@@ -23,7 +23,7 @@ from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, objects, output_of
-from clipfleet.outputs.bound_folder import BoundFolderOutput
+from clipfleet.outputs.bound_folder import BoundFolderOutput, outside_the_roots
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.staged import StagedReader
@@ -140,10 +140,7 @@ class JobContexts:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.
         paths = Path(output).resolve(), Path(output, objects.TMP).resolve()
         if not all(any(path.is_relative_to(root) for root in self._output_roots) for path in paths):
-            raise OutputUnreachableError(
-                f"{output} is outside this worker's output roots: "
-                "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
-            )
+            raise outside_the_roots(output)
 
     def _check_bucket(self, output: str) -> None:
         bucket, _ = split_s3_uri(output)

@@ -118,7 +118,10 @@ def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[Worke
 def up(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND", help="run this command with the environment set, then stop"),
+        typer.Argument(
+            metavar="-- COMMAND",
+            help="run this command with the environment set, then stop (with --keep: go on)",
+        ),
     ] = None,
     directory: Directory = Path(".clipfleet"),
     no_worker: Annotated[bool, typer.Option("--no-worker", help="start the servers only")] = False,
@@ -126,23 +129,62 @@ def up(
         bool, typer.Option("--s3", help="also start an S3 store, with a bucket named clipfleet")
     ] = False,
     models: Models = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="the worker reads and writes files below it, in place of the current folder; repeatable",
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="leave all of it running in the background, for further commands")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="stop what runs in the background")] = False,
 ) -> None:
-    """Run an embedded Valkey and a worker on this machine, in the foreground."""
+    """Run an embedded Valkey and a worker on this machine, for one command or until Ctrl-C."""
+    roots = [path.absolute() for path in root or ()]
+    options = _up_options(models, roots, no_worker=no_worker, with_s3=with_s3)
+    from clipfleet_worker.machine.kept import KeptUp
+
+    kept = KeptUp(directory, options)
+    if stop:
+        if command or keep or options:
+            raise UsageError("--stop goes with --dir only")
+        kept.stop()
+        return
     if not no_worker:
         require_extra()
-    from clipfleet_worker.machine.up import RUN_WORKER, Up
+    from clipfleet_worker.machine.up import PROGRAM, RUN_WORKER, Up
 
     _set_models(models)
-    worker_arguments = ["--models", models] if models is not None else []
-    stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
+    settings = checked(WorkerSettings)
+    if keep or (command and kept.can_be_used()):
+        raise typer.Exit(
+            kept.run([*PROGRAM, "up", "--dir", str(directory.absolute()), *options], command or ())
+        )
     run = Up(
         directory,
-        worker_argv=None if no_worker else [*RUN_WORKER, *worker_arguments],
+        worker_argv=None if no_worker else [*RUN_WORKER, *(["--models", models] if models else [])],
         command=command,
         with_s3=with_s3,
-        worker_stop_seconds=stop_seconds,
+        roots=roots,
+        options=options,
+        worker_stop_seconds=settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN,
+        lease_seconds=settings.lease_seconds,
     )
     raise typer.Exit(run.run())
+
+
+def _up_options(models: str | None, roots: Iterable[Path], *, no_worker: bool, with_s3: bool) -> list[str]:
+    """Options that repeat an `up`, in an order of their own."""
+    return [
+        *(["--models", models] if models else []),
+        *(["--no-worker"] if no_worker else []),
+        *(["--s3"] if with_s3 else []),
+        *(word for path in roots for word in ("--root", str(path))),
+    ]
 
 
 @app.command()

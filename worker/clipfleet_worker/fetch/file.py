@@ -190,4 +190,6 @@ def _no_file(status: os.stat_result) -> ItemFailure:
 
 
 def _outside() -> ItemFailure:
-    return ItemFailure(ErrorCode.PATH_REFUSED, "outside the folders of CLIPFLEET_FILE_ROOTS")
+    return ItemFailure(
+        ErrorCode.PATH_REFUSED, "outside the folders of CLIPFLEET_FILE_ROOTS (with `up`: of --root)"
+    )

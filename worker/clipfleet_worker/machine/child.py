@@ -1,7 +1,7 @@
 """One child process: started, watched and stopped.
 
-A child dies with its supervisor, also when that one gets a SIGKILL (`exec_child.py`), and its process group
-dies with the child.
+A child dies with its supervisor, also when that one gets a SIGKILL (`exec_child.py`), unless it is to outlive
+it. Its process group dies with the child.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Child:
         *,
         log: Path | None,
         apart: bool | None = None,
+        outlives_us: bool = False,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         is_ready: Callable[[], bool] = lambda: True,
@@ -52,6 +53,7 @@ class Child:
             log: file (mode 0600) that its output is appended to; None: it shares the supervisor's.
             apart: whether it has its own session, so that a Ctrl-C reaches the supervisor only; else it is in
                 the supervisor's group. Default: whether it has a log.
+            outlives_us: whether it goes on after its supervisor has ended.
             env: its whole environment; None: the supervisor's.
             cwd: its working directory; None: the supervisor's.
             is_ready: probes whether it can do its work; quick; an OSError means not yet.
@@ -63,6 +65,7 @@ class Child:
         self.log = log
         self._apart = log is not None if apart is None else apart
         self._argv = list(argv)
+        self._outlives_us = outlives_us
         self._env = env
         self._cwd = cwd
         self._is_ready = is_ready
@@ -109,7 +112,7 @@ class Child:
         with _appending(self.log) as output:
             self._log_start = os.fstat(output).st_size if output is not None else 0
             self._process = subprocess.Popen(  # noqa: S603 - argv comes from the caller
-                [sys.executable, "-IS", str(_EXEC_CHILD), str(os.getpid()), *self._argv],
+                self._argv if self._outlives_us else [*self._tied(), *self._argv],
                 stdin=subprocess.DEVNULL if self._apart else None,
                 stdout=output,
                 stderr=output,
@@ -118,6 +121,10 @@ class Child:
                 start_new_session=self._apart,
                 pass_fds=inherit,
             )
+
+    def _tied(self) -> list[str]:
+        """What runs a command that dies with this process."""
+        return [sys.executable, "-IS", str(_EXEC_CHILD), str(os.getpid())]
 
     def probe(self) -> bool:
         """Probe whether it can do its work now."""

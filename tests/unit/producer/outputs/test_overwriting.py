@@ -64,6 +64,12 @@ class Bench:
         status = JobNotFoundError("before") if state is None else make_status(job_id="before", state=state)
         self.ledger.replies["status"] = status
 
+    def left_by_a_job_without_rows(self, **facts: Any) -> None:
+        """Staged items only, and what the ledger has of the job."""
+        for name in (objects.LAYOUT.part(0), objects.SUCCESS):
+            self.output.remove(name)
+        self.ledger.replies["status"] = make_status(job_id="before", **facts)
+
     def _sleep(self, _: float) -> None:
         self.pauses += 1
         self.on_pause()
@@ -112,6 +118,64 @@ class TestWaiting:
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
             bench.submit().is_due(is_wanted=True)
+
+
+class TestWithoutOverwrite:
+    @pytest.mark.parametrize(
+        "facts",
+        [{"state": JobState.FAILED}, {"state": JobState.CANCELLED, "sealed": False}],
+        ids=["failed", "its submit was refused"],
+    )
+    def test_what_a_job_left_that_failed_before_its_first_row_is_removed(
+        self, bench: Bench, facts: dict[str, Any]
+    ) -> None:
+        bench.left_by_a_job_without_rows(**facts)
+        submit = bench.submit()
+
+        assert submit.is_due(is_wanted=False)
+        submit.run()
+
+        assert bench.names() == [objects.JOB_FILE]
+        assert bench.holder() == "ours"
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"state": JobState.FAILED, "ok": 1},
+            {"state": JobState.FAILED, "failed": 1},
+            {"state": JobState.FAILED, "generation": 1},
+            {"state": JobState.CANCELLED},  # `retry` continues it
+            {"state": JobState.RUNNING},
+        ],
+        ids=str,
+    )
+    def test_any_other_job_keeps_its_output(self, bench: Bench, facts: dict[str, Any]) -> None:
+        bench.left_by_a_job_without_rows(**facts)
+
+        with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
+            bench.submit().is_due(is_wanted=False)
+
+        assert bench.output.read(objects.LAYOUT.staged_file(0, 1)) == b"theirs"
+
+    @pytest.mark.parametrize("layout", objects.LAYOUTS, ids=["today", "the first"])
+    def test_a_part_that_comes_late_is_a_row(self, bench: Bench, layout: objects.Layout) -> None:
+        bench.left_by_a_job_without_rows(state=JobState.FAILED)
+        bench.ledger.replies["writers"] = [(1, 40.0)]
+        bench.on_pause = lambda: bench.output.create(layout.part(3), b"theirs")
+
+        with pytest.raises(OutputConflictError, match="holds job before"):
+            bench.submit().is_due(is_wanted=False)
+
+    def test_a_job_that_is_retried_meanwhile_keeps_its_output(self, bench: Bench) -> None:
+        bench.left_by_a_job_without_rows(state=JobState.FAILED)
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=False)
+        bench.ledger_has(JobState.RUNNING)
+
+        with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
+            submit.run()
+
+        assert bench.holder() == "before"
 
 
 class TestTakingOver:

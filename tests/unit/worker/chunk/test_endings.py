@@ -81,7 +81,7 @@ def bench() -> Bench:
 def test_a_chunk_without_a_part_is_released_and_counted_by_what_went_wrong(
     bench: Bench, error: BaseException, kind: str, end: ChunkEnd, shuns: bool
 ) -> None:
-    bench.ledger.others.append(OTHER_WORKER)
+    bench.ledger.others += [OTHER_WORKER] * 4
 
     assert bench.release(error, failures=3) == [(kind, f"{type(error).__name__}: {error}")]
     assert bench.ledger.keywords("release")[0]["outage_seconds"] == OUTAGE_SECONDS
@@ -103,8 +103,10 @@ def test_what_this_worker_lacks_makes_the_job_wait(bench: Bench) -> None:
     [
         (errors.OutputConflictError("of x"), 0, 1, ("fail", JOB_ID, "output_conflict: of x")),
         (errors.OutputUnreachableError("no"), 0, 0, ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputUnreachableError("no"), 0, 1, ("failures", "OutputUnreachableError: no")),
         # All have tried:
-        (errors.OutputUnreachableError("no"), 4, 1, ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputUnreachableError("no"), 1, 1, ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputUnreachableError("no"), 4, 9, ("fail", JOB_ID, "output_unreachable: no")),
         # Not even failed rows could be written:
         (ValueError("bug"), 9, 1, ("fail", JOB_ID, "chunk_failed: bug")),
         (ValueError("bug"), 8, 0, ("failures", "ValueError: bug")),

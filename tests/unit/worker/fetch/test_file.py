@@ -159,7 +159,9 @@ class TestRefusals:
     def test_outside_the_roots(self, fetcher: FileFetcher, root: Path, outside: Path, uri: str) -> None:
         (root / "dangling").symlink_to(outside.parent / "none.jpg")
         refusal = failure(fetcher, uri.format(root=root, outside=outside))
-        assert str(refusal) == "path_refused: outside the folders of CLIPFLEET_FILE_ROOTS"
+        assert (
+            str(refusal) == "path_refused: outside the folders of CLIPFLEET_FILE_ROOTS (with `up`: of --root)"
+        )
 
     def test_dots_that_stay_inside(self, fetcher: FileFetcher, root: Path) -> None:
         assert fetcher.read(f"{root}/sub/../a.jpg") == b"a"

@@ -1,0 +1,79 @@
+"""What is said after a Ctrl-C, with and without an `up` around the command."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from clipfleet.commands.interrupted import (
+    UP_VARIABLE,
+    UpAround,
+    words_after_submitting,
+    words_after_watching,
+)
+from tests.support.jobs import make_status
+
+UP = "clipfleet-worker up --dir 'a b'"
+ALONE, ITS_COMMAND, BELOW_ITS_COMMAND = None, os.getppid(), 0
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch, pid: int | None) -> None:
+    monkeypatch.delenv(UP_VARIABLE, raising=False)
+    if pid is not None:
+        monkeypatch.setenv(UP_VARIABLE, UpAround(pid, UP).value())
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize(
+    ("pid", "said"),
+    [
+        (
+            ALONE,
+            "The job goes on without this terminal. Watch it again with `clipfleet watch j`, "
+            "end it with `clipfleet cancel j`",
+        ),
+        (ITS_COMMAND, f"Paused: 1,256 of 30,000 done. Continue with `{UP} -- clipfleet watch j`"),
+        (
+            BELOW_ITS_COMMAND,
+            "The job goes on while a worker runs. Watch it again with `clipfleet watch j`; "
+            f"once `up` has ended, continue with `{UP} -- clipfleet watch j`",
+        ),
+    ],
+)
+def test_after_watching(said: str) -> None:
+    assert words_after_watching("j", make_status(total=30_000, ok=1_250, failed=6)) == said
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize("pid", [ITS_COMMAND])
+def test_before_anything_was_shown_no_count_is_said() -> None:
+    assert words_after_watching("j", None) == f"Paused. Continue with `{UP} -- clipfleet watch j`"
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize(
+    ("pid", "given", "said"),
+    [
+        (
+            ALONE,
+            ["embed", "a b", "--job-id", "j"],
+            "The submit was interrupted. Resume it with `clipfleet embed 'a b' --job-id j`, "
+            "or end the job with `clipfleet cancel j`",
+        ),
+        (
+            ITS_COMMAND,
+            ["embed", "--", "-x"],
+            f"Paused during the submit. Continue with `{UP} -- clipfleet embed --job-id j -- -x`",
+        ),
+        (
+            BELOW_ITS_COMMAND,
+            ["embed", "x", "--job-id=j"],
+            "The submit was interrupted. Resume it with `clipfleet embed x --job-id=j`, or end the job with "
+            f"`clipfleet cancel j`; once `up` has ended, write `{UP} --` before it",
+        ),
+    ],
+)
+def test_after_submitting(given: list[str], said: str) -> None:
+    assert words_after_submitting("j", given) == said
