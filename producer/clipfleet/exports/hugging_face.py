@@ -122,10 +122,11 @@ def _feature(kind: pa.DataType) -> dict[str, Any] | None:
         inner = [_feature(child.type) for child in kind]
         named = [{"name": child.name, **one} for child, one in zip(kind, inner, strict=True) if one]
         return {"struct": named} if len(named) == kind.num_fields else None
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         one = _feature(kind.value_type)
         length = {"length": kind.list_size} if pa.types.is_fixed_size_list(kind) else {}
-        return one and {"list": one.get("struct", one.get("dtype", one)), **length}
+        name = "large_list" if pa.types.is_large_list(kind) else "list"
+        return one and {name: one.get("struct", one.get("dtype", one)), **length}
     name = _NAMES.get(str(kind), str(kind))
     is_known = name in _NAMES.values() or pa.types.is_timestamp(kind) or pa.types.is_decimal128(kind)
     return {"dtype": name} if is_known else None

@@ -365,6 +365,7 @@ class TestHuggingFace:
                 datetime.fromtimestamp(7e-6, UTC),
             ),
             (pa.list_(pa.list_(pa.int8())), [[1]], {"list": {"list": "int8"}}, [[1]]),
+            (pa.large_list(pa.int8()), [1], {"large_list": "int8"}, [1]),
             (
                 pa.list_(pa.struct({"a": pa.bool_()})),
                 [{"a": True}],
