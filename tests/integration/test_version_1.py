@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-from clipfleet.client import Client
-from clipfleet.contract.jobs import JobState
+from clipfleet.client import Client, JobOptions
+from clipfleet.contract.jobs import JobState, Task
 from clipfleet.exports import Layout, export
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import rows as results
 from clipfleet.results.formats import ResultFormat, write
 from clipfleet.results.part_rows import PartRows
 from clipfleet.settings import Settings
+from clipfleet.sources import open_source
+from clipfleet.submit.options import make_job
 from tests.support.version_1 import BROKEN, FINISHED, ITEMS, LARGE, files_of, version_1_output
 
 FAILED = {LARGE: "too_many_pixels", BROKEN: "broken_image"}
@@ -96,3 +99,20 @@ def test_a_rebuild_restores_its_job_and_changes_no_file(client: Client, output: 
     assert status.codes == dict.fromkeys(FAILED.values(), 1)
     assert [row["item_index"] for row in job.results()] == list(range(ITEMS))
     assert files_of(output) == before
+
+
+def test_a_submit_that_version_1_began_goes_on_in_its_layout(
+    client: Client, ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "urls.txt").write_text("https://example.org/a.jpg\n")
+    source, output = str(tmp_path / "urls.txt"), tmp_path / "out"
+    options = JobOptions(model="demo", output=str(output), job_id="began")
+    began = make_job(open_source(source), options, Task.EMBED)
+    ledger.submit(began.model_copy(update={"schema_version": 1}))
+
+    client.embed(source, options=options)
+
+    assert json.loads((output / "_clipfleet" / "job.json").read_text())["schema_version"] == 1
+    (staged,) = output.glob("_clipfleet/items-*")
+    assert staged.name == "items-00000000-1.parquet"
+    assert pq.read_schema(staged).metadata[b"schema_version"] == b"1"
