@@ -35,6 +35,11 @@ BAD = {
 LABELS = ["red", "green", "blue"]
 WITHOUT_FLOAT16 = ("classify", "embed float32")
 WITH_VECTORS = ("classify with vectors", "embed", "embed float32")
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "SPARK_LOCAL_IP": "127.0.0.1",
+    "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",  # for a short run on few cores
+}
 SPECIAL = {"Spark": WITHOUT_FLOAT16, "faiss": WITH_VECTORS, "usearch": WITH_VECTORS}
 
 
@@ -105,12 +110,17 @@ def test_every_row_is_there_once_with_its_vector(
         service_is_missing("Spark needs java: apt-get install default-jre-headless")
     names = SPECIAL.get(peer, tuple(outputs))
     folders = [outputs[name].export if peer.endswith("export") else outputs[name].folder for name in names]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "SPARK_LOCAL_IP": "127.0.0.1"}
 
+    script = Path(__file__).with_name("read_output.py")
     shown = subprocess.run(
-        [python_of("READERS_PYTHON"), Path(__file__).with_name("read_output.py"), peer, *folders],
-        env=os.environ | offline, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        [python_of("READERS_PYTHON"), script, peer, *folders],
+        env=os.environ | ENVIRONMENT | {"HF_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
     assert shown.returncode == 0, shown.stderr
     for name, line in zip(names, shown.stdout.splitlines(), strict=True):
