@@ -15,6 +15,7 @@ from clipfleet.redis.connection import connect
 from clipfleet.results import rows as results
 from clipfleet.results.part_rows import PartRows
 from tests.support.cluster import Cluster, ends
+from tests.support.images import write_images
 from tests.support.version_1 import (
     BROKEN,
     FINISHED,
@@ -96,3 +97,19 @@ def test_a_retry_runs_its_failed_rows(forgetful: Cluster, place: Path, name: str
     assert files_of(output)[untouched] == old_files[untouched]
     (left,) = map(json.loads, (output / "errors.jsonl").read_text().splitlines())
     assert (left["item_index"], left["error_code"]) == (BROKEN, "broken_image")
+
+
+def test_a_new_job_takes_its_place(forgetful: Cluster, place: Path) -> None:
+    output = version_1_output("embed", place)
+    write_images(place / "images", 2)
+    refused = forgetful.run("embed", place / "images", "--model", "demo", "--output", output)
+    assert (refused.returncode, "holds job embed" in refused.stderr) == (2, True)
+
+    forgetful.run_json("embed", place / "images", "--model", "demo", "--output", output, "--overwrite")
+
+    assert {path.name for path in output.iterdir()} == OF_THE_LAYOUT - {"errors.jsonl"} | {
+        "data",
+        "_errors.jsonl",
+    }
+    assert [path.name for path in output.glob("**/*.parquet")] == ["part-00000000.parquet"]
+    assert len(rows(output)) == 2
