@@ -62,8 +62,7 @@ def export_hugging_face(reader: RowReader, folder: Path) -> ExportCounts:
     (folder / "data").mkdir()
     tally = _Tally()
     _write_files(folder / "data", schema, row_groups(_counted(stored.batches, schema, tally)))
-    size = sum(path.stat().st_size for path in folder.glob("data/*"))
-    card = _front_matter(schema, job, tally, size) + _body(schema, job, tally)
+    card = _front_matter(schema, job, tally) + _body(schema, job, tally)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return ExportCounts(tally.rows, left_out=0)
 
@@ -73,7 +72,6 @@ class _Tally:
     """What the card says of the rows."""
 
     rows: int = 0
-    bytes: int = 0  # in memory
     codes: Counter[str] = field(default_factory=Counter)  # of failed rows
     fingerprints: set[str] = field(default_factory=set)
 
@@ -82,7 +80,6 @@ def _counted(batches: Iterator[pa.RecordBatch], schema: pa.Schema, tally: _Tally
     """Count rows, and convert them to the schema."""
     for batch in batches:
         tally.rows += batch.num_rows
-        tally.bytes += batch.nbytes
         tally.codes.update(count_rows(pa.Table.from_batches([batch])).codes)
         tally.fingerprints.update(filter(None, batch["model_fingerprint"].unique().to_pylist()))
         columns = [_as(batch.select([one.name]), one) for one in schema]
@@ -165,8 +162,7 @@ def _features(schema: pa.Schema, job: Job | None) -> list[dict[str, Any]]:
 # --- Card ---
 
 
-def _front_matter(schema: pa.Schema, job: Job | None, tally: _Tally, size: int) -> str:
-    split = {"name": "train", "num_bytes": tally.bytes, "num_examples": tally.rows}
+def _front_matter(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
     known = {
         "license": "unknown",
         **({"task_categories": [_CATEGORIES[job.task]]} if job else {}),
@@ -174,9 +170,7 @@ def _front_matter(schema: pa.Schema, job: Job | None, tally: _Tally, size: int) 
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
         "dataset_info": {
             "features": _features(schema, job),
-            "splits": [split],
-            "download_size": size,
-            "dataset_size": tally.bytes,
+            "splits": [{"name": "train", "num_examples": tally.rows}],
         },
     }
     return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
@@ -211,7 +205,10 @@ def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
         "",
         "| column | type | what it holds |",
         "|---|---|---|",
-        *(f"| {_code(one.name)} | {_code(str(one.type))} | {_meaning(one.name, job)} |" for one in schema),
+        *(
+            f"| {_code(one['name'])} | {_type_name(one)} | {_meaning(one['name'], job)} |"
+            for one in _features(schema, job)
+        ),
         "",
         "## License",
         "",
@@ -227,6 +224,19 @@ def _title(job: Job | None) -> str:
         return "Results of clipfleet"
     what = "Labels" if job.task is Task.CLASSIFY else "Embeddings"
     return f"{what} of {_code(Path(job.source.uri).name or job.source.uri)}"
+
+
+def _type_name(feature: Any) -> str:
+    """Type of a feature in words; it is a name, a mapping, or the list of the fields of a struct."""
+    if not isinstance(feature, dict):
+        return feature if isinstance(feature, str) else "struct"
+    for name in ("list", "large_list"):
+        if name in feature:
+            length = f"{feature['length']} " if "length" in feature else ""
+            return f"list of {length}{_type_name(feature[name])}"
+    if "class_label" in feature:
+        return "class label"
+    return _type_name(feature.get("dtype", "struct"))
 
 
 def _meaning(name: str, job: Job | None) -> str:

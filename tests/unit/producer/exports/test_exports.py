@@ -307,6 +307,7 @@ class TestHuggingFace:
         assert (split["name"], split["num_examples"]) == ("train", 7)
         assert front["license"] == "unknown"
         assert "| failed | 4: 4 `not_found` |" in body
+        assert "| `embedding` | list of 2 float16 | L2-normalised vector |" in body
         assert [
             line.split("`")[1] for line in body.splitlines() if line.startswith("| `")
         ] == table.column_names
@@ -340,6 +341,10 @@ class TestHuggingFace:
         assert found["labels"] == found["labels_kinds"] == {"list": kinds}
         assert (found["label_classes"], found["labels_classes"]) == ({"dtype": "string"}, {"list": "string"})
         assert "embedding" not in found  # the job keeps none
+        assert (
+            "| `labels_kinds` | list of class label | the best labels, descending, of the set `kinds` |"
+            in self.card(to)[1]
+        )
         assert pq.read_table(to / "data")["label"].to_pylist() == ["no"]
 
     def test_labels_that_each_item_chooses_are_text(self, output: FolderOutput, to: Path) -> None:
