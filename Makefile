@@ -4,6 +4,7 @@ VENV ?= .venv
 VENV_ARGS ?=
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+READERS := .venv-readers
 
 # A file of ops/locks: what is installed then has those versions and hashes. `.ci/run` sets it.
 LOCK ?=
@@ -33,9 +34,10 @@ unit: ALSO := tests/house tests/ops
 $(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ $(ALSO) -q $(SIDE_BY_SIDE)
 
-# The programs that exports are made for, in an environment of their own: their requirements are not ours.
-test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
-	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
+# The programs that exports are made for, and those that read outputs, in two environments: their requirements are not
+# ours, and autofaiss does not want those of the others. Spark needs java.
+test-peers: $(VENV)/.dev-installed $(PEERS)/.installed $(READERS)/.installed
+	PEERS_PYTHON=$(PEERS)/bin/python READERS_PYTHON=$(READERS)/bin/python $(BIN)/pytest tests/peers -q
 
 # Fails where torch sees no CUDA device. VENV_ARGS=--system-site-packages: with the torch of the machine. torch has
 # warnings of its own, which depend on the device.
@@ -140,10 +142,13 @@ $(VENV)/.dev-installed: $(VENV)/.demo-installed
 	touch $@
 
 $(PEERS)/.installed: tests/peers/requirements.txt
-	$(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/pip install --quiet --no-deps --only-binary :all: --requirement $< || \
+$(READERS)/.installed: tests/peers/readers.txt
+# pyspark has no wheel.
+$(PEERS)/.installed $(READERS)/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --no-deps --only-binary :all: --no-binary pyspark --requirement $< || \
 	  { echo "they do not install on this Python: make test-peers PYTHON=python3.13"; exit 1; }
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(READERS) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

@@ -123,7 +123,7 @@ class JobHandle:
         return results.rows(self.rows_reader())
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return `item_index` (n,) and the embeddings (n, d) float16 of the rows that have one."""
+        """Return `item_index` (n,) and the embeddings (n, d) of the job's type, of rows that have one."""
         return results.vectors(self.rows_reader())
 
     def export(self, layout: Layout, folder: str | Path) -> ExportCounts:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from clipfleet.client import Client
-from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image
 
@@ -33,15 +31,6 @@ class Exported:
     folder: Path
     items: list[int]  # index of each row that has a vector
     vectors: np.ndarray
-
-
-@pytest.fixture(scope="module")
-def python() -> Path:
-    """The Python of the environment in which the peers are installed, see `make test-peers`."""
-    path = os.environ.get("PEERS_PYTHON")
-    if path is None:
-        service_is_missing("PEERS_PYTHON is not set: use `make test-peers`")
-    return Path(path).absolute()
 
 
 @pytest.fixture(scope="module", params=["parquet", "jsonl"])
@@ -74,10 +63,16 @@ def _write_list(folder: Path) -> None:
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_row_i_of_the_reader_and_of_the_index_is_row_i(python: Path, exported: Exported) -> None:
+def test_row_i_of_the_reader_and_of_the_index_is_row_i(
+    python_of: Callable[[str], Path], exported: Exported
+) -> None:
     script = Path(__file__).with_name("index_export.py")
     shown = subprocess.run(
-        [python, script, exported.folder], capture_output=True, text=True, check=False, timeout=240
+        [python_of("PEERS_PYTHON"), script, exported.folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
     assert shown.returncode == 0, shown.stderr
     found: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])

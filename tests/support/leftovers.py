@@ -69,9 +69,8 @@ def left_in_output(output: Output) -> list[str]:
     # A name that ends with a slash is what SeaweedFS keeps of a folder that is empty.
     found = [name for name in output.names(f"{objects.TMP}/") if not name.endswith("/")]
     footers = list(output.names(objects.FOOTER_PREFIX))
-    parts = [
-        name for name in output.names(objects.LAYOUT.part_prefix) if name.endswith(f".{PartFormat.JSONL}")
-    ]
+    names = [name for layout in objects.LAYOUTS for name in output.names(layout.part_prefix)]
+    parts = [name for name in names if name.endswith(f".{PartFormat.JSONL}")]
     if output.read(objects.SUCCESS) is not None and len(footers) != len(parts):
         found.append(f"{len(footers)} footers of {len(parts)} parts")
     return [f"{output.uri}: {name}" for name in found]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError
 
 
@@ -52,8 +51,8 @@ class PartCounts:
     codes: Mapping[str, int]  # failed rows by error code
 
 
-def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
-    """Entries of the footer of a part, without its schema."""
+def part_footer(identity: PartIdentity, counts: PartCounts, schema_version: int) -> dict[str, str]:
+    """Entries of the footer of a part of a job of this version, without its schema."""
     return {
         "job_id": identity.job_id,
         "chunk_id": str(identity.chunk_id),
@@ -61,7 +60,7 @@ def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
         "ok": str(counts.ok),
         "failed": str(counts.failed),
         "codes": json.dumps(dict(counts.codes)),
-        "schema_version": str(SCHEMA_VERSION),
+        "schema_version": str(schema_version),
     }
 
 

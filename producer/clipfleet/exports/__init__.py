@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
+from clipfleet.exports.hugging_face import export_hugging_face
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
 from clipfleet.results.formats import ResultFormat, write
@@ -32,12 +33,14 @@ class Layout(StrEnum):
 
     CLIP_RETRIEVAL = "clip-retrieval"
     OPENAI_BATCH = "openai-batch"
+    HUGGING_FACE = "huggingface"
     CSV = "csv"
 
 
 _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
     Layout.CLIP_RETRIEVAL: export_clip_retrieval,
     Layout.OPENAI_BATCH: export_openai_batch,
+    Layout.HUGGING_FACE: export_hugging_face,
     Layout.CSV: export_csv,
 }
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import Job, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.outputs.objects import LAYOUT, Layout, layout_of
 from clipfleet.parts.jsonl import JsonlParts
 from clipfleet.parts.parquet import ParquetParts
 
@@ -72,14 +72,21 @@ class PartFiles(Protocol):
         """
 
 
-def part_files(part_format: PartFormat, job_id: str | None, layout: Layout = LAYOUT) -> PartFiles:
-    """Choose the format of parts. Without a job id, JSONL parts have no footer and inferred types."""
-    return JsonlParts(job_id, layout) if part_format is PartFormat.JSONL else ParquetParts(layout)
+def part_files(
+    part_format: PartFormat, job_id: str | None, schema_version: int = SCHEMA_VERSION
+) -> PartFiles:
+    """Choose the format of the parts of a job of this version.
+
+    Without a job id, JSONL parts have no footer and inferred types.
+    """
+    if part_format is PartFormat.JSONL:
+        return JsonlParts(job_id, schema_version)
+    return ParquetParts(schema_version)
 
 
 def parts_of(job: Job) -> PartFiles:
-    """The format of a job's parts, in the layout of its version."""
-    return part_files(job.part_format, job.job_id, layout_of(job.schema_version))
+    """The format of a job's parts, in its version."""
+    return part_files(job.part_format, job.job_id, job.schema_version)
 
 
 Name = TypeVar("Name")

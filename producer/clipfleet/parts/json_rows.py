@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
+from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, VectorType, part_schema
 
 # Valid in JSON, but many programs treat them as line ends.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -73,16 +74,29 @@ def from_json(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBat
 
 
 def inferred_schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
-    """Infer the schema of a part without a footer: clipfleet's columns as defined, others by their values."""
-    dimension = 0
+    """Infer the schema of a part without a footer: clipfleet's columns as defined, others by their values.
+
+    Vectors are float32 if the first one is not exactly float16.
+    """
+    vector: list[float] = []
     others: dict[str, list[Any]] = {}
     for row in rows:
-        dimension = dimension or len(row.get("embedding") or ())
+        vector = vector or row.get("embedding") or []
         for name in row:
             if name not in PART_COLUMNS:
                 others.setdefault(name, []).append(row[name])
     extra = [pa.field(name, _value_type(values)) for name, values in others.items()]
-    return part_schema(dimension or UNKNOWN_DIMENSION, extra)
+    vector_type = VectorType.FLOAT16 if all(map(_is_float16, vector)) else VectorType.FLOAT32
+    return part_schema(len(vector) or UNKNOWN_DIMENSION, extra, vector_type=vector_type)
+
+
+def _is_float16(number: float) -> bool:
+    try:
+        return bool(struct.unpack("e", struct.pack("e", number))[0] == number)
+    except OverflowError:
+        return False
+    except struct.error:  # no number: reading it fails
+        return True
 
 
 def _value_type(values: list[Any]) -> pa.DataType:

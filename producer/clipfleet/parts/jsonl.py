@@ -25,10 +25,11 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.outputs.objects import LAYOUT, Layout
+from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.parquet import damaged, parquet_errors
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts.json_rows import from_json, inferred_schema, json_lines, json_schema
@@ -46,12 +47,12 @@ class JsonlParts:
     readers = 2  # a part of 4,096 rows with vectors of length 512 is 40 MB of text
     footer_readers = 4  # finding a footer reads the whole part
 
-    def __init__(self, job_id: str | None, layout: Layout = LAYOUT) -> None:
+    def __init__(self, job_id: str | None, schema_version: int = SCHEMA_VERSION) -> None:
         self._job_id = job_id
-        self._layout = layout
+        self._schema_version = schema_version
 
     def name(self, chunk_id: int) -> str:
-        return self._layout.part(chunk_id, PartFormat.JSONL)
+        return layout_of(self._schema_version).part(chunk_id, PartFormat.JSONL)
 
     def write(
         self,
@@ -73,7 +74,8 @@ class JsonlParts:
                 data = text.encode()
                 content.update(data)
                 file.write(data)
-        footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
+        footer = part_footer(identity, counts, self._schema_version)
+        footer[_SCHEMA] = _schema_text(json_schema(rows.schema))
         name = objects.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
         is_new = output.create(name, json.dumps(footer).encode(), confirm=confirm)
         # Otherwise another writer of this generation has the same rows.

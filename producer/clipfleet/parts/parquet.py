@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.outputs.objects import LAYOUT, Layout
+from clipfleet.outputs.objects import layout_of
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.outputs.scratch import output_errors
 
@@ -35,11 +36,11 @@ class ParquetParts:
     readers = 8  # a part of 4,096 rows with vectors of length 512 is 5 MB
     footer_readers = 16
 
-    def __init__(self, layout: Layout = LAYOUT) -> None:
-        self._layout = layout
+    def __init__(self, schema_version: int = SCHEMA_VERSION) -> None:
+        self._schema_version = schema_version
 
     def name(self, chunk_id: int) -> str:
-        return self._layout.part(chunk_id, PartFormat.PARQUET)
+        return layout_of(self._schema_version).part(chunk_id, PartFormat.PARQUET)
 
     def write(
         self,
@@ -52,7 +53,7 @@ class ParquetParts:
         confirm: Confirm = unconditionally,
     ) -> None:
         """Write a self-contained file."""
-        stamped = rows.replace_schema_metadata(part_footer(identity, counts))
+        stamped = rows.replace_schema_metadata(part_footer(identity, counts, self._schema_version))
         with output_errors(path):
             pq.write_table(
                 stamped,

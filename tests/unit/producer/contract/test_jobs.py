@@ -248,11 +248,11 @@ class TestParts:
         st.builds(PartCounts, st.integers(0), st.integers(0), st.dictionaries(st.text(), st.integers(0))),
     )
     def test_a_footer_says_what_went_in(self, identity: PartIdentity, counts: PartCounts) -> None:
-        assert read_part_footer(part_footer(identity, counts)) == (identity, counts)
+        assert read_part_footer(part_footer(identity, counts, 2)) == (identity, counts)
 
     @pytest.mark.parametrize("name", ["job_id", "chunk_id", "generation", "ok", "failed", "codes"])
     def test_a_footer_that_lacks_an_entry_or_has_another_value_is_none(self, name: str) -> None:
-        footer = part_footer(PartIdentity("j", 1, 0), PartCounts(1, 0, {}))
+        footer = part_footer(PartIdentity("j", 1, 0), PartCounts(1, 0, {}), 2)
         damaged = [footer | {name: value} for value in ("x", "[]", "") if name != "job_id"]
         del footer[name]
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from clipfleet.contract.jobs import JobState, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelSet
@@ -25,6 +26,7 @@ from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
+from clipfleet.results.rows import rows
 from tests.support.jobs import JOB_ID, make_job, place_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
@@ -282,6 +284,113 @@ class TestOpenaiBatch:
         found = lines(to / "output.jsonl") + lines(to / "error.jsonl")
         assert [line["custom_id"] for line in found] == ["0", "2", "1"]
         assert found[1]["response"]["body"]["item"]["item_id"] == "x"
+
+
+class TestHuggingFace:
+    def card(self, to: Path) -> tuple[dict[str, Any], str]:
+        _, front, body = (to / "README.md").read_text().split("---\n", 2)
+        return yaml.safe_load(front), body
+
+    def features(self, to: Path) -> dict[str, Any]:
+        found = self.card(to)[0]["dataset_info"]["features"]
+        return {one.pop("name"): one for one in found}
+
+    def test_all_rows_are_there_and_counted(self, finished: FolderOutput, to: Path) -> None:
+        counts = export(PartRows(finished), Layout.HUGGING_FACE, to)
+
+        assert (counts.rows, counts.left_out) == (7, 0)
+        assert names(to) == ["README.md", "data/train-00000.parquet"]
+        table = pq.read_table(to / "data")
+        assert table.to_pylist() == list(rows(PartRows(finished)))
+        front, body = self.card(to)
+        (split,) = front["dataset_info"]["splits"]
+        assert (split["name"], split["num_examples"]) == ("train", 7)
+        assert front["license"] == "unknown"
+        assert "| failed | 4: 4 `not_found` |" in body
+        assert "| `embedding` | list of 2 float16 | L2-normalised vector |" in body
+        assert [
+            line.split("`")[1] for line in body.splitlines() if line.startswith("| `")
+        ] == table.column_names
+        assert self.features(to)["embedding"] == {"list": "float16", "length": 2}
+
+    def test_more_rows_than_a_file_should_hold_go_into_several(
+        self, finished: FolderOutput, to: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("clipfleet.exports.hugging_face._ROWS_PER_FILE", 2)
+        monkeypatch.setattr("clipfleet.results.formats._GROUP_ROWS", 2)
+
+        export(PartRows(finished), Layout.HUGGING_FACE, to)
+
+        files = sorted((to / "data").iterdir())
+        assert [path.name for path in files] == [f"train-{number:05d}.parquet" for number in range(3)]
+        assert pq.read_table(to / "data")["item_index"].to_pylist() == list(range(7))
+
+    def test_columns_with_the_labels_of_one_set_are_class_labels(
+        self, output: FolderOutput, to: Path
+    ) -> None:
+        sets = (LabelSet(name="kinds", labels=("no", "1")), LabelSet(name="classes", preset="imagenet1k"))
+        place_job(output, make_job(output.uri, labels=("no",), label_sets=sets))
+        values = {"label": "no", "label_kinds": "no", "label_classes": "tench", "embedding": None}
+        add_part(output, 0, [{**classified(0), **values}], label_sets=["kinds", "classes"])
+
+        export(PartRows(output), Layout.HUGGING_FACE, to)
+
+        found = self.features(to)
+        kinds = {"class_label": {"names": {"0": "no", "1": "1"}}}
+        assert found["label"] == found["label_kinds"] == {"dtype": kinds}
+        assert found["labels"] == found["labels_kinds"] == {"list": kinds}
+        assert (found["label_classes"], found["labels_classes"]) == ({"dtype": "string"}, {"list": "string"})
+        assert "embedding" not in found  # the job keeps none
+        assert (
+            "| `labels_kinds` | list of class label | the best labels, descending, of the set `kinds` |"
+            in self.card(to)[1]
+        )
+        assert pq.read_table(to / "data")["label"].to_pylist() == ["no"]
+
+    def test_labels_that_each_item_chooses_are_text(self, output: FolderOutput, to: Path) -> None:
+        source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("set",))
+        sets = tuple(LabelSet(name=name, labels=(name,)) for name in "ab")
+        place_job(
+            output,
+            make_job(output.uri, labels=("a",), label_sets=sets, label_set_column="set", source=source),
+        )
+        add_part(output, 0, [classified(0)])
+
+        export(PartRows(output), Layout.HUGGING_FACE, to)
+
+        assert self.features(to)["label"] == {"dtype": "string"}
+
+    @pytest.mark.parametrize(
+        ("kind", "value", "feature", "stored"),
+        [
+            (
+                pa.timestamp("us", "UTC"),
+                7,
+                {"dtype": "timestamp[us, tz=UTC]"},
+                datetime.fromtimestamp(7e-6, UTC),
+            ),
+            (pa.list_(pa.list_(pa.int8())), [[1]], {"list": {"list": "int8"}}, [[1]]),
+            (pa.large_list(pa.int8()), [1], {"large_list": "int8"}, [1]),
+            (
+                pa.list_(pa.struct({"a": pa.bool_()})),
+                [{"a": True}],
+                {"list": [{"name": "a", "dtype": "bool"}]},
+                [{"a": True}],
+            ),
+            (pa.dictionary(pa.int8(), pa.string()), "x", {"dtype": "string"}, "x"),
+            (pa.map_(pa.string(), pa.int64()), [("a", 1)], {"dtype": "string"}, '[["a", 1]]'),
+        ],
+        ids=str,
+    )
+    def test_columns_of_the_source_keep_what_the_hub_has_a_type_for(
+        self, output: FolderOutput, to: Path, kind: pa.DataType, value: Any, feature: Any, stored: Any
+    ) -> None:
+        add_part(output, 0, [{**embedded(0, 1.0, 0.0), "x": value}], types={"x": kind})
+
+        export(PartRows(output), Layout.HUGGING_FACE, to)
+
+        assert self.features(to)["x"] == feature
+        assert pq.read_table(to / "data")["x"].to_pylist() == [stored]
 
 
 def test_csv_has_all_rows_and_columns(output: FolderOutput, to: Path) -> None:

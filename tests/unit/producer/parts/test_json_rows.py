@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract.parts import part_schema
+from clipfleet.contract.parts import VectorType, part_schema
 from clipfleet.parts.json_rows import as_json, from_json, inferred_schema, json_line, json_lines, json_schema
 
 MOMENT = datetime(2026, 11, 24, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -110,6 +110,20 @@ def test_a_schema_that_is_not_known_is_inferred_from_the_values() -> None:
 
     extra = [pa.field("price", pa.int64()), pa.field("note", pa.string()), pa.field("zip", pa.string())]
     assert inferred_schema(rows).equals(part_schema(3, extra))
+
+
+@pytest.mark.parametrize(
+    ("vector", "expected"),
+    [
+        ([0.5, -0.0999755859375], VectorType.FLOAT16),
+        ([0.5, 0.1], VectorType.FLOAT32),
+        ([1e5, 0.5], VectorType.FLOAT32),
+    ],
+)
+def test_an_inferred_vector_is_not_rounded(vector: list[float], expected: VectorType) -> None:
+    rows = [{"item_index": 0, "embedding": None}, {"item_index": 1, "embedding": vector}]
+
+    assert inferred_schema(rows).equals(part_schema(2, vector_type=expected))
 
 
 def test_a_value_that_does_not_fit_is_an_error() -> None:

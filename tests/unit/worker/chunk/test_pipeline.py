@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, LabelSet, Precision
-from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.contract.parts import PartCounts, PartIdentity, VectorType
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger.jobs import Lease
 from clipfleet.outputs.folder import FolderOutput
@@ -421,6 +421,13 @@ class TestRows:
         expected = bench.encoder.encode_texts(COLOUR_OF[:ITEMS])
         np.testing.assert_allclose(np.array(bench.column("embedding"), np.float32), expected, atol=1e-3)
         assert bench.column("label") == [None] * ITEMS
+
+    def test_float32_vectors_reach_the_sink_unrounded(self, bench: Bench) -> None:
+        bench.run(bench.submit(bench.colours(), {"labels": (), "vector_type": VectorType.FLOAT32}))
+
+        expected = bench.encoder.encode_texts(COLOUR_OF[:ITEMS])
+        np.testing.assert_allclose(np.array(bench.column("embedding")), expected, rtol=1e-6, atol=1e-7)
+        assert np.abs(expected.astype(np.float16) - expected).max() > 1e-5
 
     def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
         assert bench.run(bench.submit(["gopher://x", ""])).counts.failed == 2
