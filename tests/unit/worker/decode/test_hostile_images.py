@@ -191,6 +191,12 @@ class TestMemory:
             ("TIFF", "RGB", 8),
             ("WEBP", "RGB", 16),
             ("JPEG", "CMYK", 4),
+            ("AVIF", "RGB", 12),
+            ("AVIF", "RGBA", 16),
+            ("AVIF", "L", 6),
+            ("HEIF", "RGB", 8),
+            ("HEIF", "RGBA", 14),
+            ("HEIF", "I;16", 10),
         ],
     )
     def test_the_limit_is_met(self, image_format: str, mode: str, pixel_bytes: int) -> None:
