@@ -255,8 +255,9 @@ class Job(FrozenModel):
 
     @property
     def has_embedding_column(self) -> bool:
-        """Whether its rows have the column `embedding`, at first even without vectors."""
-        return self.keeps_embeddings or self.schema_version < FIRST_WITH_DATA_FOLDER
+        """Whether its rows have the column `embedding`: in Redis, and at first, even without vectors."""
+        is_old = self.schema_version < FIRST_WITH_DATA_FOLDER
+        return self.keeps_embeddings or self.output_is_redis or is_old
 
     @property
     def named_label_sets(self) -> tuple[LabelSet, ...]:
