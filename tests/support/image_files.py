@@ -112,7 +112,7 @@ def _array(dtype: str, scale: float, image_format: str) -> Encode:
     return encode
 
 
-_AVIF: dict[str, object] = {"speed": 10}
+_AVIF: dict[str, object] = {"speed": 10, "max_threads": 1}  # the same bytes everywhere
 
 # Formats that only children read, see `decode.step`.
 AVIFS: dict[str, Encode] = {

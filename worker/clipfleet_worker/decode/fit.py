@@ -45,7 +45,7 @@ def _fit_scaled(jpeg: ScaledJpeg, spec: PixelSpec) -> DecodedImage:
 
 def described(error: Exception) -> str:
     """The message of an error; its repr where the message alone may be a bare value."""
-    return str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
+    return str(error) if isinstance(error, OSError | SyntaxError | ValueError | RuntimeError) else repr(error)
 
 
 def _resize(pixels: np.ndarray, sizes: JpegSizes, interpolation: str) -> np.ndarray:
