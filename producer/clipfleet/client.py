@@ -129,7 +129,7 @@ class Client:
         Args:
             source: a `.txt` with one text per line, a table, or an iterable of strings and dicts.
             text_column: table column with the text. Default: `text` or `caption`.
-            options: `url_column`, `base_uri` and `decode` are ignored.
+            options: `url_column`, `base_uri`, `decode` and `exif` are ignored.
         """
         return self._submit(source, options, Task.EMBED_TEXT, text_column=text_column)
 

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet.contract.jobs import DecodeRoute, PartFormat, read_job
+from clipfleet.contract.jobs import DecodeRoute, Exif, PartFormat, read_job
 from clipfleet.contract.parts import PartIdentity, count_rows, part_schema
 from clipfleet.errors import ClipfleetError
 from clipfleet.labels.sets import read_label_lines, read_label_set
@@ -52,6 +52,7 @@ class Target:
     seeds: Callable[[], list[bytes]]  # what it reads without complaint
     make: Callable[[Path], Run]  # a folder of its own -> what reads bytes; raises what the reader may raise
     allowed: tuple[type[Exception], ...] = (ClipfleetError,)
+    named: Callable[[Exception], str] = lambda error: type(error).__name__  # in figures
 
     def outcome(self, run: Run, data: bytes) -> str:
         """`ok`, or the error that was due; raises what was not."""
@@ -61,7 +62,7 @@ class Target:
             message = str(error)
             if not message.strip() or "\n" in message:
                 raise AssertionError(f"not one line: {message!r}") from error
-            return type(error).__name__
+            return self.named(error)
         return "ok"
 
 
@@ -174,6 +175,28 @@ def _image(_: Path) -> Run:
     return run
 
 
+def _boxed_image(_: Path) -> Run:
+    """As a worker reads AVIF and HEIF: whatever a file does to its child, there is an outcome."""
+    from clipfleet_worker.decode.child_process import DecodeLimits
+    from clipfleet_worker.decode.children import DecodeChildren
+    from clipfleet_worker.decode.decoder import Decoder
+    from clipfleet_worker.decode.step import DecodeStep
+    from clipfleet_worker.settings import WorkerSettings
+    from tests.fuzz.images import SPEC
+
+    settings = WorkerSettings()
+    decoder = Decoder(max_pixels=4_000_000)
+    children = DecodeChildren(decoder, DecodeLimits(settings.decode_seconds, settings.decode_memory))
+    atexit.register(children.kill_all)
+    step = DecodeStep(decoder, children)
+
+    def run(data: bytes) -> None:
+        pixels = step.decode(data, SPEC, DecodeRoute.FAST, Exif.APPLY).pixels
+        assert pixels.shape == (SPEC.height, SPEC.width, 3)
+
+    return run
+
+
 def _data_uri(_: Path) -> Run:
     from clipfleet_worker.fetch.routes import read_data_uri
 
@@ -184,6 +207,18 @@ def _images() -> list[bytes]:
     from tests.fuzz.images import image_seeds
 
     return image_seeds()
+
+
+def _avifs() -> list[bytes]:
+    from tests.fuzz.images import avif_seeds
+
+    return avif_seeds()
+
+
+def _heifs() -> list[bytes]:
+    from tests.fuzz.images import heif_seeds
+
+    return heif_seeds()
 
 
 _JSONL_PART = objects.LAYOUT.part(0, PartFormat.JSONL)
@@ -366,8 +401,14 @@ def worker_targets() -> dict[str, Target]:
     """Those that need the worker's extra."""
     from clipfleet_worker.failures import ItemFailure
 
+    def code(error: Exception) -> str:
+        assert isinstance(error, ItemFailure)
+        return error.error.code
+
     uris = [b"image/png;base64,iVBORw0KGgo=", b",hello%20world", b";base64,-_-_"]
     return {
-        "image": Target("image", _images, _image, (ItemFailure,)),
+        "image": Target("image", _images, _image, (ItemFailure,), code),
+        "avif": Target("avif", _avifs, _boxed_image, (ItemFailure,), code),
+        "heif": Target("heif", _heifs, _boxed_image, (ItemFailure,), code),
         "data-uri": Target("data-uri", lambda: uris, _data_uri, (ItemFailure,)),
     }

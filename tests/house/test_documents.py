@@ -19,7 +19,7 @@ from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.settings import Settings
 from clipfleet.terminal import program
 from clipfleet_worker.cli import commands as worker_cli
-from clipfleet_worker.decode.decoder import ALLOWED_FORMATS
+from clipfleet_worker.decode.formats import ALLOWED_FORMATS
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import README, ROOT, documents, repository_files, table
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE
@@ -22,9 +23,9 @@ from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, ItemError, Precision
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, Exif, ItemError, Precision
 from clipfleet_worker.decode import child_process
 from clipfleet_worker.decode.child_process import DecodeChild, DecodeLimits, NoRoomError
 from clipfleet_worker.decode.children import DecodeChildren
@@ -32,11 +33,12 @@ from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.fit import fit
 from clipfleet_worker.decode.line import Line
 from clipfleet_worker.decode.rasters import Raster, ScaledJpeg, WholeImage
+from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.pixel_spec import InputSize, PixelSpec
 from clipfleet_worker.settings import WorkerSettings
-from tests.fuzz.images import image_seeds
+from tests.fuzz.images import avif_seeds, heif_seeds, image_seeds
 from tests.fuzz.mutations import mutated
 from tests.support.doubles import InThread
 from tests.support.hostile_decoder import Deed, HostileDecoder
@@ -54,6 +56,9 @@ PATIENT = DecodeLimits(60, MEMORY_BYTES)
 HASTY = DecodeLimits(1, MEMORY_BYTES)
 JPEG = encoded(make_image(1))
 SIZES = ((97, 83), (640, 480))
+MUTATED_FILES = 1000  # of each format that only children read
+CODES_OF_DAMAGE = ("empty", "not_an_image", "format_refused", "too_many_pixels", "broken_image")
+CODES_OF_A_CHILD = ("crashed", "decode_timeout", "out_of_memory")
 LARGE = re.compile("million|MB|50,000|bomb|limit|scans|thousands|claim|10,000")  # names of hostile files
 
 
@@ -167,6 +172,43 @@ class TestPixels:
 
         assert differing == []
         assert [child.pid for child in children._idle] == pids
+
+    @pytest.mark.figures
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    @pytest.mark.parametrize("seeds", [avif_seeds, heif_seeds], ids=["avif", "heif"])
+    def test_damaged_files_of_video_codecs_are_images_or_codes(
+        self, spec: PixelSpec, seeds: Callable[[], list[bytes]]
+    ) -> None:
+        """The process that has them decoded never reads one; `make fuzz` does the same with more."""
+        settings, decoder = WorkerSettings(), Decoder(100_000_000)
+        children = DecodeChildren(decoder, DecodeLimits(settings.decode_seconds, settings.decode_memory))
+        step, found = DecodeStep(decoder, children), Counter[str]()
+        for seed in range(MUTATED_FILES):
+            try:
+                found["image"] += step.decode(mutated(seeds(), seed), spec, FAST, Exif.APPLY).pixels.size > 0
+            except ItemFailure as failed:
+                found[failed.error.code] += 1
+        step.close()
+
+        print(f"\n{found.total()} files: {', '.join(f'{code} {n}' for code, n in found.most_common())}")
+        assert found.total() == MUTATED_FILES
+        assert found["image"] > MUTATED_FILES // 10
+        assert set(found) <= {"image", *CODES_OF_DAMAGE, *CODES_OF_A_CHILD}
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6])
+    def test_an_image_is_turned_as_in_the_process_of_the_worker(
+        self, children: DecodeChildren, spec: PixelSpec, orientation: int
+    ) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        data, decoder = encoded(make_image(3, 2103, 2201), exif=exif), Decoder(100_000_000)
+
+        for route in DecodeRoute:
+            outside, inside = (
+                fit(one.read(data, spec.input_size, route, Exif.APPLY), spec) for one in (children, decoder)
+            )
+            assert (outside.width, outside.height) == (inside.width, inside.height)
+            assert np.array_equal(outside.pixels, inside.pixels)
 
     def test_what_is_too_large_is_refused_there(self) -> None:
         with running(Decoder(1000)) as child:
@@ -488,6 +530,8 @@ class TestStart:
         ("WEBP", "RGBA", 9, {"lossless": True, "method": 0}),
         ("TIFF", "RGB", 23, {"compression": "tiff_lzw", "strip_size": 1 << 30}),
         ("PNG", "RGBA", 23, {"compress_level": 1}),
+        ("AVIF", "RGBA", 12, {"speed": 10, "subsampling": "4:4:4"}),
+        ("HEIF", "RGB", 24, {"enc_params": {"preset": "ultrafast"}}),
     ],
 )
 def test_the_memory_of_a_child_is_enough_for_the_largest_images(

@@ -19,9 +19,10 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import AvifImagePlugin
 
 from clipfleet.redis.connection import connect
-from clipfleet_worker.decode import fit
+from clipfleet_worker.decode import codecs, fit
 from clipfleet_worker.doctor import Check, Finding, Level, examine
 from clipfleet_worker.doctor.all_checks import all_checks
 from clipfleet_worker.settings import WorkerSettings
@@ -307,6 +308,20 @@ class TestMachine:
 
         monkeypatch.setattr(fit, "_fit_scaled", inverted)
         check_fault(site.checks("decode"), "grey levels", "simplejpeg")
+
+    def test_a_pillow_without_avif(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+        check_fault(site.checks("decode"), "AVIF is not read", "pip install", Level.WARNING)
+
+    def test_a_worker_without_pillow_heif_needs_nothing(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(codecs, "find_spec", lambda _: None)
+
+        found = list(examine(site.checks("decode")))
+
+        assert {finding.level for finding in found} == {Level.OK}
+        assert 'run `pip install "clipfleet[heif]"`' in found[1].what
 
 
 class TestWeights:

@@ -51,7 +51,7 @@ class TestListing:
     def test_what_is_not_there_is_named(self, bucket: S3Bucket) -> None:
         assert problem(f"{bucket.uri}/nowhere") == (
             f"{bucket.uri}/nowhere/: no images found; looked for keys that end in "
-            ".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff"
+            ".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .avif .heic .heif"
         )
         for name in ("p/9.jpg", "list.csv", "9.tar"):
             assert problem(f"{bucket.uri}/{name}") == f"{bucket.uri}/{name}: does not exist"

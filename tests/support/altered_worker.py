@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfleet.contract.jobs import DecodeRoute
+from clipfleet.contract.jobs import DecodeRoute, Exif
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.chunk import held_lease, pipeline
@@ -76,10 +76,12 @@ def alter(arguments: list[str]) -> dict[str, Any]:
 class SlowDecoder(Decoder):
     """Slow at images with the mark."""
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> Raster:
         if data.endswith(SLOW_TO_DECODE):
             time.sleep(_DECODE_SECONDS)
-        return super().read(data, input_size, route)
+        return super().read(data, input_size, route, exif)
 
 
 class SlowEncoder(FakeEncoder):

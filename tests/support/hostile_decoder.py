@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from enum import Enum
 
-from clipfleet.contract.jobs import DecodeRoute
+from clipfleet.contract.jobs import DecodeRoute, Exif
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.pixel_spec import InputSize
@@ -70,9 +70,11 @@ def _hoard() -> None:
 class HostileDecoder(Decoder):
     """Reads like its parent whatever has no mark."""
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> Raster:
         """Do what the image says first."""
         for deed in Deed:
             if data.endswith(deed.value):
                 deed.do()
-        return super().read(data, input_size, route)
+        return super().read(data, input_size, route, exif)

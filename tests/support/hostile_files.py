@@ -377,6 +377,22 @@ def _bmp_of_runs(width: int, height: int, data: bytes) -> bytes:
     return bmp(width, height, data, bits=8, compression=1)
 
 
+# AVIF and HEIF
+
+
+def _boxed(image_format: str, *, size: tuple[int, int] | None = None) -> bytes:
+    """`CORE`; its container may say another size. Other sides would be padded and cropped by a second box."""
+    data = encoded(CORE.resize((64, 64)), image_format)
+    if size is None:
+        return data
+    start = data.index(b"ispe") + 8
+    return data[:start] + struct.pack(">II", *size) + data[start + 8 :]
+
+
+def _box(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
 # Others
 
 
@@ -436,6 +452,10 @@ _KINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "tiff: 60,000 tags": lambda: _core_tiff(_many_tags(60_000)),
         "tiff: orientation of 4711": lambda: _core_tiff({274: (3, [4711])}),
         "tiff: a million tags of EXIF": lambda: _big_tiff_with_exif(1_000_000),
+        "avif: with a web page behind it": lambda: _boxed("AVIF") + _HTML,
+        "avif: a box of 20 MB behind it": lambda: _boxed("AVIF") + _box(b"free", bytes(20 * MB)),
+        "heif: with a web page behind it": lambda: _boxed("HEIF") + _HTML,
+        "heif: a box of 20 MB behind it": lambda: _boxed("HEIF") + _box(b"free", bytes(20 * MB)),
         "bmp: upside down": lambda: bmp(64, -48, bytes(reversed(CORE_COLOUR)) * (64 * 48)),
         "bmp: run lengths": lambda: _bmp_of_runs(64, 48, b"\x40\0\0\0" * 48 + b"\0\1"),
     },
@@ -471,6 +491,9 @@ _KINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "tiff: a bomb in one strip, at the limit of pixels": lambda: deflated_tiff(10_000, 10_000),
         "tiff: a bomb in tiles that are one and the same": lambda: deflated_tiff(20_000, 20_000, tile=512),
         "tiff: a small image in a huge tile": lambda: deflated_tiff(64, 48, tile=16_384),
+        "avif: 10,000 x 10,000, only a header": lambda: _boxed("AVIF", size=(10_000, 10_000)),
+        "heif: 10,000 x 10,000, only a header": lambda: _boxed("HEIF", size=(10_000, 10_000)),
+        "heif: 50,000 x 50,000, only a header": lambda: _boxed("HEIF", size=(50_000, 50_000)),
         "bmp: 2^31 - 1 wide": lambda: bmp((1 << 31) - 1, (1 << 31) - 1),
         "bmp: negative width": lambda: bmp(-64, 48, bytes(64 * 48 * 3)),
         "bmp: the lowest height": lambda: bmp(64, -(1 << 31), bytes(100)),
@@ -517,6 +540,12 @@ _KINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "tiff: a directory behind 2^64 bytes": lambda: b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(100),
         "tiff: a directory of 2^64 tags": lambda: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 100,
         "tiff: a directory that is the header": lambda: b"II*\0\0\0\0\0" + bytes(100),
+        "avif: 50,000 x 50,000, only a header": lambda: _boxed("AVIF", size=(50_000, 50_000)),
+        "avif: no size": lambda: _boxed("AVIF", size=(0, 0)),
+        "avif: nothing but its first box": lambda: _boxed("AVIF")[:32],
+        "heif: no size": lambda: _boxed("HEIF", size=(0, 0)),
+        "heif: nothing but its first box": lambda: _boxed("HEIF")[:28],
+        "heif: a million boxes behind it": lambda: _boxed("HEIF") + _box(b"free") * 1_000_000,
         "bmp: 20 MB of run lengths that say nothing": lambda: _bmp_of_runs(64, 48, b"\0\2\0\0" * 5_000_000),
     },
     ErrorCode.FORMAT_REFUSED: {
@@ -549,7 +578,7 @@ def _pieces() -> dict[str, Callable[[], bytes]]:
     """Each format broken off at many places."""
     texture = Image.effect_noise((320, 240), 60).convert("RGB")
     found = {}
-    for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "HEIF"):
         whole = encoded(texture, name, **({"compression": "tiff_lzw"} if name == "TIFF" else {}))
         for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9):
             piece = whole[: int(len(whole) * share)]

@@ -52,10 +52,11 @@ def _palette(image: Image.Image) -> Image.Image:
     return image.convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
 
 
-def _with_exif(image: Image.Image) -> bytes:
+def _with_exif(image_format: str, **options: object) -> Encode:
+    """Also the container of an AVIF says then that it is turned."""
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
-    return encoded(image, "JPEG", exif=exif)
+    return lambda image: encoded(image, image_format, exif=exif, **options)
 
 
 def _animated(image_format: str, **options: object) -> Encode:
@@ -111,6 +112,31 @@ def _array(dtype: str, scale: float, image_format: str) -> Encode:
     return encode
 
 
+_AVIF: dict[str, object] = {"speed": 10, "max_threads": 1}  # the same bytes everywhere
+
+# Formats that only children read, see `decode.step`.
+AVIFS: dict[str, Encode] = {
+    "avif": _as("RGB", "AVIF", **_AVIF),
+    "best 4:4:4 avif": _as("RGB", "AVIF", quality=100, subsampling="4:4:4", **_AVIF),
+    "4:2:2 avif of limited range": _as("RGB", "AVIF", subsampling="4:2:2", range="limited", **_AVIF),
+    "grey avif": _as("L", "AVIF", **_AVIF),
+    "avif with alpha": lambda image: encoded(_with_alpha(image), "AVIF", **_AVIF),
+    "grey avif with alpha": lambda image: encoded(_with_alpha(image, "LA"), "AVIF", **_AVIF),
+    "palette avif": lambda image: encoded(_palette(image), "AVIF", **_AVIF),
+    "animated avif": _animated("AVIF", **_AVIF),
+    "avif with exif rotation": _with_exif("AVIF", **_AVIF),
+}
+HEIFS: dict[str, Encode] = {
+    "heic": _as("RGB", "HEIF"),
+    "lossless heic": _as("RGB", "HEIF", quality=-1, chroma=444),
+    "grey heic": _as("L", "HEIF"),
+    "heic with alpha": lambda image: encoded(_with_alpha(image), "HEIF"),
+    "grey heic with alpha": lambda image: encoded(_with_alpha(image, "LA"), "HEIF"),
+    "10 bit grey heic": _array("uint16", 257, "HEIF"),
+    "heic in tiles": _as("RGB", "HEIF", tile_size=64),
+    "heic of two images": _animated("HEIF"),
+}
+
 FILES: dict[str, Encode] = {
     "jpeg": _as("RGB", "JPEG", quality=90),
     "progressive jpeg": _as("RGB", "JPEG", progressive=True),
@@ -123,7 +149,7 @@ FILES: dict[str, Encode] = {
     "progressive cmyk jpeg": _as("CMYK", "JPEG", progressive=True),
     "cmyk jpeg without a mark": _adobe(None),
     "ycck jpeg": _adobe(2),
-    "jpeg with exif rotation": _with_exif,
+    "jpeg with exif rotation": _with_exif("JPEG"),
     "jpeg with a profile": lambda image: encoded(
         image, "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     ),
@@ -179,4 +205,6 @@ FILES: dict[str, Encode] = {
     "float tiff": _array("float32", 1, "TIFF"),
     "big tiff": _as("RGB", "TIFF", big_tiff=True),
     "tiff of two pages": _animated("TIFF"),
+    **AVIFS,
+    **HEIFS,
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
+from clipfleet_worker.decode.codecs import load_codec
+
 
 def make_image(seed: int, width: int = 96, height: int = 80) -> Image.Image:
     """A smooth coloured image with some texture, different for every seed."""
@@ -20,6 +22,8 @@ def make_image(seed: int, width: int = 96, height: int = 80) -> Image.Image:
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
     """The image as a file's bytes."""
+    if image_format == "HEIF":
+        load_codec(image_format)
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()

@@ -50,6 +50,9 @@ JOB_OPTIONS: dict[str, Any] = {
         help="exact: open_clip's own preprocessing; fast: faster JPEG decoding, pixel values may differ "
         "slightly"
     ),
+    "exif": typer.Option(
+        help="apply: turn images upright by their EXIF orientation, as phones write it; ignore: as open_clip"
+    ),
     "lane": typer.Option(help="scheduling priority"),
     "chunk_size": typer.Option(
         min=1, max=MAX_CHUNK_SIZE, help="items per chunk, the unit that a worker claims"

@@ -91,7 +91,7 @@ def embed(source: Source, *, options: JobOptions) -> Submit:
     return lambda client: client.embed(source, options=options)
 
 
-@_with_job_options("decode", "url_column", "base_uri", "store_embeddings")
+@_with_job_options("decode", "exif", "url_column", "base_uri", "store_embeddings")
 def embed_text(
     source: Annotated[
         str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")

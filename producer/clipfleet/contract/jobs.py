@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
 from clipfleet.contract.parts import VectorType, label_columns
@@ -65,6 +65,13 @@ class DecodeRoute(StrEnum):
 
     FAST = "fast"
     EXACT = "exact"
+
+
+class Exif(StrEnum):
+    """`apply`: images are turned and mirrored as their EXIF orientation says; `ignore`: as open_clip does."""
+
+    IGNORE = "ignore"
+    APPLY = "apply"
 
 
 class PartFormat(StrEnum):
@@ -149,6 +156,10 @@ class ItemError:
 ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of failed rows among those run
 
 
+# Options that came after version 1, with what there was before: without them the fingerprint is the same.
+_SINCE_VERSION_1 = {"vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE}
+
+
 class SourceDescription(FrozenModel):
     """Description of a source, made without reading all of it."""
 
@@ -167,6 +178,7 @@ class Job(FrozenModel):
     model: str
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
+    exif: Exif = Exif.IGNORE
     label_sets: tuple[LabelSet, ...] = ()
     text_column: str | None = None  # source column with the text of an item
     label_set_column: str | None = None  # source column that names the one label set of an item
@@ -219,6 +231,12 @@ class Job(FrozenModel):
                 )
         return self
 
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options newer than version 1 at their defaults: older workers refuse unknown keys."""
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if _SINCE_VERSION_1.get(name, ...) != value}
+
     def _check_column(self, name: str, purpose: str) -> None:
         columns = self.source.extra_columns
         if name not in columns:
@@ -238,8 +256,9 @@ class Job(FrozenModel):
 
     @property
     def has_embedding_column(self) -> bool:
-        """Whether its rows have the column `embedding`, at first even without vectors."""
-        return self.keeps_embeddings or self.schema_version < FIRST_WITH_DATA_FOLDER
+        """Whether its rows have the column `embedding`: in Redis, and at first, even without vectors."""
+        is_old = self.schema_version < FIRST_WITH_DATA_FOLDER
+        return self.keeps_embeddings or self.output_is_redis or is_old
 
     @property
     def named_label_sets(self) -> tuple[LabelSet, ...]:
@@ -255,10 +274,7 @@ class Job(FrozenModel):
             "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
             "on_finished_queue",
         }  # fmt: skip
-        found = self.model_dump(mode="json", exclude=unlike)
-        if self.vector_type is VectorType.FLOAT16:  # all there was before the option: the same fingerprint
-            del found["vector_type"]
-        return found
+        return self.model_dump(mode="json", exclude=unlike)
 
     @property
     def fingerprint(self) -> str:

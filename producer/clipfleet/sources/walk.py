@@ -153,7 +153,9 @@ def has_wildcards(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 
 
 def is_image_name(name: str) -> bool:

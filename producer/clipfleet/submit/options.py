@@ -27,6 +27,7 @@ from clipfleet.contract.jobs import (
     MAX_SAMPLE,
     REDIS_OUTPUT,
     DecodeRoute,
+    Exif,
     Job,
     Lane,
     PartFormat,
@@ -61,6 +62,7 @@ class JobDescription(BaseModel):
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
+    exif: Exif = Exif.IGNORE
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
     job_id: str | None = None  # repeat it to resume a submit, or to get the existing job
@@ -124,6 +126,7 @@ def make_job(
         raise UsageError(
             f"--vector-type {described.vector_type}: Redis holds float16 vectors: give an --output"
         )
+    exif = Exif.IGNORE if task is Task.EMBED_TEXT else described.exif
     with usage_errors():
         values = described.model_dump(include=set(Job.model_fields)) | {
             "job_id": job_id,
@@ -134,10 +137,13 @@ def make_job(
             "text_column": source.text_column if isinstance(source, TextSource) else None,
             "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
             "top_k": top_k,
+            "exif": exif,
             "source": source.description,
             "output": output,
             "created_at": datetime.now(UTC),
-            "schema_version": lowest_version(output_is_redis=output == REDIS_OUTPUT),
+            "schema_version": lowest_version(
+                output_is_redis=output == REDIS_OUTPUT, applies_exif=exif is Exif.APPLY
+            ),
         }
         return Job(**values)
 

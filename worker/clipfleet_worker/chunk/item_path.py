@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipfleet.contract.bottleneck import Meter
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Lane
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, Lane
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.meter import StepsBusy
@@ -57,6 +57,7 @@ class Destination:
     ahead: Ahead  # holds what is ready before the model
     pixel_spec: PixelSpec  # of the model
     decode: DecodeRoute
+    exif: Exif
     lane: Lane
     outcomes: Outcomes
     is_suspect: bool = False  # the chunk may have killed a worker
@@ -90,7 +91,7 @@ class ItemPath:
     ) -> Destination:
         """Make the destination of the items of one chunk."""
         ahead = Ahead(loading, lambda work: self.decode_pool.submit(job.lane, work, outcomes.interrupt))
-        return Destination(loading, ahead, pixel_spec, job.decode, job.lane, outcomes, is_suspect)
+        return Destination(loading, ahead, pixel_spec, job.decode, job.exif, job.lane, outcomes, is_suspect)
 
     def start(self, items: pa.Table, destination: Destination) -> None:
         """Start all items that have not ended; the row of an item is its position in the outcomes.
@@ -233,6 +234,7 @@ class ItemPath:
                 data,
                 destination.pixel_spec,
                 destination.decode,
+                destination.exif,
                 is_suspect=destination.is_suspect,
             )
         except ItemFailure as failure:

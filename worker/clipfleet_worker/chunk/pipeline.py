@@ -198,7 +198,7 @@ class Pipeline:
             work.items,
             outcomes,
             embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
-            model_fingerprint=model.fingerprint_for(job.decode) if model else None,
+            model_fingerprint=model.fingerprint_for(job.decode, job.exif) if model else None,
             store_embeddings=job.keeps_embeddings,
             has_embedding_column=job.has_embedding_column,
             vector_type=job.vector_type,

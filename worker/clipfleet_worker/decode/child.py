@@ -112,7 +112,7 @@ def _empty_standard_error() -> None:
 def _answer(worker: socket.socket, decoder: Decoder, request: Request) -> None:
     data = bytes(_received(worker, request.file_bytes))
     try:
-        raster = decoder.read(data, request.input_size, request.route)
+        raster = decoder.read(data, request.input_size, request.route, request.exif)
     except ItemFailure as failure:
         worker.sendall(packed(Failed(code=failure.error.code, detail=failure.error.detail)))
     else:
@@ -125,7 +125,14 @@ def _send(worker: socket.socket, raster: Raster) -> None:
         pixels = np.ascontiguousarray(raster.pixels)
         channels: Any = pixels.shape[2]
         eighths: Any = raster.eighths
-        reply = JpegRead(width=raster.width, height=raster.height, eighths=eighths, channels=channels)
+        orientation: Any = raster.orientation
+        reply = JpegRead(
+            width=raster.width,
+            height=raster.height,
+            eighths=eighths,
+            channels=channels,
+            orientation=orientation,
+        )
         worker.sendall(packed(reply))
         worker.sendall(pixels.data)
         return

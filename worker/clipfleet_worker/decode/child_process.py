@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.line import HungUp, Line, TooSlow
 from clipfleet_worker.decode.messages import (
@@ -38,6 +38,7 @@ from clipfleet_worker.decode.messages import (
     packed,
     read_reply,
 )
+from clipfleet_worker.decode.orientation import upright
 from clipfleet_worker.decode.rasters import Raster, ScaledJpeg, WholeImage
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import InputSize
@@ -139,7 +140,9 @@ class DecodeChild:
             raise NoRoomError(f"the process for decoding does not start: {output.splitlines()[-1]}")
         self._is_clean = True
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> Raster:
         """Read a file like `Decoder.read`; whatever it does to the child becomes an error of the file.
 
         Raises:
@@ -148,7 +151,7 @@ class DecodeChild:
         """
         self._is_clean = False
         try:
-            raster = self._read(data, input_size, route)
+            raster = self._read(data, input_size, route, exif)
         except TooSlow:
             self.kill()
             detail = f"not decoded within {self._limits.seconds:g} s"
@@ -165,11 +168,14 @@ class DecodeChild:
             raise raster
         return raster
 
-    def _read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster | ItemFailure:
+    def _read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif
+    ) -> Raster | ItemFailure:
         self._line.allow(self._limits.seconds)
         request = Request(
             file_bytes=len(data),
             route=route,
+            exif=exif,
             input_size=input_size,
             cpu_seconds=self._limits.seconds + _CPU_MARGIN_SECONDS,
         )
@@ -181,7 +187,7 @@ class DecodeChild:
             case Failed():
                 return ItemFailure(reply.code, reply.detail)
             case JpegRead():
-                self._decoder.check_size(reply.width, reply.height, input_size)
+                self._decoder.check_size(*upright(reply.width, reply.height, reply.orientation), input_size)
                 return self._receive_jpeg(reply)
             case ImageRead():
                 self._decoder.check_size(reply.width, reply.height, input_size)
@@ -194,7 +200,7 @@ class DecodeChild:
     def _receive_jpeg(self, reply: JpegRead) -> ScaledJpeg:
         pixels = np.empty(reply.shape, dtype=np.uint8)
         self._line.receive_into(pixels.reshape(-1).data)
-        return ScaledJpeg(pixels, reply.eighths, reply.width, reply.height)
+        return ScaledJpeg(pixels, reply.eighths, reply.width, reply.height, reply.orientation)
 
     def _receive_image(self, reply: ImageRead) -> WholeImage:
         image = Image.new(reply.mode, (reply.width, reply.height))

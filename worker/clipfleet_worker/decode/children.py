@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from clipfleet.contract.jobs import DecodeRoute
+from clipfleet.contract.jobs import DecodeRoute, Exif
 from clipfleet_worker.decode.child_process import DecodeChild, DecodeLimits, TakenByKernel
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import Raster
@@ -26,19 +26,21 @@ class DecodeChildren:
         self._have_ended = False
         self._lock = threading.Lock()
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> Raster:
         """Have a child read a file, see `DecodeChild.read`; retried once if the kernel takes the child."""
         try:
-            return self._read(data, input_size, route)
+            return self._read(data, input_size, route, exif)
         except TakenByKernel:
             if self._have_ended:  # `kill_all` killed it, not the kernel
                 raise
-        return self._read(data, input_size, route)
+        return self._read(data, input_size, route, exif)
 
-    def _read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def _read(self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif) -> Raster:
         child = self._take()
         try:
-            return child.read(data, input_size, route)
+            return child.read(data, input_size, route, exif)
         finally:
             self._release(child)
 

@@ -1,8 +1,8 @@
 """From bytes to uint8 RGB at the model's size, by one of two routes.
 
 `exact` is open_clip's own transform on Pillow. `fast` decodes JPEGs with libjpeg-turbo, large ones scaled
-down on the way, and resizes with torch; files that it does not cover take the exact route. No EXIF rotation:
-open_clip does none. This module does not import open_clip.
+down on the way, and resizes with torch; files that it does not cover take the exact route. Images are turned
+by their EXIF orientation only for jobs that ask for it. This module does not import open_clip.
 
 Each route has two halves. `Decoder.read` parses the untrusted file, perhaps in another process, see
 `decode.step`. `fit` resizes the plain pixels that were read.
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 import simplejpeg
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -31,16 +32,19 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif
+from clipfleet_worker.decode.codecs import load_codec
 from clipfleet_worker.decode.fit import described, fit
-from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format
+from clipfleet_worker.decode.formats import allowed_format
 from clipfleet_worker.decode.memory import (
     TIFF_TILE_PIXEL_BYTES,
     WEBP_PIXEL_BYTES,
     is_run_length_bmp,
     jpeg_bytes,
     pillow_bytes,
+    turning_bytes,
 )
+from clipfleet_worker.decode.orientation import orientation_of, turned, upright
 from clipfleet_worker.decode.outline import (
     DEFAULT_MAX_DECODE_BYTES,
     check_outline,
@@ -53,7 +57,10 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import InputSize, PixelSpec
 
 # Importing these registers them; otherwise Pillow would load all its plugins at the first image.
-_PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+_PLUGINS = (
+    AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin,
+    WebPImagePlugin,
+)  # fmt: skip
 
 # A strip of 1 x 65000 has few pixels, but takes gigabytes once its short side has the model's size.
 _MAX_RESIZED_PIXELS = 1 << 25
@@ -70,28 +77,32 @@ _TIFF_TILE_HEIGHT = 323
 
 _NO_MEMORY = "out of memory"  # in the message of Pillow's OSError (ImageFile.ERRORS)
 
-# What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError for a
-# variant of a format that it does not read.
+# What Pillow and pillow-heif raise for damaged files, each seen in fuzzing or in its source; RuntimeError for
+# what a codec reports, NotImplementedError for a variant of a format that is not read.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, IndexError, KeyError,
-    TypeError, AttributeError, ZeroDivisionError, AssertionError, NotImplementedError,
+    TypeError, AttributeError, ZeroDivisionError, AssertionError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 
 
 class Decoder:
     """Thread-safe: it holds nothing but its limits.
 
-    Making one changes two things for the whole process: Pillow's own pixel limit is lifted, since the
-    decoder's check comes first, and Pillow's warnings about odd files are silenced, since rows report errors.
+    Making one changes three things for the whole process: Pillow's own pixel limit is lifted, since the
+    decoder's check comes first, Pillow's warnings about odd files are silenced, since rows report errors, and
+    an AVIF is decoded by one thread, since there are as many as cores already.
     """
 
     def __init__(self, max_pixels: int, max_decode_bytes: int = DEFAULT_MAX_DECODE_BYTES) -> None:
         self.max_pixels = max_pixels
         self.max_decode_bytes = max_decode_bytes
         Image.MAX_IMAGE_PIXELS = None
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    def decode(self, data: bytes, spec: PixelSpec, route: DecodeRoute) -> DecodedImage:
+    def decode(
+        self, data: bytes, spec: PixelSpec, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> DecodedImage:
         """Decode the image in a file's bytes; of an animation or a multi-page file the first frame.
 
         Raises:
@@ -99,12 +110,14 @@ class Decoder:
                 `out_of_memory`.
         """
         try:
-            return fit(self.read(data, spec.input_size, route), spec)
+            return fit(self.read(data, spec.input_size, route, exif), spec)
         except MemoryError:
             detail = f"not enough memory to decode this {allowed_format(data)}"
             raise ItemFailure(ErrorCode.OUT_OF_MEMORY, detail) from None
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(
+        self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif = Exif.IGNORE
+    ) -> Raster:
         """Parse the file: the first half of `decode`.
 
         Raises:
@@ -112,19 +125,21 @@ class Decoder:
             MemoryError: too little memory, for this image or just now.
         """
         image_format = allowed_format(data)
+        load_codec(image_format)
         check_outline(data, image_format)
         if image_format == "WEBP":  # libwebp allocates the whole canvas before Pillow knows the size
             self._check_canvas(data, input_size)
         kept_bytes = jpeg_coefficient_bytes(data) if image_format == "JPEG" else 0
         if route is DecodeRoute.FAST and image_format == "JPEG":
-            scaled = self._fast(data, input_size, kept_bytes)
+            scaled = self._fast(data, input_size, kept_bytes, exif)
             if scaled is not None:
                 return scaled
-        return self._exact(data, input_size, image_format, kept_bytes)
+        image = self._exact(data, input_size, image_format, kept_bytes)
+        return WholeImage(self._turned(image, input_size, exif), image_format)
 
-    def _exact(self, data: bytes, input_size: InputSize, image_format: str, kept_bytes: int) -> WholeImage:
+    def _exact(self, data: bytes, input_size: InputSize, image_format: str, kept_bytes: int) -> Image.Image:
         with _damage_reported(image_format):
-            image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=(image_format,))
             tile_pixels = _tile_pixels(image)
         self.check_size(*image.size, input_size)
         if tile_pixels > self.max_pixels:
@@ -137,9 +152,18 @@ class Decoder:
             _check_run_lengths(len(data), *image.size)
         with _damage_reported(image_format):
             image.load()
-        return WholeImage(image, image_format)
+        return image
 
-    def _fast(self, data: bytes, input_size: InputSize, kept_bytes: int) -> ScaledJpeg | None:
+    def _turned(self, image: Image.Image, input_size: InputSize, exif: Exif) -> Image.Image:
+        """The loaded image in the orientation that the job wants; decoding HEIF may change a size."""
+        orientation = orientation_of(image) if exif is Exif.APPLY else 1
+        size = upright(*image.size, orientation)
+        self.check_size(*size, input_size)
+        if orientation != 1:
+            self._check_memory(turning_bytes(image), *size)
+        return turned(image, orientation)
+
+    def _fast(self, data: bytes, input_size: InputSize, kept_bytes: int, exif: Exif) -> ScaledJpeg | None:
         """The image in a JPEG, or None if this route does not cover it."""
         if not is_covered(input_size):
             return None
@@ -149,14 +173,15 @@ class Decoder:
             return None  # damaged or unusual: Pillow judges
         if colours not in _FAST_COLOURS:
             return None
-        self.check_size(width, height, input_size)
-        sizes = jpeg_sizes(width, height, input_size)
+        orientation = _jpeg_orientation(data) if exif is Exif.APPLY else 1
+        self.check_size(*upright(width, height, orientation), input_size)
+        sizes = jpeg_sizes(width, height, input_size, orientation)
         columns, rows = sizes.rectangle
         channels = 1 if colours == "Gray" else 3
         needed = jpeg_bytes(kept_bytes, int(columns * rows) * channels, sizes.resize_pixels * channels)
         self._check_memory(needed, width, height)
         pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], sizes.rectangle)
-        return None if pixels is None else ScaledJpeg(pixels, sizes.eighths, width, height)
+        return None if pixels is None else ScaledJpeg(pixels, sizes.eighths, width, height, orientation)
 
     def check_size(self, width: int, height: int, input_size: InputSize) -> None:
         """Refuse images that are too large, before or after they are resized to the model's input.
@@ -205,6 +230,14 @@ def _damage_reported(image_format: str) -> Iterator[None]:
         if _NO_MEMORY in str(error):
             raise MemoryError(str(error)) from None
         raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{image_format}: {described(error)}") from None
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    try:
+        with _damage_reported("JPEG"):
+            return orientation_of(Image.open(io.BytesIO(data), formats=("JPEG",)))
+    except ItemFailure:  # libjpeg-turbo reads what Pillow refuses
+        return 1
 
 
 def _tile_pixels(image: Image.Image) -> int:

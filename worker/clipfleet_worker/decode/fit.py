@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from clipfleet.contract.jobs import ErrorCode
+from clipfleet_worker.decode.orientation import turned_array, upright
 from clipfleet_worker.decode.rasters import DecodedImage, Raster, ScaledJpeg
 from clipfleet_worker.decode.sizes import JpegSizes, jpeg_sizes
 from clipfleet_worker.failures import ItemFailure
@@ -33,16 +34,18 @@ def fit(raster: Raster, spec: PixelSpec) -> DecodedImage:
 
 
 def _fit_scaled(jpeg: ScaledJpeg, spec: PixelSpec) -> DecodedImage:
-    sizes = jpeg_sizes(jpeg.width, jpeg.height, spec.input_size)
-    pixels = _centre_crop(_resize(jpeg.pixels, sizes, spec.interpolation), spec.width, spec.height)
+    sizes = jpeg_sizes(jpeg.width, jpeg.height, spec.input_size, jpeg.orientation)
+    resized = turned_array(_resize(jpeg.pixels, sizes, spec.interpolation), jpeg.orientation)
+    pixels = _centre_crop(resized, spec.width, spec.height)
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
-    return DecodedImage(np.ascontiguousarray(pixels), jpeg.width, jpeg.height)
+    size = upright(jpeg.width, jpeg.height, jpeg.orientation)
+    return DecodedImage(np.ascontiguousarray(pixels), *size)
 
 
 def described(error: Exception) -> str:
     """The message of an error; its repr where the message alone may be a bare value."""
-    return str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
+    return str(error) if isinstance(error, OSError | SyntaxError | ValueError | RuntimeError) else repr(error)
 
 
 def _resize(pixels: np.ndarray, sizes: JpegSizes, interpolation: str) -> np.ndarray:

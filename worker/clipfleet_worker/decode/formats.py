@@ -10,7 +10,7 @@ import re
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")  # as Pillow names them
 
 _SNIFFED_BYTES = 1024
 
@@ -38,8 +38,7 @@ _FORMATS: tuple[tuple[bytes, str], ...] = (
     (rb"\0\0\x02\0", "CUR"),
     (rb"icns", "ICNS"),
     (rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,6}avi[fs])", "AVIF"),
-    (rb".{4}ftyphe[iv]", "HEIC"),
-    (rb".{4}ftypm[is]f1", "HEIF"),
+    (rb".{4}ftyp(?:he[iv]|m[is]f1)", "HEIF"),  # HEIC is HEIF with HEVC inside
     (rb".{4}jP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
     (rb".{4}JXL \r\n\x87\n|\xff\x0a", "JPEG XL"),
     (rb"DDS ", "DDS"),
@@ -105,6 +104,11 @@ def allowed_format(data: bytes) -> str:
 
 def _first_match(patterns: tuple[tuple[re.Pattern[bytes], str], ...], head: bytes) -> str | None:
     return next((name for pattern, name in patterns if pattern.match(head)), None)
+
+
+def is_boxed(data: bytes) -> bool:
+    """Whether this begins like an AVIF, a HEIF or an MP4; the codecs of all three are those of videos."""
+    return data[4:8] == b"ftyp"
 
 
 def is_png(data: bytes) -> bool:

@@ -16,6 +16,10 @@ _WEBP_CANVASES_BYTES = 8  # per pixel: they live as long as the image
 _TIFF_STRIP_BYTES = 4  # per pixel: one strip may hold the whole image
 _RUN_LENGTH_BYTES = 2  # per pixel: Pillow's own decoder, twice
 _TIFF_ORIENTATION = 274
+# Per pixel, beside the image: planes of video codecs, then the same as RGB(A); a HEIF has 24 megapixels.
+_AVIF_BYTES = {"L": 5, "RGB": 8, "RGBA": 12}
+_HEIF_BYTES = {"L": 3, "I;16": 4, "RGB": 4, "RGBA": 10}
+_DEEP_HEIF_BYTES = 4  # more, of 10 or 12 bits
 
 
 def pillow_bytes(image: Image.Image, kept_bytes: int, resize_pixels: int) -> int:
@@ -37,7 +41,19 @@ def pillow_bytes(image: Image.Image, kept_bytes: int, resize_pixels: int) -> int
         loading += _TIFF_STRIP_BYTES + (held if is_turned else 0)
     elif is_run_length_bmp(image):
         loading += _RUN_LENGTH_BYTES
+    elif image.format == "AVIF":
+        loading += _AVIF_BYTES.get(image.mode, max(_AVIF_BYTES.values()))
+    elif image.format == "HEIF":
+        loading += _HEIF_BYTES.get(image.mode, max(_HEIF_BYTES.values()))
+        loading += _DEEP_HEIF_BYTES if image.info.get("bit_depth", 8) > 8 else 0
     return max(pixels * loading + kept_bytes, pixels * resizing + resize_pixels * held)
+
+
+def turning_bytes(image: Image.Image) -> int:
+    """Peak memory of turning a loaded image: there are two of it for a moment."""
+    held = _SMALL_MODES.get(image.mode, _PILLOW_PIXEL_BYTES)
+    canvases = _WEBP_CANVASES_BYTES if isinstance(image, WebPImagePlugin.WebPImageFile) else 0
+    return image.width * image.height * (2 * held + canvases)
 
 
 def jpeg_bytes(kept_bytes: int, scaled_bytes: int, resize_bytes: int) -> int:

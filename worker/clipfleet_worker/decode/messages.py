@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif
 from clipfleet_worker.pixel_spec import InputSize
 
 MAX_JSON_BYTES = 8192
@@ -49,6 +49,7 @@ class Request(_Message):
 
     file_bytes: int
     route: DecodeRoute
+    exif: Exif
     input_size: InputSize
     cpu_seconds: float  # after these the kernel ends the child
 
@@ -75,6 +76,7 @@ class JpegRead(_Message):
     height: _Side
     eighths: Literal[1, 2, 4, 8]
     channels: Literal[1, 3]
+    orientation: Literal[1, 2, 3, 4, 5, 6, 7, 8] = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -49,6 +49,8 @@ def check_outline(data: bytes, image_format: str) -> None:
         _check_gif(data)
     elif image_format == "TIFF":
         _check_tiff(data)
+    elif image_format == "HEIF":
+        _check_heif(data)
 
 
 def _check_pieces(pieces: int, what: str) -> None:
@@ -107,6 +109,21 @@ def _check_tiff(data: bytes) -> None:
         tag, _, count, _ = entry.unpack_from(data, start + index * entry.size)
         if tag in _TIFF_PLACES:
             _check_pieces(count, "strips or tiles of this TIFF")
+
+
+def _check_heif(data: bytes) -> None:
+    """The boxes at the top: libheif shows a HEIF that breaks off without the tiles that it lacks."""
+    position, pieces = 0, 0
+    while position + 16 <= len(data):
+        size, kind, large_size = struct.unpack_from(">I4sQ", data, position)
+        size = large_size if size == 1 else size
+        if size < 8:  # 0: up to the end of the file; else no box
+            return
+        pieces += 1
+        _check_pieces(pieces, "boxes of this HEIF")
+        position += size
+        if kind == b"mdat" and position > len(data):
+            raise ItemFailure(ErrorCode.BROKEN_IMAGE, "HEIF: the file breaks off within its pixels")
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from clipfleet_worker.decode.orientation import swaps_sides, upright
 from clipfleet_worker.pixel_spec import InputSize
 
 # A JPEG is decoded at n/8 of its size if that leaves this many times the model's size. At 3.3 photographs
@@ -83,8 +84,12 @@ class JpegSizes:
 
 
 @lru_cache(maxsize=_REMEMBERED_SIZES)
-def jpeg_sizes(width: int, height: int, input_size: InputSize) -> JpegSizes:
-    """The sizes for a JPEG of this width and height; `input_size` must be covered."""
+def jpeg_sizes(width: int, height: int, input_size: InputSize, orientation: int = 1) -> JpegSizes:
+    """The sizes for a JPEG of this width and height; `input_size` must be covered.
+
+    They are of the pixels as in the file, which are turned after the resize; turning first gives the same.
+    """
+    width, height = upright(width, height, orientation)
     target = resized_size(width, height, input_size)
     is_small = min(input_size.width, input_size.height) < _SMALL_TARGET
     margin = _SCALED_MARGIN_SMALL if is_small else _SCALED_MARGIN
@@ -93,8 +98,8 @@ def jpeg_sizes(width: int, height: int, input_size: InputSize) -> JpegSizes:
     rectangle = width * eighths / 8, height * eighths / 8
     return JpegSizes(
         eighths,
-        rectangle,
-        target,
-        resizes_vertically_first(width, height, target),
+        upright(*rectangle, orientation),
+        upright(*target, orientation),
+        resizes_vertically_first(width, height, target) is not swaps_sides(orientation),
         pixels_of_passes(width, height, rectangle, input_size),
     )

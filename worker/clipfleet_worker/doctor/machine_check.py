@@ -17,7 +17,9 @@ from PIL import Image
 
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.settings import doubtful_variables
+from clipfleet_worker.decode.codecs import missing_codec
 from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.formats import ALLOWED_FORMATS
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.loader import load_model
@@ -65,7 +67,8 @@ def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
 
 
 def decode_findings(max_pixels: int) -> Iterator[Finding]:
-    """Check that the fast decode route gives the pixels of open_clip's transform on this machine."""
+    """Check which formats are read, and that the fast route gives the pixels of open_clip's transform."""
+    yield from _of_formats()
     spec = load_model(DEMO_MODEL, Precision.FP32, "cpu").pixel_spec
     decoder = Decoder(max_pixels)
     worst = 0.0
@@ -82,6 +85,17 @@ def decode_findings(max_pixels: int) -> Iterator[Finding]:
         )
     else:
         yield fine(f"the fast route is at most {worst:.0f} grey levels off the exact one (p99.9)")
+
+
+def _of_formats() -> Iterator[Finding]:
+    missing = {name: what for name in ALLOWED_FORMATS if (what := missing_codec(name))}
+    yield fine(f"images of these formats are read: {', '.join(sorted(set(ALLOWED_FORMATS) - set(missing)))}")
+    for name, what in missing.items():
+        if name == "HEIF":  # an extra
+            yield fine(f"HEIF is not read: {what}")
+        else:
+            lack, _, remedy = what.partition("; ")
+            yield warning(f"{name} is not read: {lack}", remedy)
 
 
 def _of_memory_setting(setting: int) -> Iterator[Finding]:

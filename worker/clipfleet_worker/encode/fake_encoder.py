@@ -8,7 +8,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.jobs import DecodeRoute, Exif, Precision
 from clipfleet.contract.label_sets import short_hash
 from clipfleet_worker.encode.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.encode.backends.certificate import Certificate
@@ -52,8 +52,8 @@ class FakeEncoder:
         noise = np.random.default_rng(0).standard_normal((embedding_dimension, 4))
         self._axes = np.linalg.qr(noise)[0].T  # (4, d), orthonormal: angles between colours stay as they are
 
-    def fingerprint_for(self, route: DecodeRoute) -> str:
-        return short_hash([self.fingerprint, route.value])
+    def fingerprint_for(self, route: DecodeRoute, exif: Exif = Exif.IGNORE) -> str:
+        return short_hash([self.fingerprint, route.value, *([] if exif is Exif.IGNORE else [f"exif {exif}"])])
 
     def new_pixels(self, count: int) -> np.ndarray:
         return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from clipfleet import __version__
-from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.jobs import DecodeRoute, Exif, Precision
 from clipfleet.contract.label_sets import short_hash
 from clipfleet_worker.encode.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.encode.backends.certificate import LEAST_COSINE, PROMPTS, Canaries, Certificate
@@ -75,9 +75,9 @@ class LoadedModel:
         """How many batches may be begun before the first one is finished."""
         return self._backend.batches_in_flight
 
-    def fingerprint_for(self, route: DecodeRoute) -> str:
-        """The fingerprint in rows: model, weights, preprocessing, precision and decode route."""
-        return short_hash([self.fingerprint, route.value])
+    def fingerprint_for(self, route: DecodeRoute, exif: Exif = Exif.IGNORE) -> str:
+        """The fingerprint in rows: model, weights, preprocessing, precision, decode route and EXIF."""
+        return short_hash([self.fingerprint, route.value, *([] if exif is Exif.IGNORE else [f"exif {exif}"])])
 
     def new_pixels(self, count: int) -> np.ndarray:
         """An array to be filled for `begin_images`, see `Backend`."""

@@ -17,6 +17,7 @@ from clipfleet.contract.jobs import (
     MAX_CHUNK_SIZE,
     DecodeRoute,
     ErrorCode,
+    Exif,
     Job,
     JobState,
     Lane,
@@ -51,6 +52,7 @@ DIFFERENT: dict[str, Any] = {
     "model": "ViT-L-14:openai",
     "precision": Precision.FP32,
     "decode": DecodeRoute.EXACT,
+    "exif": Exif.APPLY,
     "label_sets": (LabelSet(labels=("cat",)),),
     "top_k": 6,
     "lane": Lane.HIGH,
@@ -142,11 +144,15 @@ class TestJob:
 
 class TestIdentity:
     def test_every_field_either_makes_a_job_another_one_or_is_listed_as_not(self) -> None:
-        job = make_job(vector_type=VectorType.FLOAT32)
+        job = make_job(vector_type=VectorType.FLOAT32, exif=Exif.APPLY)
         assert set(job.identity()) == set(Job.model_fields) - NO_IDENTITY
 
     def test_jobs_from_before_there_was_an_option_are_the_same_without_it(self) -> None:
-        assert "vector_type" not in make_job().identity()
+        assert not {"vector_type", "exif"} & set(make_job().identity())
+
+    def test_what_older_workers_read_has_no_key_that_they_refuse(self) -> None:
+        assert not {"vector_type", "exif"} & set(json.loads(make_job().model_dump_json()))
+        assert json.loads(make_job(exif=Exif.APPLY).model_dump_json())["exif"] == "apply"
 
     @pytest.mark.parametrize("name", DIFFERENT)
     def test_a_different_value(self, name: str) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract.jobs import DecodeRoute, Lane, PartFormat, Precision
+from clipfleet.contract.jobs import DecodeRoute, Exif, Lane, PartFormat, Precision, Task
 from clipfleet.errors import UsageError
-from clipfleet.submit.options import JobOptions, JobSpec, read_job_spec
+from clipfleet.sources import ReadOptions, source_of
+from clipfleet.sources.texts import text_source_of
+from clipfleet.submit.options import JobOptions, JobSpec, make_job, read_job_spec
 
 FULL = """\
 source: photos/list.csv
@@ -28,6 +30,7 @@ embedding: true
 top_k: 3
 precision: fp32
 decode: exact
+exif: apply
 lane: bulk
 chunk_size: 64
 job_id: nightly
@@ -55,6 +58,7 @@ def test_everything_that_may_be_said(write: Path) -> None:
     assert objects.preset == "imagenet1k"
     assert (spec.store_embeddings, spec.top_k, spec.chunk_size, spec.job_id) == (True, 3, 64, "nightly")
     assert (spec.precision, spec.decode, spec.lane) == (Precision.FP32, DecodeRoute.EXACT, Lane.BULK)
+    assert spec.exif is Exif.APPLY
     assert (spec.part_format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
     assert spec.max_error_rate == 0.2
 
@@ -160,6 +164,24 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
 def test_options_that_cannot_be_are_told_as_any_other_mistake(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         JobOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "version"), [({}, 1), ({"exif": "apply"}, 2), ({"output": "/out"}, 2)], ids=str
+)
+def test_a_job_carries_the_lowest_version_that_can_run_it(values: dict[str, Any], version: int) -> None:
+    job = make_job(source_of(["/a.jpg"], ReadOptions()), JobOptions(**values), Task.EMBED)
+
+    assert job.schema_version == version
+    assert job.exif.value == values.get("exif", "ignore")
+
+
+def test_texts_have_no_orientation() -> None:
+    source = text_source_of(["a"], text_column=None, id_column=None)
+
+    job = make_job(source, JobOptions(exif="apply"), Task.EMBED_TEXT)
+
+    assert (job.exif, job.schema_version) == (Exif.IGNORE, 1)
 
 
 def test_an_output_may_be_a_path() -> None:

@@ -16,9 +16,9 @@ from unittest.mock import Mock
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, LabelSet, Precision
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision
 from clipfleet.contract.parts import PartCounts, PartIdentity, VectorType
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger.jobs import Lease
@@ -31,6 +31,7 @@ from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.decode import codecs
 from clipfleet_worker.decode import step as decode_step
 from clipfleet_worker.decode.child_process import NoRoomError
 from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
@@ -613,13 +614,13 @@ class Reader:
         self.read_files: list[bytes] = []
         self.handled: list[BaseException | None] = []  # whose tracebacks keep what had been read
 
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute, exif: Exif) -> Raster:
         self.read_files.append(data)
         self.handled.append(sys.exc_info()[1])
         error = self.fails(data)
         if error is not None:
             raise error
-        return self._read(data, input_size, route)
+        return self._read(data, input_size, route, exif)
 
 
 class Readers:
@@ -741,6 +742,22 @@ class TestWhereItIsDecoded:
             self.decode(bench, data, isolate=True)
 
         assert (readers.inside.read_files, readers.outside.read_files) == (simple, others)
+
+    @pytest.mark.parametrize("image_format", ["AVIF", "HEIF"])
+    def test_what_video_codecs_decode_is_never_read_inside(
+        self, bench: Bench, readers: Readers, image_format: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = encoded(Image.new("RGB", (24, 20)), image_format)
+        self.decode(bench, data)
+        assert readers.counts() == (0, 1)
+
+        monkeypatch.setattr(codecs, "find_spec", lambda _: None)
+        monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+        with pytest.raises(ItemFailure, match=f"^format_refused: {image_format}: .*; run `pip install "):
+            self.decode(bench, data)
+        with pytest.raises(ItemFailure, match=r"^format_refused: MP4 video is not among the formats"):
+            self.decode(bench, b"\0\0\0\x18ftypisom\0\0\2\0isomiso2")
+        assert readers.counts() == (0, 0)
 
 
 class TestAdoption:

@@ -34,6 +34,24 @@ def test_what_is_read(image_format: str) -> None:
     assert allowed_format(encoded(IMAGE, image_format)) == image_format
 
 
+@pytest.mark.parametrize(
+    ("major", "compatible", "image_format"),
+    [
+        (b"avif", b"avifmif1miaf", "AVIF"),
+        (b"avis", b"avifmsf1miaf", "AVIF"),
+        (b"mif1", b"miafavif", "AVIF"),
+        (b"msf1", b"avismiaf", "AVIF"),
+        (b"heic", b"mif1heic", "HEIF"),
+        (b"heix", b"mif1heix", "HEIF"),
+        (b"hevc", b"msf1hevc", "HEIF"),
+        (b"mif1", b"mif1heic", "HEIF"),
+        (b"msf1", b"hevcheic", "HEIF"),
+    ],
+)
+def test_brands(major: bytes, compatible: bytes, image_format: str) -> None:
+    assert allowed_format(box(major, compatible)) == image_format
+
+
 @pytest.mark.parametrize("big_tiff", [False, True])
 def test_every_sort_of_tiff(big_tiff: bool) -> None:
     assert allowed_format(encoded(IMAGE, "TIFF", big_tiff=big_tiff)) == "TIFF"
@@ -49,9 +67,6 @@ def refusal(data: bytes) -> str:
 REFUSED = {
     **{name: encoded(IMAGE, name) for name in ("ICO", "ICNS", "DDS", "PPM", "EPS", "PDF")},
     "JPEG 2000": encoded(IMAGE, "JPEG2000") if features.check("jpg_2000") else b"\xff\x4f\xff\x51",
-    "AVIF": box(b"avif", b"avifmif1miaf"),
-    "HEIC": box(b"heic", b"mif1heic"),
-    "HEIF": box(b"mif1", b"mif1heic"),
     "PSD": b"8BPS\0\1" + bytes(20),
     "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
     "QOI": b"qoif" + bytes(10),

@@ -7,6 +7,7 @@ The files are made by `tests/support/hostile_files.py`. The whole way, with a wo
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.memory import WEBP_PIXEL_BYTES
 from clipfleet_worker.decode.outline import (
@@ -75,13 +76,13 @@ def _resident_bytes(field: str) -> int:
 def _warm_decoder() -> Decoder:
     """Once in a process, before its memory is limited."""
     decoder = Decoder(max_pixels=100_000_000)
-    for image_format in ("JPEG", "PNG", "WEBP"):
+    for image_format in ("JPEG", "PNG", "WEBP", "AVIF", "HEIF"):
         for route in DecodeRoute:
             decoder.decode(encoded(photo(1, 300, 200), image_format), SPEC, route)
     return decoder
 
 
-def _decode_here(name: str, route: DecodeRoute) -> Outcome:
+def _decode_here(name: str, route: DecodeRoute, exif: Exif) -> Outcome:
     """Runs in a child whose data may grow by what a bomb may cost, and no further."""
     decoder = _warm_decoder()
     data = HOSTILE[name].build()
@@ -90,7 +91,7 @@ def _decode_here(name: str, route: DecodeRoute) -> Outcome:
     limit = _resident_bytes("VmData") + BOMB_BYTES + _SPARE_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     try:
-        found = None, "", is_core(decoder.decode(data, SPEC, route).pixels)
+        found = None, "", is_core(decoder.decode(data, SPEC, route, exif).pixels)
     except ItemFailure as failure:
         found = failure.error.code, failure.error.detail, False
     finally:
@@ -105,23 +106,30 @@ def child() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-# The routes differ for JPEGs only.
+# The routes differ for JPEGs only, and an orientation is looked for in EXIF and in a TIFF's tags.
 ROUTES = [(name, route) for name in HOSTILE for route in DecodeRoute if route is FAST or "jpeg" in name]
+WITH_EXIF = [(name, route) for name, route in ROUTES if re.search("EXIF|orientation|tags", name)]
 
 
-OUTCOMES: dict[tuple[str, DecodeRoute], Outcome] = {}
+OUTCOMES: dict[tuple[str, DecodeRoute, Exif], Outcome] = {}
 
 
-def _outcome(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> Outcome:
+def _outcome(child: ProcessPoolExecutor, name: str, route: DecodeRoute, exif: Exif = Exif.IGNORE) -> Outcome:
     """Measured before, or now."""
-    if (name, route) not in OUTCOMES:
-        OUTCOMES[name, route] = child.submit(_decode_here, name, route).result(timeout=60)
-    return OUTCOMES[name, route]
+    how = name, route, exif
+    if how not in OUTCOMES:
+        OUTCOMES[how] = child.submit(_decode_here, *how).result(timeout=60)
+    return OUTCOMES[how]
 
 
-@pytest.mark.parametrize(("name", "route"), ROUTES)
-def test_each_kind_is_an_image_or_a_code(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> None:
-    kind, outcome = HOSTILE[name], _outcome(child, name, route)
+@pytest.mark.parametrize(
+    ("name", "route", "exif"),
+    [(*pair, Exif.IGNORE) for pair in ROUTES] + [(*pair, Exif.APPLY) for pair in WITH_EXIF],
+)
+def test_each_kind_is_an_image_or_a_code(
+    child: ProcessPoolExecutor, name: str, route: DecodeRoute, exif: Exif
+) -> None:
+    kind, outcome = HOSTILE[name], _outcome(child, name, route, exif)
 
     assert outcome.code == kind.code, outcome.detail
     assert outcome.is_core == (kind.code is None and kind.shows_core)
@@ -191,6 +199,12 @@ class TestMemory:
             ("TIFF", "RGB", 8),
             ("WEBP", "RGB", 16),
             ("JPEG", "CMYK", 4),
+            ("AVIF", "RGB", 12),
+            ("AVIF", "RGBA", 16),
+            ("AVIF", "L", 6),
+            ("HEIF", "RGB", 8),
+            ("HEIF", "RGBA", 14),
+            ("HEIF", "I;16", 10),
         ],
     )
     def test_the_limit_is_met(self, image_format: str, mode: str, pixel_bytes: int) -> None:

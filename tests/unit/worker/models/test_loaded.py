@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.jobs import DecodeRoute, Exif, Precision
 from clipfleet.errors import UsageError
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ModelUnavailableError
@@ -112,7 +112,7 @@ class TestEncoding:
             loaded(TinyModule())
 
 
-def test_weights_preprocessing_precision_and_decode_route_count_in_a_fingerprint() -> None:
+def test_weights_preprocessing_precision_decode_route_and_exif_count_in_a_fingerprint() -> None:
     other_weights = TinyModule()
     other_weights.logit_scale.data += 1
     models = [
@@ -122,9 +122,10 @@ def test_weights_preprocessing_precision_and_decode_route_count_in_a_fingerprint
         loaded(TinyModule(), SIZE + 1),
     ]
 
-    prints = {model.fingerprint_for(route) for model in models for route in DecodeRoute}
+    ways = [(route, exif) for route in DecodeRoute for exif in Exif]
+    prints = {model.fingerprint_for(*way) for model in models for way in ways}
 
-    assert len(prints) == len(models) * len(DecodeRoute)
+    assert len(prints) == len(models) * len(ways)
     assert loaded(TinyModule()).fingerprint == models[0].fingerprint
 
 
