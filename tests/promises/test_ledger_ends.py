@@ -234,7 +234,7 @@ def test_workers_starve_while_all_that_was_submitted_is_claimed(ledger: Ledger, 
 
 class TestWorkers:
     def test_a_worker_is_known_by_its_heartbeat(self, ledger: Ledger, pass_time: PassTime) -> None:
-        quiet = WorkerFacts("quiet", "host", 7, ("demo", "one:x"), device="cuda")
+        quiet = WorkerFacts("quiet", "host", 7, ("demo", "one:x"), "cuda", held_chunks=3, up_seconds=1.5)
         lively = WorkerFacts("lively", "host", 8, ("demo",))
         ledger.heartbeat(quiet)
         ledger.heartbeat(quiet)
@@ -247,6 +247,7 @@ class TestWorkers:
         assert ledger.workers(silence_seconds=30) == [lively]
         ledger.reconcile(worker_silence_seconds=60)
         assert ledger.workers(silence_seconds=50) == [quiet, lively]
+        assert [facts.silent_seconds // 45 for facts in ledger.workers(silence_seconds=50)] == [1, 0]
         ledger.reconcile(worker_silence_seconds=40)
         assert ledger.workers(silence_seconds=50) == [lively]
 

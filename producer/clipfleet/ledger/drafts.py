@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobUnreadableError
 from clipfleet.ledger.answers import RebuildAnswer, RetryAnswer
@@ -102,7 +103,8 @@ class Drafts:
             "rebuild", job.job_id, token, job.model_dump_json(), job.fingerprint, job.lane.value, job.model,
             job.chunk_size, rate_argument(job.max_error_rate), int(job.created_at.timestamp() * 1000),
             generation, ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, source_sum,
-            int(finished_at.timestamp() * 1000) if finished_at else "", *_counts(draft),
+            int(finished_at.timestamp() * 1000) if finished_at else "", JobBrief.of(job).to_json(),
+            *_counts(draft),
         )  # fmt: skip
         answer = RebuildAnswer(word)
         with damage_of(job.job_id):

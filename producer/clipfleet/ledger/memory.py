@@ -9,7 +9,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any, TypeVar, cast
 
 from typing_extensions import override
@@ -296,9 +296,13 @@ class MemoryLedger(Ledger):
     @override
     @_atomic
     def workers(self, silence_seconds: float = 30) -> list[WorkerFacts]:
-        earliest = self._now() - int(silence_seconds * 1000)
+        now = self._now()
         heard = sorted(self._workers.items(), key=lambda pair: (pair[1][0], pair[0]))
-        return [facts for _, (at, facts) in heard if at >= earliest]
+        return [
+            replace(facts, silent_seconds=(now - at) / 1000)
+            for _, (at, facts) in heard
+            if at >= now - int(silence_seconds * 1000)
+        ]
 
     # --- the worker's side ---
 
