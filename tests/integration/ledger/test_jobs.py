@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 import redis
 
+from clipfleet.commands.options import job_ids
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState, Task
 from clipfleet.contract.label_sets import LabelSet
@@ -139,6 +140,14 @@ def test_a_job_without_a_brief_is_listed_with_what_is_known(
 
     assert (found["odd"].brief, found["odd"].total) == (brief, 10)
     assert found["sound"].brief == JobBrief("embed", "/images", "/out", "")
+
+
+def test_names_of_jobs_are_completed(ledger: Ledger, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", redis_url)
+    assert job_ids("") == []
+    add_job(ledger, "lake")
+
+    assert [job_ids(typed) for typed in ("", "la", "las", "x")] == [["lake", "last"]] * 2 + [["last"], []]
 
 
 @pytest.mark.parametrize("planted", ["", "[]", "7", "{", "[" * 100_000, '{"task": "embed"}'])
