@@ -176,7 +176,7 @@ class Client:
         return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
-        """List jobs, newest first."""
+        """List jobs, newest first; `brief` of each says what it does."""
         return self._ledger.jobs(limit)
 
     def workers(self) -> list[WorkerFacts]:

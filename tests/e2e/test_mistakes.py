@@ -138,6 +138,7 @@ def test_results_of_neither_folder_nor_job(shell: Shell, monkeypatch: pytest.Mon
     assert answer.code == 2
     assert "no folder 'reslts' here" in answer.stderr
     assert "set CLIPFLEET_REDIS_URL" in answer.stderr
+    assert "CLIPFLEET_REDIS_URL is not set" in shell.run("clipfleet", "show", "0").stderr
 
 
 @pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])

@@ -56,15 +56,15 @@ def restored_job(client: Client, name: str) -> JobHandle:
 
 def _named(client: Client, name: str) -> JobHandle | str:
     """The job of a name, or the name of an output."""
-    is_folder = is_output(name) or Path(name).is_dir()
     if "/" in name:
+        _require_no_file(name)
         return name
     try:
         return client.job(name)
     except JobNotFoundError:
         if name == LAST:
             return client.last()
-        if is_folder:
+        if Path(name).is_dir():
             return name
     kept = _duration(checked(Settings).job_ttl_seconds)
     raise JobNotFoundError(
@@ -80,11 +80,17 @@ def is_output(name: str) -> bool:
         UsageError: it is a file.
     """
     path = Path(name)
-    if "/" in name and path.is_file():
-        raise UsageError(f"{name} is a file: give the folder of the results, or a job id")
-    if "/" in name or (path / objects.INTERNAL).is_dir():
+    if "/" in name:
+        _require_no_file(name)
+        return True
+    if (path / objects.INTERNAL).is_dir():
         return True
     return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))
+
+
+def _require_no_file(name: str) -> None:
+    if Path(name).is_file():
+        raise UsageError(f"{name} is a file: give the folder of the results, or a job id")
 
 
 def _duration(seconds: int) -> str:

@@ -118,6 +118,11 @@ def row_reader(job: str) -> Iterator[RowReader]:
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:
+        if job == LAST:
+            raise UsageError(
+                "CLIPFLEET_REDIS_URL is not set, and only Redis knows the last job: set it, or give the "
+                "folder of the results"
+            )
         raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
     with Client() as client:
         yield find_job(client, job).rows_reader()

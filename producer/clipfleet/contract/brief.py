@@ -42,7 +42,7 @@ class JobBrief:
 
     @classmethod
     def of_spec(cls, text: str) -> Self | None:
-        """The brief of a job as its JSON; None if this version cannot read it."""
+        """The brief of a job as its JSON; None if this version cannot read that."""
         try:
             return cls.of(read_job(text))
         except JobUnreadableError:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import redis
 
-from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState, read_job
 from clipfleet.errors import JobNotFoundError, JobUnreadableError
 from clipfleet.ledger import keys
@@ -23,7 +21,7 @@ from clipfleet.ledger.answers import (
     StageAnswer,
     SubmitAnswer,
 )
-from clipfleet.ledger.arguments import rate_argument
+from clipfleet.ledger.arguments import brief_argument, rate_argument
 from clipfleet.ledger.chunks import ChunkLedger
 from clipfleet.ledger.drafts import Drafts
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
@@ -84,10 +82,11 @@ class Ledger(ChunkLedger):
             JobConflictError: a different job has this id.
             QuotaExceededError: the quota has no room for a new job.
         """
+        spec = job.model_dump_json()
         answer = self._run(
             "submit",
             job.job_id,
-            job.model_dump_json(),
+            spec,
             job.fingerprint,
             job.lane.value,
             job.model,
@@ -96,7 +95,7 @@ class Ledger(ChunkLedger):
             self.quota.items,
             self.quota.bytes,
             traceparent,
-            JobBrief.of(job).to_json(),
+            brief_argument(job, spec),
             *(retention.milliseconds if job.output_is_redis else ()),
         )
         match SubmitAnswer(answer[0]):
@@ -104,9 +103,9 @@ class Ledger(ChunkLedger):
                 return True, JobState.SUBMITTING
             case SubmitAnswer.QUOTA:
                 raise quota_exceeded(self.quota, *answer[1:])
-        _, state, fingerprint, spec = answer
+        _, state, fingerprint, other_spec = answer
         if fingerprint != job.fingerprint:
-            raise conflict(job, spec or "")
+            raise conflict(job, other_spec or "")
         with damage_of(job.job_id):
             return False, JobState(state)
 
@@ -211,18 +210,19 @@ class Ledger(ChunkLedger):
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """The newest jobs first. Expired jobs and foreign values do not count towards the limit.
 
-        Takes two round trips per hundred jobs, and one more if an older version submitted some of them.
+        Takes two round trips per hundred jobs. Descriptions with many labels are not read, except those of
+        jobs that an older version has submitted.
         """
         found: list[JobStatus] = []
         rank = 0
         while rank >= 0 and len(found) < limit:
             rank, *names = self._run("jobs", rank, min(limit - len(found), _LISTED_AT_A_TIME))
-            found += self._with_briefs(self._snapshots(list(map(str, names))))
+            found += self._snapshots(list(map(str, names)))
         return found
 
     def _snapshots(self, job_ids: Sequence[str]) -> list[JobStatus]:
         found = []
-        for job_id, answer in zip(job_ids, self._run_each("status", job_ids), strict=True):
+        for job_id, answer in zip(job_ids, self._run_each("status", job_ids, "brief"), strict=True):
             with suppress(JobNotFoundError, JobUnreadableError):
                 if isinstance(answer, Exception):
                     found.append(self.status(job_id))  # repairs what is damaged, or says what is wrong
@@ -230,18 +230,6 @@ class Ledger(ChunkLedger):
                     with damage_of(job_id):
                         found.append(_snapshot(job_id, answer))
         return found
-
-    def _with_briefs(self, snapshots: list[JobStatus]) -> list[JobStatus]:
-        """Add those of jobs that an older version submitted, as far as their descriptions can be read."""
-        without = [snapshot.job_id for snapshot in snapshots if snapshot.brief is None]
-        if not without:
-            return snapshots
-        with redis_errors(self._url), self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in without:
-                pipeline.get(keys.job(job_id, keys.SPEC))
-            specs = dict(zip(without, pipeline.execute(raise_on_error=False), strict=True))
-        briefs = {job_id: JobBrief.of_spec(spec) for job_id, spec in specs.items() if isinstance(spec, str)}
-        return [replace(one, brief=one.brief or briefs.get(one.job_id)) for one in snapshots]
 
     def backlog(self, keep_seconds: float = 10.0) -> Backlog:
         """Pending and running work of all jobs, counted at most `keep_seconds` ago.

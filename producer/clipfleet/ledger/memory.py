@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from typing_extensions import override
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState, Lane
 from clipfleet.ledger.answers import (
     CompleteAnswer,
@@ -261,7 +262,7 @@ class MemoryLedger(Ledger):
     @_atomic
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         newest = sorted(self._all(), key=lambda job: (job.created, job.job.job_id), reverse=True)
-        return [job.status(self._now()) for job in newest[:limit]]
+        return [replace(job.status(self._now()), brief=JobBrief.of(job.job)) for job in newest[:limit]]
 
     @override
     @_atomic

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from clipfleet.contract.bottleneck import Meters
-from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import DEFAULT_RETENTION, LaneBacklog, Retention
@@ -200,7 +199,7 @@ class MemoryJob:
             due_chunks=len(self.due()), codes=dict(self.codes), work_seconds=dict(self.seconds),
             reason=self.reason, created_ms=self.created, finished_ms=self.finished, ran=self.ran,
             asked_ms=now, starved_ms=self.starved + starving, meters=Meters(dict(self.meters)),
-            source_sum=self.source_sum, brief=JobBrief.of(self.job),
+            source_sum=self.source_sum,
         )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class JobStatus:
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
     # Checksum of the staged items, once sealed; empty if an older version sealed the job.
     source_sum: str = ""
-    brief: JobBrief | None = None  # None: an older version submitted the job, or its keys are damaged
+    brief: JobBrief | None = None  # in a list of jobs only; None there: its description cannot be read
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -87,7 +87,7 @@ class JobStatus:
             starved_ms=_starved_ms(facts, int(now_ms)),
             meters=Meters.of_json(facts.get("meters", "")),
             source_sum=facts.get("source_sum", ""),
-            brief=JobBrief.of_json(facts.get("brief", "")),
+            brief=JobBrief.of_json(facts.get("brief", "")) or JobBrief.of_spec(facts.get("spec", "")),
         )
 
     @property
