@@ -97,13 +97,18 @@ def export(
     if as_json:
         typer.echo(json.dumps({"layout": layout, "to": to, "rows": counts.rows, "left_out": counts.left_out}))
         return
-    say(f"{counts.rows:,} rows -> {to}")
+    say(f"{_rows(counts.rows)} -> {to}")
     if counts.left_out:
-        say(f"{counts.left_out:,} rows without an embedding are left out", style="yellow")
+        verb = "is" if counts.left_out == 1 else "are"
+        say(f"{_rows(counts.left_out)} without an embedding {verb} left out", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
         say(note)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 @contextmanager
