@@ -141,6 +141,17 @@ class Client:
         """
         return self._handle(self._first().job(job_id))
 
+    def last(self) -> JobHandle:
+        """Return the newest job.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        newest = self._first().jobs(1)
+        if not newest:
+            raise JobNotFoundError("no job has been submitted to this Redis yet, or all have expired")
+        return self.job(newest[0].job_id)
+
     def rebuild(self, output: str | Path) -> JobHandle:
         """Restore the job of an output if the ledger has lost it, and resume it.
 
@@ -166,7 +177,7 @@ class Client:
         return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
-        """List jobs, newest first."""
+        """List jobs, newest first; `brief` of each says what it does."""
         return self._ledger.jobs(limit)
 
     def workers(self) -> list[WorkerFacts]:

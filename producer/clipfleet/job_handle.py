@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -61,6 +62,9 @@ class JobHandle:
         self._hints = hints
         self._settings = settings
         self.job = job
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.job_id}: {self.job.task} {self.job.source.uri} -> {self.output}>"
 
     @property
     def job_id(self) -> str:
@@ -195,8 +199,7 @@ class JobHandle:
         """
         known = [code for code in codes if code in list(ErrorCode)]
         if len(known) < len(codes):
-            strange = next(code for code in codes if code not in known)
-            raise UsageError(f"unknown error code {strange!r}; the codes are: {', '.join(ErrorCode)}")
+            raise _unknown_code(next(code for code in codes if code not in known), self.status())
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         patience = self._patience()
@@ -216,3 +219,13 @@ class JobHandle:
         is_under_way = retry.run([ErrorCode(code) for code in known], max_error_rate)
         self.had_ended = not is_under_way
         return is_under_way
+
+
+def _unknown_code(code: str, status: JobStatus) -> UsageError:
+    near = difflib.get_close_matches(code, list(ErrorCode), n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    counted = ", ".join(sorted(status.codes)) or "no code"
+    return UsageError(
+        f"unknown error code {code!r}: {meant}rows of this job failed with {counted}; "
+        "docs/reference/errors.md lists all codes"
+    )

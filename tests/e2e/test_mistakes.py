@@ -85,8 +85,7 @@ MISTAKES = {
     "clipfleet embed images --output redis://elsewhere:6379/0": "the Redis of CLIPFLEET_REDIS_URL",
     "clipfleet embed images --format jsonl": "which Redis does not have: give an --output",
     "clipfleet embed images --output s3:///x": "write s3://BUCKET/PATH",
-    "clipfleet status j1": "'j1' is not known here",
-    "clipfleet retry j1": "ended jobs expire",
+    "clipfleet retry j1": "No job 'j1'. Finished jobs are kept for 7 days",
     "clipfleet retry ./nowhere": "nowhere: no job has this output",
     "clipfleet rebuild empty": "empty: no job has this output",
     "clipfleet rebuild notes.md": "notes.md is a file",
@@ -139,6 +138,7 @@ def test_results_of_neither_folder_nor_job(shell: Shell, monkeypatch: pytest.Mon
     assert answer.code == 2
     assert "no folder 'reslts' here" in answer.stderr
     assert "set CLIPFLEET_REDIS_URL" in answer.stderr
+    assert "CLIPFLEET_REDIS_URL is not set" in shell.run("clipfleet", "show", "0").stderr
 
 
 @pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])
@@ -147,7 +147,7 @@ def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output
     assert (answer.code, answer.stdout, answer.stderr.count("\n")) == (1, "", 1), answer
     assert output in answer.stderr and "choose another --output" in answer.stderr
     after = shell.run("clipfleet", "status", shell.folder.name)
-    assert "not known" in after.stderr or "cancelled" in after.stdout
+    assert "No job" in after.stderr or "cancelled" in after.stdout
 
 
 def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ class TestReading:
         assert reader.finished_at() is None
         assert reader.early_end() is None
 
+    def test_one_row_is_read_by_its_index(self, reader_of: ReaderOf) -> None:
+        written = chunk_rows(0)
+        reader = reader_of(written, chunks=2)
+
+        found = reader.row_at(2)
+
+        assert found is not None
+        assert found.to_pylist() == written.slice(2, 1).to_pylist()
+        assert reader.row_at(4) is None
+
     def test_an_early_end_is_reported(self, ledger: Ledger, reader_of: ReaderOf) -> None:
         reader = reader_of(chunk_rows(0), chunks=2)
         before = datetime.now(UTC)

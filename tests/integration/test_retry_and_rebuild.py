@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from clipfleet.client import Client, JobOptions
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import ErrorCode, JobState, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, OutputDamagedError
@@ -292,6 +293,7 @@ class TestRebuild:
 
         after = scene.status
         assert (after.state, after.ok, after.codes) == (before.state, before.ok, before.codes)
+        assert scene.ledger.jobs()[0].brief == JobBrief.of(scene.job)
         assert scene.ends() == []
         assert scene.is_success
         assert scene.retry() == bool(failing)

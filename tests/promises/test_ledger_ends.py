@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from clipfleet.ledger.values import LaneBacklog
@@ -208,7 +209,9 @@ def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
     assert (status.state, status.lane, status.model) == (JobState.RUNNING, Lane.BULK, "demo")
     assert (status.chunks, status.done_chunks, status.leased_chunks, status.due_chunks) == (5, 1, 1, 1)
     assert (status.total, status.ok, status.failed, status.open) == (50, 8, 2, 40)
-    assert [one.job_id for one in ledger.jobs()] == ["job"]
+    assert [(one.job_id, one.brief) for one in ledger.jobs()] == [
+        ("job", JobBrief("embed", "/images", "/out", ""))
+    ]
 
 
 def test_workers_starve_while_all_that_was_submitted_is_claimed(ledger: Ledger, pass_time: PassTime) -> None:
@@ -234,7 +237,7 @@ def test_workers_starve_while_all_that_was_submitted_is_claimed(ledger: Ledger, 
 
 class TestWorkers:
     def test_a_worker_is_known_by_its_heartbeat(self, ledger: Ledger, pass_time: PassTime) -> None:
-        quiet = WorkerFacts("quiet", "host", 7, ("demo", "one:x"), device="cuda")
+        quiet = WorkerFacts("quiet", "host", 7, ("demo", "one:x"), "cuda", held_chunks=3, up_seconds=1.5)
         lively = WorkerFacts("lively", "host", 8, ("demo",))
         ledger.heartbeat(quiet)
         ledger.heartbeat(quiet)
@@ -247,6 +250,7 @@ class TestWorkers:
         assert ledger.workers(silence_seconds=30) == [lively]
         ledger.reconcile(worker_silence_seconds=60)
         assert ledger.workers(silence_seconds=50) == [quiet, lively]
+        assert [facts.silent_seconds // 45 for facts in ledger.workers(silence_seconds=50)] == [1, 0]
         ledger.reconcile(worker_silence_seconds=40)
         assert ledger.workers(silence_seconds=50) == [lively]
 

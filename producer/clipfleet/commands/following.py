@@ -14,7 +14,8 @@ import typer
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.estimates import estimate_words
 from clipfleet.commands.interrupted import words_after_watching
-from clipfleet.commands.options import AsJson, JobArgument
+from clipfleet.commands.naming import find_job
+from clipfleet.commands.options import AsJson, JobOrOutput
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.jobs import JobStatus
@@ -26,10 +27,10 @@ from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
-def watch(job: JobArgument, as_json: AsJson = False) -> None:
+def watch(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Follow a job until it ends; the exit code reports how."""
     with Client(on_trouble=say_trouble) as client:
-        follow(client, client.job(job), wait=True, as_json=as_json)
+        follow(client, find_job(client, job), wait=True, as_json=as_json)
 
 
 def follow(

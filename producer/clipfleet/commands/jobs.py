@@ -1,41 +1,37 @@
-"""Commands for existing jobs: status, pause, resume, cancel, retry, rebuild."""
+"""Commands for existing jobs and workers: status, jobs, workers, pause, resume, cancel, retry, rebuild."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.following import follow
-from clipfleet.commands.options import AsJson, JobArgument, JobOrOutput, MaxErrorRate, Wait
-from clipfleet.commands.results import is_output, known_job
+from clipfleet.commands.naming import find_job, restored_job
+from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.ledger.jobs import JobStatus
-from clipfleet.terminal.console import print_table, printable, say, say_trouble
-from clipfleet.terminal.progress import missing_worker_words
-
-_NUMBERS = ("items", "ok", "failed")
+from clipfleet.terminal.console import print_table, printable, say, say_trouble, terminal_width
+from clipfleet.terminal.lists import job_lines, job_object, job_table, worker_object, worker_table
+from clipfleet.terminal.progress import missing_worker_words, no_worker_words
 
 
-def status(job: JobArgument, as_json: AsJson = False) -> None:
-    """Show the state, progress and bottleneck of a job."""
+def status(job: JobOrOutput, as_json: AsJson = False) -> None:
+    """Show what a job does, its state, progress and bottleneck."""
     with Client() as client:
-        snapshot = client.job(job).status()
+        handle = find_job(client, job)
+        snapshot = replace(handle.status(), brief=JobBrief.of(handle.job))
         if as_json:
-            typer.echo(json.dumps(_status_object(snapshot)))
+            typer.echo(json.dumps(job_object(snapshot)))
             return
-        for line in _status_lines(snapshot):
+        for line in job_lines(snapshot):
             typer.echo(printable(line))
         problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
@@ -50,77 +46,50 @@ def jobs(
     with Client() as client:
         snapshots = client.jobs(limit)
     if as_json:
-        typer.echo(json.dumps({"jobs": [_status_object(snapshot) for snapshot in snapshots]}))
+        typer.echo(json.dumps({"jobs": [job_object(snapshot) for snapshot in snapshots]}))
         return
     if not snapshots:
         say("no jobs yet; submit one with `clipfleet classify FOLDER --labels cat,dog`")
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("job", "state", "items", "ok", "failed", "created (UTC)"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in _NUMBERS else "left")
-    for snapshot in snapshots:
-        table.add_row(
-            Text(printable(snapshot.job_id)), snapshot.state, f"{snapshot.total:,}", f"{snapshot.ok:,}",
-            f"{snapshot.failed:,}", _utc(snapshot.created_ms),
-        )  # fmt: skip
-    print_table(table)
+    print_table(job_table(snapshots, terminal_width()))
 
 
-def cancel(job: JobArgument, as_json: AsJson = False) -> None:
+def workers(as_json: AsJson = False) -> None:
+    """List the connected workers."""
+    with Client() as client:
+        connected = client.workers()
+    if as_json:
+        typer.echo(json.dumps({"workers": [worker_object(facts) for facts in connected]}))
+        return
+    if not connected:
+        say(no_worker_words("MODEL"))
+        return
+    print_table(worker_table(connected))
+
+
+def cancel(job: JobOrOutput, as_json: AsJson = False) -> None:
     """End a job early and keep the rows written so far."""
     _change(job, JobHandle.cancel, as_json=as_json)
 
 
-def pause(job: JobArgument, as_json: AsJson = False) -> None:
+def pause(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Stop handing out chunks of a job; chunks in progress complete."""
     _change(job, JobHandle.pause, as_json=as_json)
 
 
-def resume(job: JobArgument, as_json: AsJson = False) -> None:
+def resume(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Resume a paused job."""
     _change(job, JobHandle.resume, as_json=as_json)
 
 
 def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, as_json: bool) -> None:
     with Client(on_trouble=say_trouble) as client:
-        changed, state = change(client.job(job))
+        handle = find_job(client, job)
+        changed, state = change(handle)
     if as_json:
-        typer.echo(json.dumps({"job_id": job, "state": state.value, "changed": changed}))
+        typer.echo(json.dumps({"job_id": handle.job_id, "state": state.value, "changed": changed}))
         return
-    say(f"job {job} is {state}" + ("" if changed else " already"))
-
-
-def _status_object(snapshot: JobStatus) -> dict[str, Any]:
-    limit = snapshot.limit
-    return asdict(snapshot) | {
-        "state": snapshot.state.value,
-        "lane": snapshot.lane.value,
-        "limit": limit and asdict(limit),
-    }
-
-
-def _status_lines(snapshot: JobStatus) -> Iterator[str]:
-    done = snapshot.ok + snapshot.failed
-    yield f"job      {snapshot.job_id}"
-    yield f"state    {snapshot.state}" + (f" ({snapshot.reason})" if snapshot.reason else "")
-    yield f"items    {done:,} of {snapshot.total:,}{'' if snapshot.sealed else ' so far'}"
-    yield f"rows     {snapshot.ok:,} ok, {snapshot.failed:,} failed"
-    yield (
-        f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} running, "
-        f"{snapshot.due_chunks:,} waiting to retry"
-    )
-    if snapshot.generation:
-        yield f"retries  {snapshot.generation}"
-    yield f"model    {snapshot.model}"
-    yield f"created  {_utc(snapshot.created_ms)} UTC"
-    if snapshot.limit:
-        yield f"limit    {snapshot.limit}"
-    for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
-        yield f"failed   {count:,} {code}"
-
-
-def _utc(milliseconds: int) -> str:
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    say(f"job {handle.job_id} is {state}" + ("" if changed else " already"))
 
 
 def retry(
@@ -135,7 +104,7 @@ def retry(
     """Retry the failed rows of an ended job, in place."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
-        handle = client.rebuild(job) if is_output(job) else known_job(client, job)
+        handle = restored_job(client, job)
         named = [code.strip() for code in codes.split(",") if code.strip()]
         is_under_way = handle.retry(named, max_error_rate=max_error_rate)
         if not is_under_way:
@@ -144,17 +113,13 @@ def retry(
         _follow(client, handle, wait=wait, as_json=as_json, started=started)
 
 
-def rebuild(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or S3 prefix of the results")],
-    wait: Wait = True,
-    as_json: AsJson = False,
-) -> None:
+def rebuild(job: JobOrOutput, wait: Wait = True, as_json: AsJson = False) -> None:
     """Restore a job that Redis has lost from its output, and resume it."""
-    if Path(output).is_file():
-        raise UsageError(f"{output} is a file: give the folder of the results")
+    if Path(job).is_file():
+        raise UsageError(f"{job} is a file: give the folder of the results")
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
-        _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
+        _follow(client, restored_job(client, job), wait=wait, as_json=as_json, started=started)
 
 
 def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:

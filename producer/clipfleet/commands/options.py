@@ -22,18 +22,20 @@ def _not_empty(value: str | None) -> str | None:
     return value
 
 
+LAST = "last"  # in place of the id of the newest job
 _NEWEST_JOBS = 50
 _PATIENCE_SECONDS = 0.5
 
 
 def job_ids(incomplete: str) -> list[str]:
-    """Ids of the newest jobs with this prefix, newest first; none if Redis is down or slow."""
+    """Names of jobs with this prefix: ids, newest first, then `last`; none if Redis is down or slow."""
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
             newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
     except (ValidationError, UsageError, RedisError, OSError):
         return []  # the command itself reports the error
-    return [job_id for job_id in map(str, newest) if job_id.startswith(incomplete)]
+    names = [*map(str, newest), *([LAST] if newest else [])]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
 # Keyed by the field of `JobDescription` that each sets; the field has the type and the default.
@@ -107,7 +109,20 @@ ExportFolder = Annotated[
     str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
 ]
 JobOrOutput = Annotated[
-    str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder or S3 prefix of the results")
+    str,
+    typer.Argument(
+        metavar="JOB|OUTPUT",
+        help="job id, `last` for the newest job, or the folder or S3 prefix of the results",
+        autocompletion=job_ids,
+    ),
+]
+Job = Annotated[
+    str,
+    typer.Option(
+        metavar="JOB|OUTPUT",
+        callback=_not_empty,
+        help="job id, `last`, or the folder or S3 prefix of the results",
+        autocompletion=job_ids,
+    ),
 ]
 MaxErrorRate = Annotated[float | None, JOB_OPTIONS["max_error_rate"]]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=job_ids)]

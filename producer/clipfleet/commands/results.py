@@ -1,4 +1,4 @@
-"""Commands that read rows: print them, export them to the formats of other tools."""
+"""Commands that read rows: print them, show one, export them to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from typing import Annotated
 
 import typer
 
-from clipfleet.client import Client, JobHandle
-from clipfleet.commands.options import AsJson, ExportFolder, JobOrOutput
+from clipfleet.client import Client
+from clipfleet.commands.naming import find_job, is_output
+from clipfleet.commands.options import LAST, AsJson, ExportFolder, Job, JobOrOutput
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.exports import Layout
 from clipfleet.exports import export as write_export
-from clipfleet.outputs import objects, open_output
+from clipfleet.outputs import open_output
+from clipfleet.parts.json_rows import json_line
 from clipfleet.results.formats import ResultFormat, write
+from clipfleet.results.one_row import FoundRow, find_row
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import RowReader
 from clipfleet.results.selection import Selection
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
+from clipfleet.terminal.lists import row_lines
 
 
 def results(
@@ -57,6 +61,29 @@ def results(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def show(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="id, index or URI of the item")],
+    job: Job = LAST,
+    as_json: AsJson = False,
+) -> None:
+    """Print the row of one item whole: each column on a line of its own."""
+    with row_reader(job) as reader:
+        found = find_row(reader, item)
+    if as_json:
+        typer.echo(json_line(found.row), nl=False)
+    else:
+        for line in row_lines(found.row):
+            typer.echo(line)
+    if found.count > 1:
+        say(_others(item, found), style="yellow")
+
+
+def _others(item: str, found: FoundRow) -> str:
+    more = found.count - 1 - len(found.others)
+    indexes = ", ".join(map(str, found.others)) + (f" and {more:,} more" if more else "")
+    return f"{found.count:,} rows have the {found.matched} {item!r}; the others are at index {indexes}"
+
+
 def export(
     job: JobOrOutput,
     layout: Annotated[Layout, typer.Option(help="format of the export")],
@@ -70,18 +97,23 @@ def export(
     if as_json:
         typer.echo(json.dumps({"layout": layout, "to": to, "rows": counts.rows, "left_out": counts.left_out}))
         return
-    say(f"{counts.rows:,} rows -> {to}")
+    say(f"{_rows(counts.rows)} -> {to}")
     if counts.left_out:
-        say(f"{counts.left_out:,} rows without an embedding are left out", style="yellow")
+        verb = "is" if counts.left_out == 1 else "are"
+        say(f"{_rows(counts.left_out)} without an embedding {verb} left out", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
         say(note)
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 @contextmanager
 def row_reader(job: str) -> Iterator[RowReader]:
-    """Open the rows of a job id, or of an output, which outlives the ledger.
+    """Open the rows of a job, see `find_job`; a folder with results needs no ledger, which it outlives.
 
     Raises:
         UsageError: neither exists.
@@ -91,19 +123,14 @@ def row_reader(job: str) -> Iterator[RowReader]:
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:
+        if job == LAST:
+            raise UsageError(
+                "CLIPFLEET_REDIS_URL is not set, and only Redis knows the last job: set it, or give the "
+                "folder of the results"
+            )
         raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
     with Client() as client:
-        yield known_job(client, job).rows_reader()
-
-
-def known_job(client: Client, job_id: str) -> JobHandle:
-    """Return a job that Redis knows; a `JobNotFoundError` names the alternative."""
-    try:
-        return client.job(job_id)
-    except JobNotFoundError as error:
-        raise JobNotFoundError(
-            f"{error}; ended jobs expire, with their rows in Redis: give the output instead"
-        ) from None
+        yield find_job(client, job).rows_reader()
 
 
 def _is_job(name: str) -> bool:
@@ -115,17 +142,3 @@ def _is_job(name: str) -> bool:
     except JobNotFoundError:
         return False
     return True
-
-
-def is_output(job: str) -> bool:
-    """Whether an output was given, not a job id.
-
-    Raises:
-        UsageError: it is a file.
-    """
-    path = Path(job)
-    if "/" in job and path.is_file():
-        raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    if "/" in job or (path / objects.INTERNAL).is_dir():
-        return True
-    return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))

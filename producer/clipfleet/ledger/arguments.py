@@ -6,11 +6,23 @@ import json
 from collections.abc import Mapping
 
 from clipfleet.contract.bottleneck import Meters
+from clipfleet.contract.brief import JobBrief
+from clipfleet.contract.jobs import Job
+
+_SHORT_SPEC = 4096  # characters
 
 
 def rate_argument(rate: float | None) -> float | str:
     """An error rate; empty if there is none."""
     return "" if rate is None else rate
+
+
+def brief_argument(job: Job, spec: str) -> str:
+    """The brief of a job whose JSON is long; empty for others, of which a list reads the JSON itself.
+
+    A hash of short values only takes half of the memory, see the object encodings of Redis.
+    """
+    return JobBrief.of(job).to_json() if len(spec) > _SHORT_SPEC else ""
 
 
 def flat(pairs: Mapping[str, str | int]) -> list[str | int]:

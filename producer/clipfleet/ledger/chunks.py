@@ -42,7 +42,8 @@ class ChunkLedger:
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url)
-        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
+        scripts = LuaScripts(self._redis, url, _SCRIPTS)
+        self._run, self._run_each = scripts.run, scripts.run_each
 
     def close(self) -> None:
         """Close the connections."""
@@ -193,9 +194,10 @@ class ChunkLedger:
         self._run("farewell", worker_id)
 
     def workers(self, silence_seconds: float = 30) -> list[WorkerFacts]:
-        """Workers whose last heartbeat is at most this old."""
+        """Workers whose last heartbeat is at most this old, that of the oldest heartbeat first."""
         workers = []
-        for text in self._run("workers", int(silence_seconds * 1000)):
+        answer = self._run("workers", int(silence_seconds * 1000))
+        for text, silent_ms in zip(answer[::2], answer[1::2], strict=True):
             with suppress(ValueError):  # not written by a worker
-                workers.append(WorkerFacts.of_json(text))
+                workers.append(WorkerFacts.of_json(text, silent_seconds=int(silent_ms) / 1000))
         return workers

@@ -9,7 +9,7 @@ from typing import Any
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobUnreadableError
 from clipfleet.ledger.answers import RebuildAnswer, RetryAnswer
-from clipfleet.ledger.arguments import flat, rate_argument
+from clipfleet.ledger.arguments import brief_argument, flat, rate_argument
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import Draft
 from clipfleet.redis.connection import damage_of
@@ -97,12 +97,13 @@ class Drafts:
         """
         if not self.note(job.job_id, token, draft):
             return RebuildAnswer.TAKEN, None
-        chunks = sum(count for _, count in draft.staged)
+        chunks, spec = sum(count for _, count in draft.staged), job.model_dump_json()
         word, known = self._run(
-            "rebuild", job.job_id, token, job.model_dump_json(), job.fingerprint, job.lane.value, job.model,
+            "rebuild", job.job_id, token, spec, job.fingerprint, job.lane.value, job.model,
             job.chunk_size, rate_argument(job.max_error_rate), int(job.created_at.timestamp() * 1000),
             generation, ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, source_sum,
-            int(finished_at.timestamp() * 1000) if finished_at else "", *_counts(draft),
+            int(finished_at.timestamp() * 1000) if finished_at else "", brief_argument(job, spec),
+            *_counts(draft),
         )  # fmt: skip
         answer = RebuildAnswer(word)
         with damage_of(job.job_id):

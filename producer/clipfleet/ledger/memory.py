@@ -9,12 +9,13 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any, TypeVar, cast
 
 from typing_extensions import override
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState, Lane
 from clipfleet.ledger.answers import (
     CompleteAnswer,
@@ -261,7 +262,7 @@ class MemoryLedger(Ledger):
     @_atomic
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         newest = sorted(self._all(), key=lambda job: (job.created, job.job.job_id), reverse=True)
-        return [job.status(self._now()) for job in newest[:limit]]
+        return [replace(job.status(self._now()), brief=JobBrief.of(job.job)) for job in newest[:limit]]
 
     @override
     @_atomic
@@ -296,9 +297,13 @@ class MemoryLedger(Ledger):
     @override
     @_atomic
     def workers(self, silence_seconds: float = 30) -> list[WorkerFacts]:
-        earliest = self._now() - int(silence_seconds * 1000)
+        now = self._now()
         heard = sorted(self._workers.items(), key=lambda pair: (pair[1][0], pair[0]))
-        return [facts for _, (at, facts) in heard if at >= earliest]
+        return [
+            replace(facts, silent_seconds=(now - at) / 1000)
+            for _, (at, facts) in heard
+            if at >= now - int(silence_seconds * 1000)
+        ]
 
     # --- the worker's side ---
 

@@ -7,7 +7,7 @@ the time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -53,6 +53,21 @@ class LuaScripts:
                     return self._run_guarded(name, *arguments)
                 except ResponseError:  # there was nothing to repair, or this user lacks a right
                     raise error from None
+
+    def run_each(self, name: str, arguments: Sequence[str], *more: str) -> list[Any]:
+        """Run a script with each argument, followed by all `more`, in one round trip.
+
+        An error of redis-py is in the place of its answer: nothing that is damaged is repaired, see `run`.
+        Raises `RedisUnavailableError`.
+        """
+        if not arguments:
+            return []
+        first, *others = arguments
+        with redis_errors(self._url), self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.eval(self._texts[name], 0, first, *more)  # the server keeps the text for the others
+            for argument in others:
+                pipeline.evalsha(self._scripts[name].sha, 0, argument, *more)
+            return pipeline.execute(raise_on_error=False)
 
     def _run_guarded(self, name: str, *arguments: str | int | float | bytes) -> Any:
         """Run a script together with `guard.lua`: only after an error, because that is slower."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, limit_of
+from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState, Lane
 
 _SECONDS = re.compile(r"\d{1,14}(\.\d{1,9})?", re.ASCII)
@@ -50,6 +51,7 @@ class JobStatus:
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
     # Checksum of the staged items, once sealed; empty if an older version sealed the job.
     source_sum: str = ""
+    brief: JobBrief | None = None  # in a list of jobs only; None there: its description cannot be read
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -85,6 +87,7 @@ class JobStatus:
             starved_ms=_starved_ms(facts, int(now_ms)),
             meters=Meters.of_json(facts.get("meters", "")),
             source_sum=facts.get("source_sum", ""),
+            brief=JobBrief.of_json(facts.get("brief", "")) or JobBrief.of_spec(facts.get("spec", "")),
         )
 
     @property

@@ -107,9 +107,12 @@ class WorkerFacts:
     pid: int
     models: tuple[str, ...]
     device: str = "cpu"
+    held_chunks: int = 0
+    up_seconds: float | None = None  # since it started; None from an older version
+    silent_seconds: float = field(default=0.0, compare=False)  # since this heartbeat, by the server's clock
 
     @classmethod
-    def of_json(cls, text: str) -> Self:
+    def of_json(cls, text: str, *, silent_seconds: float = 0.0) -> Self:
         """Parse what `to_json` returns; a worker of another version may report less, or more.
 
         Raises:
@@ -127,11 +130,16 @@ class WorkerFacts:
             pid=facts.get("pid", 0),
             models=tuple(facts.get("models", ())),
             device=facts.get("device", "cpu"),
+            held_chunks=facts.get("held_chunks", 0),
+            up_seconds=facts.get("up_seconds"),
+            silent_seconds=silent_seconds,
         )
 
     def to_json(self) -> str:
         """The JSON that the ledger keeps."""
-        return json.dumps(asdict(self))
+        facts = asdict(self)
+        del facts["silent_seconds"]  # known when it is read
+        return json.dumps(facts)
 
     def serves(self, model: str) -> bool:
         """Whether this worker takes jobs of a model."""
@@ -217,5 +225,6 @@ def _are_facts(facts: Mapping[str, Any]) -> bool:
     return (
         isinstance(models, list)
         and all(isinstance(text, str) for text in (*texts, *models))
-        and isinstance(facts.get("pid", 0), int)
+        and all(isinstance(facts.get(name, 0), int) for name in ("pid", "held_chunks"))
+        and isinstance(facts.get("up_seconds"), int | float | None)
     )

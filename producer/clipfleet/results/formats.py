@@ -175,7 +175,7 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
     before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
     before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]
     after = [_Column("error", [_error(row) for row in rows])]
-    answers, left_out = _answers(rows), []
+    answers, left_out = _answers(rows, job), []
     if job is not None and job.named_label_sets:
         sets = [_label_set(label_set.name, rows) for label_set in job.named_label_sets]
         room = width - 1 - sum(column.width for column in (*before, *after))
@@ -218,10 +218,11 @@ def _shortened(text: str | None) -> str:
     return line if len(line) <= _TEXT_CHARACTERS else f"{line[: _TEXT_CHARACTERS - 1]}\u2026"
 
 
-def _answers(rows: Sequence[dict[str, Any]]) -> list[_Column]:
+def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
     lengths = [len(row.get("embedding") or ()) for row in rows]
     vectors = [f"{length} numbers" if length else "" for length in lengths]
-    has_labels = any(row["label"] is not None for row in rows)
+    # All rows of a job may have failed; without its description only they can show what it is.
+    has_labels = any(row["label"] is not None for row in rows) if job is None else bool(job.label_sets)
     answers = [row["label"] or vector for row, vector in zip(rows, vectors, strict=True)]
     scores = [_score(row["score"]) for row in rows]
     return [

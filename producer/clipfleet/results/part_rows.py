@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -81,16 +82,33 @@ class PartRows:
         The length of `embedding` may differ in parts where it is all null (written before the model was
         known); they get the length of the others.
         """
+        parts, names = self._parts()
+        schema = _common_schema(parts, names)
+        if columns is not None:
+            schema = pa.schema([_field(schema, name) for name in columns])
+        return RowStream(schema, _batches(parts, names, schema))
+
+    def row_at(self, index: int) -> pa.RecordBatch | None:
+        """Bisect the parts, which are in order: of each one looked at, the first index is read."""
+        parts, names = self._parts()
+        number = bisect_right(range(len(names)), index, key=lambda n: parts.first_index(names[n])) - 1
+        if number < 0:
+            return None
+        with parts.opened(names[number]) as part:
+            for batch in part.batches():
+                row = batch.filter(pc.equal(batch["item_index"], pa.scalar(index)))
+                if row.num_rows:
+                    return row
+        return None
+
+    def _parts(self) -> tuple[_Parts, list[str]]:
+        """The parts, and their names in the order of the source."""
         job = self.job()
         found = self._part_names(job)
         self._require_complete(job, found)
         part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
-        parts = _Parts(self._output, files, job)
-        schema = _common_schema(parts, names)
-        if columns is not None:
-            schema = pa.schema([_field(schema, name) for name in columns])
-        return RowStream(schema, _batches(parts, names, schema))
+        return _Parts(self._output, files, job), names
 
     def failure_examples(self) -> dict[str, str]:
         """Read the beginning of the finished job's list of failed rows."""
@@ -183,6 +201,11 @@ class _Parts:
                 yield part
         except FileNotFoundError as error:
             raise OutputUnavailableError(f"{where}: was removed while it was read") from error
+
+    def first_index(self, name: str) -> int:
+        """The lowest `item_index` of a part."""
+        with self.opened(name) as part:
+            return int(next(part.batches(["item_index"]))["item_index"][0].as_py())
 
     def _require_ours(self, part: OpenPart, where: str) -> None:
         try:

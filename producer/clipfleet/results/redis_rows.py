@@ -64,6 +64,14 @@ class RedisRows:
             raise _why_there_are_none(status)
         return RowStream(schema, self._batches(status, schema))
 
+    def row_at(self, index: int) -> pa.RecordBatch | None:
+        rows = rows_at(self._store, self._job.job_id, range(index, index + 1))
+        if rows is not None:
+            return rows.combine_chunks().to_batches()[0]
+        if not self._store.has_rows(self._job.job_id):
+            raise _why_there_are_none(self._ledger.status(self._job.job_id))
+        return None
+
     def parts_in_place(self, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
         """Identity and counts of each complete chunk below the given number.
 

@@ -50,6 +50,12 @@ class RowReader(Protocol):
             OutputUnavailableError: while iterating: rows are unreadable; `OutputUnreachableError`: damaged.
         """
 
+    def row_at(self, index: int) -> pa.RecordBatch | None:
+        """The row with this `item_index`, with all columns; None if there is none yet. Reads few others.
+
+        Raises like `read`.
+        """
+
     def failure_examples(self) -> dict[str, str]:
         """One example detail per error code. Best effort, fast."""
 

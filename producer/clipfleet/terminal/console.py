@@ -6,6 +6,7 @@ Control characters in foreign text are escaped, so that they cannot affect a ter
 from __future__ import annotations
 
 import re
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -42,11 +43,17 @@ def say_trouble(text: str) -> None:
     say(text, style="yellow")
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None if it is none."""
+    return Console().width if sys.stdout.isatty() else None
+
+
 def print_table(table: Table) -> None:
     """Print a table on stdout. Cells are never cut: lines may be wider than the terminal."""
     console = Console()
     needed = console.measure(table, options=console.options.update(max_width=100_000)).maximum
-    Console(width=max(console.width, needed)).print(table)
+    # With a height, or a dumb terminal is taken to be 80 columns wide.
+    Console(width=max(console.width, needed), height=console.height).print(table)
 
 
 def say_error(error: Exception | str) -> None:

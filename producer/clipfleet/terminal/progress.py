@@ -84,10 +84,7 @@ def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> s
         reason = f" ({status.reason})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
     if not workers:
-        return (
-            f"no worker is connected: start one with `clipfleet-worker run --models {status.model}` "
-            "on a machine with this CLIPFLEET_REDIS_URL, or start everything here with `clipfleet-worker up`"
-        )
+        return no_worker_words(status.model)
     if not any(facts.serves(status.model) for facts in workers):
         served = ", ".join(sorted({model for facts in workers for model in facts.models}))
         return (
@@ -95,6 +92,14 @@ def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> s
             f"start one with `clipfleet-worker run --models {status.model}`"
         )
     return None
+
+
+def no_worker_words(models: str) -> str:
+    """That no worker is connected, and the way out."""
+    return (
+        f"no worker is connected: start one with `clipfleet-worker run --models {models}` "
+        "on a machine with this CLIPFLEET_REDIS_URL, or start everything here with `clipfleet-worker up`"
+    )
 
 
 class _Bar(Progress):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 
 import pytest
 import redis
 
-from clipfleet.contract.jobs import JobState
+from clipfleet.commands.options import job_ids
+from clipfleet.contract.brief import JobBrief
+from clipfleet.contract.jobs import JobState, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobConflictError
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from clipfleet.redis.connection import connect
 from tests.support import ledger as steps
 from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, complete, make_job
 
@@ -76,6 +81,86 @@ def test_an_expired_job_is_not_listed(ledger: Ledger, redis_client: redis.Redis)
     assert [status.job_id for status in ledger.jobs()] == ["here"]
     ledger.reconcile()
     assert redis_client.zrange(keys.JOBS, 0, -1) == ["here"]
+
+
+class CountedRoundTrips(redis.Connection):
+    """A connection that counts what is sent at once."""
+
+    count = 0
+
+    def send_packed_command(self, command: object, check_health: bool = True) -> None:
+        CountedRoundTrips.count += 1
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+
+def test_fifty_jobs_of_many_labels_are_read_in_two_round_trips_and_few_bytes(
+    ledger: Ledger, redis_client: redis.Redis, redis_url: str
+) -> None:
+    sets = (LabelSet(labels=tuple(f"label number {number}" for number in range(3_000))),)
+    for number in range(50):
+        job = make_job(f"job-{number}", output=f"/out/{number}")
+        ledger.submit(job.model_copy(update={"task": Task.CLASSIFY, "label_sets": sets}))
+    with connect(redis_url) as client:
+        client.connection_pool.connection_class = CountedRoundTrips
+        with closing(Ledger(redis_url, client=client)) as counted:
+            counted.ping()
+            sent_before = redis_client.info("stats")["total_net_output_bytes"]
+            CountedRoundTrips.count = 0
+
+            found = counted.jobs(50)
+
+    assert CountedRoundTrips.count <= 2
+    assert redis_client.info("stats")["total_net_output_bytes"] - sent_before < 200_000
+    words = "label number 0, label number 1 and 2,998 more"
+    assert {status.brief for status in found} == {
+        JobBrief("classify", "/images", f"/out/{number}", words) for number in range(50)
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "brief"),
+    [
+        ("as it was", JobBrief("embed", "/images", "/out", "")),
+        ("", None),
+        (None, None),
+        (json.dumps({"schema_version": 10**6, "task": "of tomorrow"}), None),
+        ("[" * 100_000, None),
+        (b"\xff", None),
+    ],
+)
+def test_a_job_without_a_brief_is_listed_with_what_is_known(
+    ledger: Ledger, redis_client: redis.Redis, spec: str | bytes | None, brief: JobBrief | None
+) -> None:
+    """Only one with a long description has a brief, and none that an older version has submitted."""
+    for name in ("odd", "sound"):
+        add_job(ledger, name)
+    if spec is None:
+        redis_client.delete(keys.job("odd", keys.SPEC))
+        redis_client.rpush(keys.job("odd", keys.SPEC), "a list")
+        redis_client.expire(keys.job("odd", keys.SPEC), 60)
+    elif spec != "as it was":
+        redis_client.set(keys.job("odd", keys.SPEC), spec, keepttl=True)
+
+    found = {status.job_id: status for status in ledger.jobs()}
+
+    assert (found["odd"].brief, found["odd"].total) == (brief, 10)
+    assert found["sound"].brief == JobBrief("embed", "/images", "/out", "")
+
+
+def test_names_of_jobs_are_completed(ledger: Ledger, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", redis_url)
+    assert job_ids("") == []
+    add_job(ledger, "lake")
+
+    assert [job_ids(typed) for typed in ("", "la", "las", "x")] == [["lake", "last"]] * 2 + [["last"], []]
+
+
+@pytest.mark.parametrize("planted", ["", "[]", "7", "{", "[" * 100_000, '{"task": "embed"}'])
+def test_a_planted_brief_hides_no_job(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
+    add_job(ledger)
+    redis_client.hset(keys.job("job"), "brief", planted)
+
+    assert [(status.job_id, status.brief) for status in ledger.jobs()] == [("job", None)]
 
 
 def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis) -> None:

@@ -76,7 +76,8 @@ def test_junk_delays_no_announcement(announcer: Announcer, redis_client: redis.R
 
 
 @pytest.mark.parametrize(
-    "planted", [*NO_JSON, '{"models": 7}', '{"models": [7]}', '{"pid": "x"}', '{"host": []}']
+    "planted",
+    [*NO_JSON, '{"models": 7}', '{"models": [7]}', '{"pid": "x"}', '{"host": []}', '{"up_seconds": "x"}'],
 )
 def test_facts_of_nobody_hide_no_worker(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
     ledger.heartbeat(ME)

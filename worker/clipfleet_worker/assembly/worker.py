@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from concurrent.futures import Future
 from functools import partial
@@ -76,6 +77,7 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._preload = preload
+        self._started = time.monotonic()
         self._preloading: Future[LoadedModel] | None = None
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = make_device_set_up(settings)
@@ -340,6 +342,8 @@ class Worker:
             pid=os.getpid(),
             models=self._models.served(),
             device=self._device.name,
+            held_chunks=len(self._claims.held()),
+            up_seconds=round(time.monotonic() - self._started, 1),
         )
 
     def _say_farewell(self) -> bool:

@@ -1,4 +1,4 @@
--- All short facts about a job. ARGV: job. Answer: {} or {leased, due, codes, now_ms, name, value, ...}.
+-- All short facts about a job. ARGV: job, what to add ('brief': that or, if the job has none, its spec). Answer: {} or {leased, due, codes, now_ms, name, value, ...}.
 local job = ARGV[1]
 at_hand = job
 local flat = redis.call('HGETALL', job_key(job))
@@ -15,9 +15,14 @@ end
 local answer = {redis.call('HLEN', job_key(job, OWNERS)), redis.call('ZCARD', job_key(job, DUE)),
   redis.call('HGETALL', job_key(job, CODES)), now_ms()}
 for name, value in pairs(facts) do
-  if name ~= 'spec' and name ~= 'row_schema' and not string.find(name, '^measured') then
+  if name ~= 'spec' and name ~= 'row_schema' and name ~= 'brief' and not string.find(name, '^measured') then
     answer[#answer + 1] = name
     answer[#answer + 1] = value
   end
+end
+if ARGV[2] == 'brief' then
+  local spec = facts.brief and '' or redis.pcall('GET', job_key(job, SPEC))
+  answer[#answer + 1] = facts.brief and 'brief' or 'spec'
+  answer[#answer + 1] = facts.brief or type(spec) == 'string' and spec or ''
 end
 return answer

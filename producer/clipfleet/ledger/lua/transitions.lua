@@ -1,7 +1,7 @@
 -- Transitions that several scripts make; prepended to each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed source_sum done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left untold damaged
--- reason retry_codes draft_token seconds:<step> max_error_rate; of this generation: carried (rows ready before it) ran
+-- reason brief retry_codes draft_token seconds:<step> max_error_rate; of this generation: carried (rows ready before it) ran
 -- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`) has_troubles; and of a
 -- job whose rows live in Redis job_ttl_ms result_ttl_ms row_schema
 --

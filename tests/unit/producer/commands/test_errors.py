@@ -165,10 +165,9 @@ class TestEveryCommand:
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed images --url-column link", ["--url-column"]),
         # jobs
-        ("clipfleet status gone", ["'gone'", "clipfleet jobs"]),
-        ("clipfleet cancel gone", ["'gone'", "clipfleet jobs"]),
-        ("clipfleet results gone", ["'gone'", "clipfleet jobs"]),
-        ("clipfleet export gone --layout csv --to new", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet export gone --layout csv --to new", ["'gone'", "clipfleet results FOLDER"]),
+        ("clipfleet show 3 --job gone", ["'gone'", "clipfleet results FOLDER"]),
+        ("clipfleet show 3 --job=", ["--job", "empty"]),
         ("clipfleet export ./empty --layout csv --to new", ["empty", "no results"]),
         ("clipfleet export . --layout csv --to images", ["images is not empty", "another folder"]),
         ("clipfleet export . --layout csv --to notes.md", ["notes.md is not a folder"]),

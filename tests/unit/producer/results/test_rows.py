@@ -278,6 +278,16 @@ class TestExports:
         words = export(labelled, ResultFormat.TABLE).decode().split()
         assert {"label", "cat", "0.750", "not_found:"} <= {*words}
 
+    def test_the_table_of_a_classify_job_has_labels_also_where_all_rows_failed(
+        self, output: FolderOutput
+    ) -> None:
+        note_job(output, task=Task.CLASSIFY, label_sets=(LabelSet(labels=("cat", "dog")),))
+        add_part(output, 0, [failed(0), failed(1)])
+
+        heading = export(output, ResultFormat.TABLE).decode().splitlines()[0]
+
+        assert heading.split() == ["index", "id", "status", "label", "score", "error"]
+
     def test_the_table_shows_the_length_of_vectors(self, finished: FolderOutput) -> None:
         assert " 2 numbers " in export(finished, ResultFormat.TABLE).decode()
 

@@ -1,0 +1,100 @@
+"""Which job a user means: a job id, `last`, or the output of a job."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from clipfleet.client import Client, JobHandle
+from clipfleet.commands.options import LAST
+from clipfleet.errors import JobConflictError, JobNotFoundError, UsageError
+from clipfleet.outputs import objects, open_output
+from clipfleet.outputs.job_file import job_of
+from clipfleet.settings import Settings, checked
+
+_UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
+
+
+def find_job(client: Client, name: str) -> JobHandle:
+    """Return the job of a name. A job id has priority over `last`, and both over a folder of this name.
+
+    Raises:
+        JobNotFoundError: no such job in Redis; the message names the way out.
+        JobConflictError: the job in Redis is not the one of the output.
+    """
+    found = _named(client, name)
+    if isinstance(found, JobHandle):
+        return found
+    output = open_output(found)
+    job = job_of(output)
+    if job is None:
+        raise JobNotFoundError(f"{output.uri}: no job has this output")
+    quoted = shlex.quote(name)
+    try:
+        known = client.job(job.job_id)
+    except JobNotFoundError:
+        raise JobNotFoundError(
+            f"{output.uri}: Redis no longer knows its job {job.job_id}; read its rows with "
+            f"`clipfleet results {quoted}`, or restore it with `clipfleet rebuild {quoted}`"
+        ) from None
+    if not known.job.is_same(job):
+        raise JobConflictError(
+            f"{output.uri}: its job {job.job_id} differs from the one of this id in Redis, whose output is "
+            f"{known.output}; read its rows with `clipfleet results {quoted}`"
+        )
+    return known
+
+
+def restored_job(client: Client, name: str) -> JobHandle:
+    """Like `find_job`; a job that Redis has lost is restored from its output."""
+    found = _named(client, name)
+    if not isinstance(found, JobHandle):
+        return client.rebuild(found)
+    found.had_ended = found.status().state.is_final
+    return found
+
+
+def _named(client: Client, name: str) -> JobHandle | str:
+    """The job of a name, or the name of an output."""
+    if "/" in name:
+        _require_no_file(name)
+        return name
+    try:
+        return client.job(name)
+    except JobNotFoundError:
+        if name == LAST:
+            return client.last()
+        if Path(name).is_dir():
+            return name
+    kept = _duration(checked(Settings).job_ttl_seconds)
+    raise JobNotFoundError(
+        f"No job {name!r}. Finished jobs are kept for {kept}; older results can be read by their folder: "
+        "`clipfleet results FOLDER`"
+    )
+
+
+def is_output(name: str) -> bool:
+    """Whether a name is that of an output: it has a slash, or is a folder with results.
+
+    Raises:
+        UsageError: it is a file.
+    """
+    path = Path(name)
+    if "/" in name:
+        _require_no_file(name)
+        return True
+    if (path / objects.INTERNAL).is_dir():
+        return True
+    return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))
+
+
+def _require_no_file(name: str) -> None:
+    if Path(name).is_file():
+        raise UsageError(f"{name} is a file: give the folder of the results, or a job id")
+
+
+def _duration(seconds: int) -> str:
+    """`7 days`, `1 hour` or `90 seconds`."""
+    name, size = next((unit for unit in _UNITS if seconds % unit[1] == 0), ("second", 1))
+    count = seconds // size
+    return f"{count:,} {name}" + ("" if count == 1 else "s")
