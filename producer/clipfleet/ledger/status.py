@@ -11,6 +11,7 @@ from typing import Any, Self
 from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, limit_of
 from clipfleet.contract.jobs import JobState, Lane
 
+_DOING = "doing:"
 _SECONDS = re.compile(r"\d{1,14}(\.\d{1,9})?", re.ASCII)
 
 
@@ -50,6 +51,8 @@ class JobStatus:
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
     # Checksum of the staged items, once sealed; empty if an older version sealed the job.
     source_sum: str = ""
+    settled: int = 0  # items of chunks in progress that have a row to be: features or an error
+    doing: Mapping[str, int] = field(default_factory=dict)  # what is done now, and in how many chunks
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -57,6 +60,7 @@ class JobStatus:
         leased, due, codes, now_ms, *flat = answer
         facts = _pairs(flat)
         steps = {name: value for name, value in facts.items() if name.startswith("seconds:")}
+        open_items = int(facts["staged_items"]) - int(facts["ok"]) - int(facts["failed"])
         return cls(
             job_id=job_id,
             state=JobState(facts["state"]),
@@ -85,12 +89,23 @@ class JobStatus:
             starved_ms=_starved_ms(facts, int(now_ms)),
             meters=Meters.of_json(facts.get("meters", "")),
             source_sum=facts.get("source_sum", ""),
+            settled=max(0, min(int(facts.get("settled", 0)), open_items)),
+            doing={
+                name.removeprefix(_DOING): int(count)
+                for name, count in facts.items()
+                if name.startswith(_DOING)
+            },
         )
 
     @property
     def open(self) -> int:
         """Items without a row yet."""
         return self.total - self.ok - self.failed
+
+    @property
+    def done(self) -> int:
+        """Items that have a row, or whose row is settled in a chunk in progress. Falls if a chunk is lost."""
+        return self.ok + self.failed + self.settled
 
     @property
     def limit(self) -> Limit | None:
