@@ -95,15 +95,18 @@ def _status_object(snapshot: JobStatus) -> dict[str, Any]:
     return asdict(snapshot) | {
         "state": snapshot.state.value,
         "lane": snapshot.lane.value,
+        "done": snapshot.done,
+        "activity": snapshot.activity or None,
         "limit": limit and asdict(limit),
     }
 
 
 def _status_lines(snapshot: JobStatus) -> Iterator[str]:
-    done = snapshot.ok + snapshot.failed
     yield f"job      {snapshot.job_id}"
     yield f"state    {snapshot.state}" + (f" ({snapshot.reason})" if snapshot.reason else "")
-    yield f"items    {done:,} of {snapshot.total:,}{'' if snapshot.sealed else ' so far'}"
+    yield f"items    {snapshot.done:,} of {snapshot.total:,}{'' if snapshot.sealed else ' so far'}"
+    if snapshot.activity:
+        yield f"now      {snapshot.activity}"
     yield f"rows     {snapshot.ok:,} ok, {snapshot.failed:,} failed"
     yield (
         f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} running, "

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, limit_of
+from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, Step, limit_of
 from clipfleet.contract.jobs import JobState, Lane
 
 _DOING = "doing:"
+_CLAIMED, _COMPLETE = "claimed", "complete"  # what a worker does before and after the steps
+_ENCODING_LABELS = "encoding the labels"
 _SECONDS = re.compile(r"\d{1,14}(\.\d{1,9})?", re.ASCII)
 
 
@@ -99,13 +101,24 @@ class JobStatus:
 
     @property
     def open(self) -> int:
-        """Items without a row yet."""
-        return self.total - self.ok - self.failed
+        """Items that are not done."""
+        return self.total - self.done
 
     @property
     def done(self) -> int:
         """Items that have a row, or whose row is settled in a chunk in progress. Falls if a chunk is lost."""
         return self.ok + self.failed + self.settled
+
+    @property
+    def activity(self) -> str:
+        """What all chunks in progress wait for, such as `loading ViT-B-32`; empty once one has its model."""
+        steps = {Step(name) for name in self.doing if name in list(Step)}
+        if steps - {Step.READ, Step.LABELS} or _COMPLETE in self.doing:
+            return ""
+        waits = {words: count for words, count in self.doing.items() if words not in (*Step, _CLAIMED)}
+        if waits:
+            return max(sorted(waits), key=lambda words: waits[words])
+        return _ENCODING_LABELS if Step.LABELS in steps else ""
 
     @property
     def limit(self) -> Limit | None:
