@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.errors import JobNotFoundError, OutputConflictError
+from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
 from clipfleet.labels.sets import Labels, label_sets_of
@@ -215,6 +216,11 @@ class Client:
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
+        chooses_size = described.chunk_size is None
+        if chooses_size and described.job_id is not None:
+            known = _known_job(job.job_id, holder, ledger)
+            if known is not None:  # it keeps the size that its first submit has chosen
+                job, chooses_size = job.model_copy(update={"chunk_size": known.chunk_size}), False
         if holder is not None and holder.is_same(job):
             self._rebuild(output, holder, ledger)  # a no-op unless the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
@@ -223,12 +229,15 @@ class Client:
             overwriting = Overwriting(
                 ledger, output, job, write_limit_seconds=self._settings.write_limit_seconds, say=self._say
             )
-            submission = Submission(ledger, self._hints, output, job, retention, traceparent, overwriting)
+            submission = Submission(
+                ledger, self._hints, output, job, retention, traceparent, overwriting,
+                chooses_chunk_size=chooses_size,
+            )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
         items = opened.items if isinstance(opened, TextSource) else opened
         whole_items = items.whole_items if isinstance(items, SampledSource) else None
-        return self._handle(job, had_ended=had_ended, whole_items=whole_items)
+        return self._handle(submission.job, had_ended=had_ended, whole_items=whole_items)
 
     def _first(self) -> Ledger:
         """The ledger for a first call, which fails at once if no server listens at the address."""
@@ -242,6 +251,15 @@ class Client:
             self._ledger, self._store, self._hints, job, self._settings, self._patience,
             had_ended=had_ended, whole_items=whole_items,
         )  # fmt: skip
+
+
+def _known_job(job_id: str, holder: Job | None, ledger: Ledger) -> Job | None:
+    """The job of an earlier submit with this id: `holder`, which has the output, or that of the ledger."""
+    if holder is not None and holder.job_id == job_id:
+        return holder
+    with suppress(JobNotFoundError, JobUnreadableError):  # the submit raises what it has to
+        return ledger.job(job_id)
+    return None
 
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:

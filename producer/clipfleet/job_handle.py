@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 _POLL_SECONDS = 1.0
+_SHOWN_SECONDS = 0.5  # between polls of a job that somebody watches: its chunks report each second
 _PAUSE_SECONDS = 0.1  # pause between polls of a job with short chunks, at most;
 _PAUSE_SHARE = 0.1  # and at most this share of the wait so far, to keep short jobs short
 
@@ -91,13 +92,14 @@ class JobHandle:
 
         Args:
             timeout_seconds: upper bound; None waits without one.
-            on_progress: called with every snapshot, about once a second.
+            on_progress: called with every snapshot, about twice a second.
             on_trouble: called with a message when Redis does not respond.
 
         Raises:
             TimeoutError: the job has not ended in time; it keeps running.
         """
         began = time.monotonic()
+        most = _POLL_SECONDS if on_progress is None else _SHOWN_SECONDS
         ends = None if timeout_seconds is None else began + timeout_seconds
         last: str | None = None
         while True:
@@ -112,7 +114,7 @@ class JobHandle:
                     return status
                 if ends is not None and time.monotonic() >= ends:
                     raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
-                left = _POLL_SECONDS if ends is None else min(_POLL_SECONDS, ends - looked)
+                left = most if ends is None else min(most, ends - looked)
                 last = self._ledger.wait_for_progress(self.job_id, last, left)
                 pause = min(_PAUSE_SECONDS, _PAUSE_SHARE * (looked - began))
                 until = looked + (pause if ends is None else min(pause, ends - looked))

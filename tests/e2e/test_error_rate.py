@@ -26,7 +26,7 @@ def test_it_stops_and_a_retry_resumes_it(cluster: Cluster, folder: Path, site: H
 
     assert stopped.returncode == 1, stopped.stderr
     said = " ".join(stopped.stderr.split())
-    assert "cancelled: " in said
+    assert "Stopped: " in said
     assert "rows failed (50.0 %), more than the error rate of 0.2 that is allowed" in said
     assert f"`clipfleet retry {job_id}` goes on" in said
     status = cluster.run_json("status", job_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -153,6 +154,7 @@ def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output
 def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, tmp_path: Path) -> None:
     answer = shell.run(*EMBED, str(tmp_path / "out"))
     assert answer.code == 1, answer
+    assert "\nJob failed before any image was processed: output_unreachable: " in answer.stderr
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
     assert "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker" in answer.stderr
 
@@ -167,7 +169,10 @@ def test_failed_rows_are_reported_with_an_example(shell: Shell, tmp_path: Path, 
     assert answer.code == 3
     assert "path_refused: 3, for example: outside the folders of CLIPFLEET_FILE_ROOTS" in answer.stderr
     place = shell.folder / "out" if output == "out" else job_id
-    assert f"view the rows with `clipfleet results {place}`" in answer.stderr
+    assert "\nDone: 0 embedded, 3 failed in " in answer.stderr
+    assert f" View them: `clipfleet results {place}`\n" in answer.stderr
+    again = shell.run("clipfleet", "watch", job_id, "--json")
+    assert json.loads(again.stdout)["codes"] == {"path_refused": 3}
 
 
 def test_a_job_that_is_over_can_neither_be_paused_nor_resumed(shell: Shell) -> None:

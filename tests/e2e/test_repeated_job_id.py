@@ -10,7 +10,7 @@ from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image, write_images
 
 ALREADY = re.compile(
-    r"^already completed on \d{4}-\d\d-\d\d \d\d:\d\d UTC(; nothing was run)?\ncompleted: 20 ok, 0 failed$",
+    r"^Already completed on \d{4}-\d\d-\d\d \d\d:\d\d UTC(; nothing was run)?: 20 embedded, 0 failed\. ",
     re.MULTILINE,
 )
 FIGURES = re.compile(r"\d in [\d.]+ s|/s\)")
@@ -22,7 +22,8 @@ def test_the_same_command_again(cluster: Cluster, folder: Path) -> None:
     words = ("embed", folder / "images", "--output", output, "--model", "demo", "--job-id", job_id)
     first = cluster.run(*words)
     assert (first.returncode, FIGURES.search(first.stderr) is not None) == (0, True), first.stderr
-    assert "already" not in first.stderr
+    assert "already" not in first.stderr.lower()
+    assert "\nDone: 20 embedded, 0 failed in " in first.stderr
 
     commands = [words, (*words, "--no-wait"), ("watch", job_id), ("retry", job_id)]
     for command in (*commands, ("rebuild", output)):
@@ -33,9 +34,9 @@ def test_the_same_command_again(cluster: Cluster, folder: Path) -> None:
         assert bool(found[1]) == (command[0] != "watch"), (command, again.stderr)  # who watches runs nothing
         assert FIGURES.search(again.stderr) is None, (command, again.stderr)
 
-    answers = [cluster.run_json(*command) for command in commands]
+    answers = [cluster.run_json(*command) for command in (*commands, ("rebuild", output))]
     lasted = round(cluster.status(job_id).lasted_seconds, 3)
-    assert [(answer["already_ended"], answer["seconds"]) for answer in answers] == [(True, lasted)] * 4
+    assert [(answer["already_ended"], answer["seconds"]) for answer in answers] == [(True, lasted)] * 5
 
     (folder / "images" / "more.jpg").write_bytes(encoded(make_image(1)))
     changed = cluster.run(*words)

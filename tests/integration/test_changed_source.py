@@ -15,7 +15,7 @@ import redis
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract.jobs import JobState
-from clipfleet.errors import SourceChangedError, UsageError
+from clipfleet.errors import JobConflictError, SourceChangedError, UsageError
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.settings import Settings
@@ -110,9 +110,7 @@ class Bed:
         self.output = output
 
     def submit(self, source: Any, *, check_source: bool = False) -> JobHandle:
-        options = JobOptions(
-            output=self.output, model="demo", job_id="night", chunk_size=512, check_source=check_source
-        )
+        options = JobOptions(output=self.output, model="demo", job_id="night", check_source=check_source)
         return self.client.embed(source, options=options)
 
     def given(self, pile: Pile, count: int = ITEMS) -> JobHandle:
@@ -156,7 +154,7 @@ def test_one_item_of_a_thousand_is_noticed(bed: Bed, ledger: Ledger, pile: Pile)
 
     job = bed.submit(pile.source)
     assert (job.had_ended, job.status().total) == (False, ITEMS), "unchanged, it is returned"
-    assert len(work_off(ledger)) == 2
+    assert len(work_off(ledger)) == 21
 
     pile.touch("0500")
     bed.check_refuses(pile.source, f"1,000 items, {CHANGED}")
@@ -228,6 +226,29 @@ def test_in_any_state(bed: Bed, redis_client: redis.Redis, files: Files, state: 
     assert (again.status().state, again.had_ended) == (state, state is not JobState.PAUSED)
     files.add("more")
     bed.check_refuses(files.source, "10 items; the source now has 11")
+
+
+@pytest.mark.parametrize("is_redis", [False, True], ids=["folder", "redis"])
+def test_a_small_source_that_grows_is_still_that_of_the_same_job(
+    bed: Bed, redis_client: redis.Redis, files: Files, is_redis: bool
+) -> None:
+    bed.output = None if is_redis else bed.output
+    assert bed.given(files, 100).status().chunks == 7
+    if not is_redis:
+        redis_client.flushall()  # the output knows the job, too
+
+    assert bed.submit(files.source).status().chunks == 7
+    for number in range(500):
+        files.add(f"more-{number}")
+    bed.check_refuses(files.source, "100 items; the source now has 600")
+
+
+def test_a_given_chunk_size_must_be_that_of_the_job(bed: Bed, files: Files) -> None:
+    bed.given(files, 100)
+
+    options = JobOptions(output=bed.output, model="demo", job_id="night", chunk_size=50)
+    with pytest.raises(JobConflictError, match="chunk_size"):
+        bed.client.embed(files.source, options=options)
 
 
 def test_a_submit_that_was_interrupted_adds_up_all_items(bed: Bed, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger
+from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Lease, LeaseReport, Ledger
 from tests.promises.conftest import PassTime
 from tests.support.ledger import add_job, claim, complete, lease_of, try_claim
 
@@ -77,6 +77,84 @@ class TestRenew:
 
         assert ledger.renew(leases, 60) == ["cancelled", "cancelled", "held", "lost", "lost"]
         assert ledger.renew([], 60) == []
+
+
+def report(ledger: Ledger, claimed: Claim, settled: int, doing: str = "encode") -> None:
+    ledger.report([LeaseReport(lease_of(claimed), settled, doing)])
+
+
+def reported(ledger: Ledger) -> tuple[int, dict[str, int]]:
+    status = ledger.status("job")
+    return status.settled, dict(status.doing)
+
+
+class TestReport:
+    def test_what_is_reported_of_held_chunks_adds_up(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=3)
+        first, second, third = claim(ledger), claim(ledger), claim(ledger)
+        assert reported(ledger) == (0, {})
+
+        ledger.report(
+            [
+                LeaseReport(lease_of(first), 3, "encode"),
+                LeaseReport(lease_of(second), 9, "encode"),
+                LeaseReport(lease_of(third), 0, "downloading 210 of 605 MB"),
+            ]
+        )
+        report(ledger, first, 5)
+
+        assert reported(ledger) == (14, {"encode": 2, "downloading 210 of 605 MB": 1})
+        assert ledger.status("job").done == 14
+
+    def test_the_counts_of_a_complete_chunk_replace_it(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=2)
+        first, second = claim(ledger), claim(ledger)
+        report(ledger, first, 9)
+        report(ledger, second, 4)
+
+        complete(ledger, first)
+        report(ledger, first, 10)  # a late one
+
+        assert reported(ledger) == (4, {"encode": 1})
+        assert ledger.status("job").done == 14
+
+    @pytest.mark.parametrize("end", ["release", "loss", "cancel", "failure", "a report of its end"])
+    def test_it_vanishes_with_the_lease(self, ledger: Ledger, pass_time: PassTime, end: str) -> None:
+        add_job(ledger, chunks=2)
+        claimed = claim(ledger)
+        report(ledger, claimed, 9)
+
+        match end:
+            case "release":
+                ledger.release(claimed, "drain", reason="")
+            case "loss":
+                lose(ledger, pass_time)
+            case "cancel":
+                ledger.cancel("job", ttl_seconds=60)
+            case "failure":
+                ledger.fail("job", "no disk", ttl_seconds=60)
+            case _:
+                ledger.report([], [lease_of(claimed)])
+
+        assert reported(ledger) == (0, {})
+        if end in ("release", "loss"):
+            again = claim(ledger)
+            report(ledger, claimed, 8)  # the earlier owner has not noticed
+            assert reported(ledger) == (0, {})
+            report(ledger, again, 1)
+            assert reported(ledger) == (1, {"encode": 1})
+
+    def test_it_is_never_more_than_what_is_open(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=1)
+
+        report(ledger, claim(ledger), 4000)
+
+        assert reported(ledger)[0] == 10
+
+    def test_an_unknown_job_is_ignored(self, ledger: Ledger) -> None:
+        ledger.report([LeaseReport(Lease("nope", "0", "t"), 1, "encode")], [Lease("nope", "1", "t")])
+
+        assert ledger.jobs() == []
 
 
 class TestComplete:

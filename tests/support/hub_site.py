@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.loopback_site import LoopbackSite
 
+_FIRST_BYTES = 12 << 20  # the client counts in steps of 10 MiB
 _COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 _FILE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/\w+/(.+)")
 _REVISION = re.compile(r"/api/models/([\w.-]+/[\w.-]+)/revision/\w+.*")
@@ -17,10 +20,15 @@ _TREE = re.compile(r"/api/models/([\w.-]+/[\w.-]+)/tree/\w+.*")
 
 
 class HubSite(LoopbackSite):
-    """`requests` holds what was asked, `METHOD /path`; the URL is for `HF_ENDPOINT`."""
+    """`requests` holds what was asked, `METHOD /path`; the URL is for `HF_ENDPOINT`.
+
+    While `may_send` is not set a file of several MB stops a little before its end.
+    """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
         self.requests: list[str] = []
+        self.may_send = threading.Event()
+        self.may_send.set()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,7 +46,10 @@ class HubSite(LoopbackSite):
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
-                    self.wfile.write(body)
+                    self.wfile.write(body[:_FIRST_BYTES])
+                    if len(body) > _FIRST_BYTES:
+                        site.may_send.wait(PATIENCE_SECONDS)
+                    self.wfile.write(body[_FIRST_BYTES:])
 
             def log_message(self, *_: object) -> None: ...
 

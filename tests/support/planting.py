@@ -20,7 +20,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError, RedisUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Errands
-from clipfleet.ledger.jobs import Claim, Draft, FinishClaim, Ledger, Quota, WorkerFacts
+from clipfleet.ledger.jobs import Claim, Draft, FinishClaim, Lease, LeaseReport, Ledger, Quota, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.redis.connection import connect
@@ -274,6 +274,13 @@ def _renew(world: World) -> None:
     assert world.ledger.renew(leases, 600)[-1] == "held"
 
 
+def _report(world: World) -> None:
+    """A chunk after another, as a worker does that holds both, and that has lost a third."""
+    reports = [LeaseReport(steps.lease_of(one), 3, "encode") for one in world.held.values()]
+    world.ledger.report(reports, [Lease(EVIL, "1", "lost")])
+    assert world.ledger.status(SOUND).settled == 3
+
+
 def _renew_finish(world: World) -> None:
     world.ledger.renew([steps.lease_of(world.the_finish)], 600)
 
@@ -333,6 +340,7 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("complete the last one", _last_one, lambda w: _complete_some(w, w.held[EVIL])),
     Situation("complete rows", _rows, lambda w: _complete(w, w.held[EVIL])),
     Situation("renew", _claimed, _renew, True),
+    Situation("report", _claimed, _report, True),
     *(Situation(f"release: {kind}", _claimed, _release(kind)) for kind in ("failures", "waits", "drain")),
     Situation("reconcile", _expired, lambda w: w.ledger.reconcile(), True),
     Situation("claim_finish", _finishing, lambda w: w.ledger.claim_finish("t", 0), True),

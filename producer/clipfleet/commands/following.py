@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from clipfleet.ledger.jobs import JobStatus
 from clipfleet.results.estimate import Estimate
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
-from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_words
+from clipfleet.terminal.progress import JobProgress, missing_worker_words
+from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
@@ -63,6 +63,7 @@ def follow(
             "total": snapshot.total,
             "ok": snapshot.ok,
             "failed": snapshot.failed,
+            "codes": dict(snapshot.codes),
             "output": job.output,
             "seconds": seconds and round(seconds, 3),
             "already_ended": had_ended,
@@ -73,9 +74,7 @@ def follow(
         if snapshot.reason:
             say(f"reason: {snapshot.reason}", style="red")
     else:
-        if had_ended:
-            say(_already(snapshot) + (_nothing_run(snapshot) if job.had_ended else ""))
-        _say_summary(client, job, snapshot, None if had_ended else seconds)
+        _say_summary(client, job, snapshot, seconds, had_ended=had_ended)
         if estimate is not None:
             say(estimate_words(estimate))
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
@@ -99,19 +98,9 @@ def _estimate(job: JobHandle) -> Estimate | None:
         return None
 
 
-def _already(snapshot: JobStatus) -> str:
-    state = snapshot.state.replace("_", " ")
-    when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
-    return f"already {state}{when}"
-
-
-def _nothing_run(snapshot: JobStatus) -> str:
-    if snapshot.state not in (JobState.FAILED, JobState.CANCELLED):
-        return "; nothing was run"
-    return f"; nothing was run: continue it with `{shlex.join(['clipfleet', 'retry', snapshot.job_id])}`"
-
-
-def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
+def _say_summary(
+    client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None, *, had_ended: bool
+) -> None:
     if not snapshot.state.is_final:
         say(f"submitted {snapshot.total:,} items; follow the job with `clipfleet watch {job.job_id}`")
         problem = missing_worker_words(snapshot, client.workers())
@@ -119,21 +108,18 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
             say(problem, style="yellow")
         return
     style = "green" if snapshot.state is JobState.COMPLETED else "yellow"
-    rows = snapshot.ok + snapshot.failed
-    lasted = ""
-    if seconds is not None:
-        lasted = f" in {seconds:.1f} s ({rate_words(snapshot.ran / max(seconds, 0.001))}/s)"
-    say(f"{snapshot.state}: {snapshot.ok:,} ok, {snapshot.failed:,} failed{lasted}", style=style)
-    if snapshot.reason:
+    if had_ended:
+        say(earlier_headline(job.job, snapshot, nothing_was_run=job.had_ended), style=style)
+    else:
+        say(headline(job.job, snapshot, seconds), style=style)
+    if snapshot.reason and (had_ended or not reason_is_said(snapshot)):
         say(f"reason: {snapshot.reason}", style="red")
-    if snapshot.limit:
-        say(f"limited by {snapshot.limit}")
+    for line in limit_lines(snapshot, None if had_ended else seconds):
+        say(line)
     examples = job.failure_examples() if snapshot.codes else {}
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
         example = f", for example: {examples[code]}" if code in examples else ""
         say(f"  {code}: {count:,}{example}")
-    if rows:
-        say(f"view the rows with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
 
 
 def _exit_code(snapshot: JobStatus) -> int:

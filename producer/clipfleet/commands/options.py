@@ -57,7 +57,9 @@ JOB_OPTIONS: dict[str, Any] = {
     ),
     "lane": typer.Option(help="scheduling priority"),
     "chunk_size": typer.Option(
-        min=1, max=MAX_CHUNK_SIZE, help="items per chunk, the unit that a worker claims"
+        min=1,
+        max=MAX_CHUNK_SIZE,
+        help="items per chunk, the unit that a worker claims (default: 512, fewer in a small job)",
     ),
     "job_id": typer.Option(callback=_not_empty, help="job id; repeat it to resume an interrupted submit"),
     "overwrite": typer.Option("--overwrite", help="replace the results of an ended job in the output"),

@@ -165,8 +165,7 @@ def limit_of(
         return Limit(LimitingStep.SUBMIT, f"no work for the workers {_percent(starved)} of the time")
     loading = _share(meters[Step.LOAD], meters.chunk_seconds)
     if loading >= _LOADING:
-        text = f"waiting for the model to load takes {_percent(loading)} of the chunks' time"
-        return Limit(LimitingStep.LOAD, text)
+        return Limit(LimitingStep.LOAD, f"mostly spent loading the model ({_percent(loading)})")
     return _of_steps(meters)
 
 

@@ -25,14 +25,15 @@ from clipfleet.ledger.values import (
     Claim,
     FinishClaim,
     Lease,
+    LeaseReport,
     WorkerFacts,
 )
 from clipfleet.redis.connection import connect, redis_errors
 
 _SCRIPTS = (
-    "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
-    "postpone_finish", "cancel", "pause", "status", "jobs", "heartbeat", "farewell", "workers", "backlog",
-    "writers", *DRAFT_SCRIPTS,
+    "submit", "stage", "seal", "claim", "renew", "report", "complete", "release", "reconcile", "claim_finish",
+    "finish", "postpone_finish", "cancel", "pause", "status", "jobs", "heartbeat", "farewell", "workers",
+    "backlog", "writers", *DRAFT_SCRIPTS,
 )  # fmt: skip
 
 
@@ -75,6 +76,21 @@ class ChunkLedger:
             return []
         flat = [part for lease in leases for part in (lease.job_id, lease.chunk, lease.token)]
         return [RenewAnswer(word) for word in self._run("renew", int(lease_seconds * 1000), *flat)]
+
+    def report(self, reports: Sequence[LeaseReport], ended: Sequence[Lease] = ()) -> None:
+        """Record how far chunks are, in one call; reports of leases that are not held are ignored.
+
+        Args:
+            reports: replace the earlier ones of the same leases.
+            ended: leases whose reports are removed. Those that are left are ignored, and go with the job.
+        """
+        facts = [
+            part
+            for one in reports
+            for part in (one.lease.job_id, one.lease.chunk, one.lease.token, one.settled, one.doing)
+        ]
+        gone = [part for lease in ended for part in (lease.job_id, lease.token)]
+        self._run("report", len(reports), *facts, *gone)
 
     def last_early_end(self) -> str:
         """A text that changes whenever a job is cancelled or fails; cheap to poll every second."""

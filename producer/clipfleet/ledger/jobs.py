@@ -37,6 +37,7 @@ from clipfleet.ledger.values import (
     Draft,
     FinishClaim,
     Lease,
+    LeaseReport,
     Quota,
     Retention,
     WorkerFacts,
@@ -46,7 +47,7 @@ from clipfleet.redis.patience import Patience, patient
 
 __all__ = [
     "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Backlog", "Claim", "Draft", "FinishClaim",
-    "JobStatus", "Lease", "Ledger", "Quota", "Retention", "WorkerFacts",
+    "JobStatus", "Lease", "LeaseReport", "Ledger", "Quota", "Retention", "WorkerFacts",
 ]  # fmt: skip
 
 _LISTED_AT_A_TIME = 100

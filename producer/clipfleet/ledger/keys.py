@@ -63,6 +63,8 @@ TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
 CODES = ":codes"  # hash: error code -> failed rows
 STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
+# Hash: token of a lease -> "<chunk> <settled items> <what is done now>", for people who watch.
+SETTLED = ":settled"
 ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of the job file and the staged items
 
 # The draft of a retry or rebuild, before it is put in place.
@@ -71,7 +73,7 @@ DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
 JOB_SUFFIXES = (
-    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
+    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, SETTLED, ITEMS,
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
@@ -95,8 +97,8 @@ def lua_prelude() -> str:
     names = (
         "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "SWEEPS",
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
-        "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "ITEMS", "ROWS", "VECTORS", "IDS",
-        "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
+        "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "ITEMS", "ROWS",
+        "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
     )  # fmt: skip
     lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))

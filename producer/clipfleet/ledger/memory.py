@@ -48,6 +48,7 @@ from clipfleet.ledger.values import (
     FinishClaim,
     LaneBacklog,
     Lease,
+    LeaseReport,
     Quota,
     Retention,
     WorkerFacts,
@@ -395,6 +396,25 @@ class MemoryLedger(Ledger):
         if lease.token in job.writers:
             job.writers[lease.token] = deadline
         return RenewAnswer.CANCELLED if job.state in EARLY_ENDS else RenewAnswer.LOST
+
+    @override
+    @_atomic
+    def report(self, reports: Sequence[LeaseReport], ended: Sequence[Lease] = ()) -> None:
+        for one in reports:
+            chunk = self._held_chunk(one.lease)
+            if chunk is not None:
+                chunk.settled, chunk.doing = one.settled, one.doing
+        for lease in ended:
+            chunk = self._held_chunk(lease)
+            if chunk is not None:
+                chunk.forget_report()
+
+    def _held_chunk(self, lease: Lease) -> MemoryChunk | None:
+        job = self._job(lease.job_id)
+        number = int(lease.chunk)
+        if job is None or number >= len(job.chunks) or job.chunks[number].owner != lease.token:
+            return None
+        return job.chunks[number]
 
     @override
     def last_early_end(self) -> str:

@@ -28,10 +28,17 @@ class MemoryChunk:
     deadline: int = 0  # of the lease
     due: int | None = None  # released or lost: from when on it may be claimed
     troubles: Counter[str] = field(default_factory=Counter)
+    settled: int = 0  # of the present lease, see `LeaseReport`
+    doing: str = ""
 
     def put_back(self, due: int | None) -> None:
         """End the lease."""
         self.owner, self.due = "", due
+        self.forget_report()
+
+    def forget_report(self) -> None:
+        """Drop what is reported of the lease."""
+        self.settled, self.doing = 0, ""
 
 
 @dataclass(slots=True)
@@ -192,6 +199,7 @@ class MemoryJob:
         """A snapshot."""
         starving_until = now if self.finished is None else self.finished
         starving = 0 if self.starved_since is None else max(0, starving_until - self.starved_since)
+        settled = sum(chunk.settled for _, chunk in self.leased)
         return JobStatus(
             job_id=self.job.job_id, state=self.state, lane=self.job.lane, model=self.job.model,
             generation=self.generation, sealed=self.sealed, total=self.items, ok=self.ok, failed=self.failed,
@@ -199,7 +207,8 @@ class MemoryJob:
             due_chunks=len(self.due()), codes=dict(self.codes), work_seconds=dict(self.seconds),
             reason=self.reason, created_ms=self.created, finished_ms=self.finished, ran=self.ran,
             asked_ms=now, starved_ms=self.starved + starving, meters=Meters(dict(self.meters)),
-            source_sum=self.source_sum,
+            source_sum=self.source_sum, settled=min(settled, self.open_items),
+            doing=Counter(chunk.doing for _, chunk in self.leased if chunk.doing),
         )  # fmt: skip
 
 

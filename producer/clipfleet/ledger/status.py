@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, limit_of
+from clipfleet.contract.bottleneck import NO_METERS, Limit, Meters, Step, limit_of
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState, Lane
 
+_DOING = "doing:"
+_CLAIMED, _COMPLETE = "claimed", "complete"  # what a worker does before and after the steps
+_ENCODING_LABELS = "encoding the labels"
 _SECONDS = re.compile(r"\d{1,14}(\.\d{1,9})?", re.ASCII)
 
 
@@ -52,6 +55,8 @@ class JobStatus:
     # Checksum of the staged items, once sealed; empty if an older version sealed the job.
     source_sum: str = ""
     brief: JobBrief | None = None  # in a list of jobs only; None there: its description cannot be read
+    settled: int = 0  # items of chunks in progress that have a row to be: features or an error
+    doing: Mapping[str, int] = field(default_factory=dict)  # what is done now, and in how many chunks
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -59,6 +64,7 @@ class JobStatus:
         leased, due, codes, now_ms, *flat = answer
         facts = _pairs(flat)
         steps = {name: value for name, value in facts.items() if name.startswith("seconds:")}
+        open_items = int(facts["staged_items"]) - int(facts["ok"]) - int(facts["failed"])
         return cls(
             job_id=job_id,
             state=JobState(facts["state"]),
@@ -88,12 +94,34 @@ class JobStatus:
             meters=Meters.of_json(facts.get("meters", "")),
             source_sum=facts.get("source_sum", ""),
             brief=JobBrief.of_json(facts.get("brief", "")) or JobBrief.of_spec(facts.get("spec", "")),
+            settled=max(0, min(int(facts.get("settled", 0)), open_items)),
+            doing={
+                name.removeprefix(_DOING): int(count)
+                for name, count in facts.items()
+                if name.startswith(_DOING)
+            },
         )
 
     @property
     def open(self) -> int:
-        """Items without a row yet."""
-        return self.total - self.ok - self.failed
+        """Items that are not done."""
+        return self.total - self.done
+
+    @property
+    def done(self) -> int:
+        """Items that have a row, or whose row is settled in a chunk in progress. Falls if a chunk is lost."""
+        return self.ok + self.failed + self.settled
+
+    @property
+    def activity(self) -> str:
+        """What all chunks in progress wait for, such as `loading ViT-B-32`; empty once one has its model."""
+        steps = {Step(name) for name in self.doing if name in list(Step)}
+        if steps - {Step.READ, Step.LABELS} or _COMPLETE in self.doing:
+            return ""
+        waits = {words: count for words, count in self.doing.items() if words not in (*Step, _CLAIMED)}
+        if waits:
+            return max(sorted(waits), key=lambda words: waits[words])
+        return _ENCODING_LABELS if Step.LABELS in steps else ""
 
     @property
     def limit(self) -> Limit | None:

@@ -86,6 +86,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseReport:
+    """How far a held chunk is."""
+
+    lease: Lease
+    settled: int  # items that have a row to be: features or an error
+    doing: str  # its step, or in words what is done in it; printable ASCII, at most 200 characters
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """The chunks of a job, by which a retry or rebuild replaces those in the ledger."""
 

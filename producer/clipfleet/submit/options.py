@@ -64,7 +64,8 @@ class JobDescription(BaseModel):
     decode: DecodeRoute = DecodeRoute.FAST
     exif: Exif = Exif.IGNORE
     lane: Lane = Lane.NORMAL
-    chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
+    # Default: 512; fewer in a job of less than 8,192 items, so that several workers share it.
+    chunk_size: Annotated[int | None, Field(ge=1, le=MAX_CHUNK_SIZE)] = None
     job_id: str | None = None  # repeat it to resume a submit, or to get the existing job
     overwrite: bool = False  # replace the results of another, ended job
     # For a repeated, sealed job id: list the source again and fail if it has changed, even above 1,000,000
@@ -132,6 +133,7 @@ def make_job(
             "job_id": job_id,
             "task": task,
             "model": normalise_model(described.model),
+            "chunk_size": described.chunk_size or DEFAULT_CHUNK_SIZE,
             "label_sets": label_sets,
             "label_set_column": _column(source, label_set_column),
             "text_column": source.text_column if isinstance(source, TextSource) else None,

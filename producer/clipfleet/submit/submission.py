@@ -31,6 +31,7 @@ from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
 from clipfleet.submit.contents import Contents
 from clipfleet.submit.redis_bound import within_redis
+from clipfleet.submit.small_jobs import look_ahead
 from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
 
 MAX_CHECKED_ITEMS = 1_000_000  # by a repeated submit: listing more takes minutes, in some stores hours
@@ -48,6 +49,7 @@ class Submission:
     retention: Retention = DEFAULT_RETENTION
     traceparent: str = ""
     overwriting: Overwriting | None = None
+    chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
@@ -72,9 +74,10 @@ class Submission:
             QuotaExceededError: the quota is used up; submit again with the same job id to resume later.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to resume.
         """
-        overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
         contents = Contents()
-        batches = _peeked(self._bounded(source, contents))
+        batches = self._first_batches(source, contents)
+        overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
+        overwriting.job = self.job
         with naming_the_way_out():
             must_clear = overwriting.is_due(is_wanted=overwrite)
         is_new, state = self._known(overwriting)
@@ -108,6 +111,14 @@ class Submission:
         except WorldError as error:
             raise type(error)(f"{error}; {self._way_to_resume}") from error
         return False
+
+    def _first_batches(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:
+        """All batches; the first ones are read, which shows whether the source is usable, and small."""
+        batches = _peeked(self._bounded(source, contents))
+        if self.chooses_chunk_size:
+            size, batches = look_ahead(batches)
+            self.job = self.job.model_copy(update={"chunk_size": size})
+        return batches
 
     def _known(self, overwriting: Overwriting) -> tuple[bool, JobState]:
         """Make the ledger know the job; one that it knows goes on as it is, maybe from an older version."""

@@ -33,6 +33,8 @@ def job_object(status: JobStatus) -> dict[str, Any]:
     return {"job_id": facts.pop("job_id"), **about, **facts} | {
         "state": status.state.value,
         "lane": status.lane.value,
+        "done": status.done,
+        "activity": status.activity or None,
         "limit": limit and asdict(limit),
         "age_seconds": _age_seconds(status),
         "seconds": _took_seconds(status),
@@ -54,8 +56,9 @@ def job_lines(status: JobStatus) -> Iterator[str]:
     took = _took_seconds(status)
     if took is not None:
         yield f"took     {duration_words(took)}"
-    done = status.ok + status.failed
-    yield f"items    {done:,} of {status.total:,}{'' if status.sealed else ' so far'}"
+    yield f"items    {status.done:,} of {status.total:,}{'' if status.sealed else ' so far'}"
+    if status.activity:
+        yield f"now      {status.activity}"
     yield f"rows     {status.ok:,} ok, {status.failed:,} failed"
     yield (
         f"chunks   {status.done_chunks:,} of {status.chunks:,} done, {status.leased_chunks:,} running, "
@@ -101,7 +104,7 @@ _JOB_HEADINGS = (
 
 def _in_two_lines(status: JobStatus) -> list[tuple[str, str]]:
     task, source, output, labels = _about(status)
-    done, took = status.ok + status.failed, _took_seconds(status)
+    done, took = status.done, _took_seconds(status)
     state, _, more = status.state.replace("_", " ").partition(" ")
     is_whole = status.state.is_final and done == status.total
     counted = f"{done:,}" if is_whole else f"{done:,} of {status.total:,}"

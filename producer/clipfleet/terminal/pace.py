@@ -1,7 +1,8 @@
 """Recent rate, time left and bottleneck of a job, from snapshots. Reads no clock.
 
-Rows arrive a chunk at a time, so the recent window spans several chunks, however long they take. Where
-snapshots are not enough (at the start, after a pause, in a standstill) the answer is None, never a guess.
+Items count once they are settled in a chunk in progress. Workers of older versions report nothing: then rows
+arrive a chunk at a time, so the recent window spans several changes, however long they take. Where snapshots
+are not enough (at the start, after a pause, in a standstill) the answer is None, never a guess.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Pace:
             return
         if self._looks:
             last = self._looks[-1].status
-            if status.generation != last.generation or _rows(status) < _rows(last):
+            if status.generation != last.generation or status.done < last.done:
                 self._looks.clear()
-            elif _rows(status) == _rows(last):
+            elif status.done == last.done:
                 return
         if not self._looks:
-            self._is_mid_chunk = status.ran > 0
+            self._is_mid_chunk = _ran(status) > 0
         elif self._is_mid_chunk or self._stands_still(now):
             self._looks.clear()  # the window starts with these rows
             self._is_mid_chunk = False
@@ -59,7 +60,7 @@ class Pace:
         seconds = self._seconds(now)
         if seconds is None:
             return None
-        return (self._looks[-1].status.ran - self._looks[0].status.ran) / seconds
+        return (_ran(self._looks[-1].status) - _ran(self._looks[0].status)) / seconds
 
     def seconds_left(self, now: float) -> float | None:
         """Time until all rows are written, at the recent rate; None until the job is sealed."""
@@ -68,7 +69,7 @@ class Pace:
             return None
         first, last = self._looks[0].status, self._looks[-1].status
         # Includes rows that a retry kept: they are written with the others of their chunk.
-        left = last.open * seconds / (_rows(last) - _rows(first))
+        left = last.open * seconds / (last.done - first.done)
         passed = now - self._looks[-1].at
         return max(0.0, left - min(passed, self._gap)) if left < _MOST_SECONDS_LEFT else None
 
@@ -104,5 +105,5 @@ class Pace:
         return max(0, len(self._looks) - 1 - max(recent, _STEPS))
 
 
-def _rows(status: JobStatus) -> int:
-    return status.ok + status.failed
+def _ran(status: JobStatus) -> int:
+    return status.ran + status.settled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Self
 
 from rich.console import RenderableType
@@ -39,6 +40,7 @@ class JobProgress:
         self._started = self._said = monotonic()
         self.snapshots = 0  # shown so far
         self.latest: JobStatus | None = None  # shown last
+        self._generation, self._done = 0, 0  # the most that was shown of this generation
         self._warned_at: float | None = None
         self._quiet = quiet
         self._pace = Pace()
@@ -57,6 +59,7 @@ class JobProgress:
         """Show a snapshot."""
         now = self._monotonic()
         self.snapshots += 1
+        status = self._steady(status)
         self.latest = status
         self._pace.note(now, status)
         if self._bar is not None:
@@ -65,6 +68,13 @@ class JobProgress:
             self._said = now
             say(_plain_line(status, _pace_words(self._pace, now, status), self._pace.limit(status)))
         self._warn_if_no_worker(status, now - self._started)
+
+    def _steady(self, status: JobStatus) -> JobStatus:
+        """The snapshot, with a count that does not fall while chunks that were lost are processed again."""
+        if status.generation != self._generation or status.state.is_final:
+            self._generation, self._done = status.generation, 0
+        self._done = max(self._done, status.done)
+        return replace(status, settled=self._done - status.ok - status.failed)
 
     def _warn_if_no_worker(self, status: JobStatus, seconds: float) -> None:
         if status.state.is_final or status.leased_chunks or seconds < _NO_WORKER_SECONDS:
@@ -123,7 +133,7 @@ class _Bar(Progress):
         self.update(
             self._job,
             total=status.total or None,
-            completed=status.ok + status.failed,
+            completed=status.done,
             description=status.state.value,
             pace=pace,
         )
@@ -135,16 +145,19 @@ class _Bar(Progress):
 
 
 def _plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
-    done = status.ok + status.failed
     so_far = "" if status.sealed else " so far"
-    line = f"{status.job_id} {status.state}: {done:,} of {status.total:,}{so_far}, {failed_words(status)}"
+    line = (
+        f"{status.job_id} {status.state}: {status.done:,} of {status.total:,}{so_far}, {failed_words(status)}"
+    )
     return "; ".join(filter(None, (f"{line}, {pace}" if pace else line, str(limit) if limit else "")))
 
 
 def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:
-    """Rate and time left, `?` where unknown; empty if the job is not running."""
+    """What the job waits for; else rate and time left, `?` where unknown; empty if it is not running."""
     if status.state not in (JobState.SUBMITTING, JobState.RUNNING):
         return ""
+    if status.activity:
+        return printable(status.activity)
     rate, left = pace.rows_per_second(now), pace.seconds_left(now)
     return (
         f"{'?' if rate is None else rate_words(rate)}/s, {'?' if left is None else duration_words(left)} left"

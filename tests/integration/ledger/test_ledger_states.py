@@ -28,7 +28,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.parts import PartCounts
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import FINISH, MAX_LOSSES, Claim, Draft, FinishClaim, Lease, Ledger
+from clipfleet.ledger.jobs import (
+    FINISH,
+    MAX_LOSSES,
+    Claim,
+    Draft,
+    FinishClaim,
+    Lease,
+    LeaseReport,
+    Ledger,
+)
 from clipfleet.ledger.memory_job import CLAIMABLE, MemoryJob
 from tests.support import ledger as steps
 from tests.support.ledger import LANES, keys_without_ttl, let_back_offs_pass, let_finish_claims_expire
@@ -481,6 +490,10 @@ class LedgerMachine(RuleBasedStateMachine):
         leases += [Lease(claim.job_id, FINISH, claim.token) for claim in worker.finishes]
         for _ in range(times):
             words = self._both(lambda ledger: ledger.renew(leases, 3600))
+        reports = [
+            LeaseReport(lease, data.draw(st.integers(0, 3)), "encode") for lease in leases[: len(held)]
+        ]
+        self._both(lambda ledger: ledger.report(reports, leases[:1] if held and times > 1 else ()))
         if listens:
             gone = {
                 lease.token

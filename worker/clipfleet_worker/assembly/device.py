@@ -12,6 +12,7 @@ from clipfleet_worker.process.device import pick_device
 from clipfleet_worker.settings import WorkerSettings
 
 _CPU_BATCH = 64
+_CPU_LEAST_BATCH = 8
 _GPU_BATCH = 256
 
 
@@ -22,6 +23,7 @@ class DeviceSetUp:
     name: str  # of torch
     batch_size: int
     make_backend: MakeBackend
+    least_batch: int | None = None  # see `BatchSizes`
 
 
 def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
@@ -35,7 +37,8 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
     name = pick_device(settings.device)
     if name == "cpu":
         batch_size = settings.batch_size or _CPU_BATCH
-        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
+        least_batch = settings.batch_size or _CPU_LEAST_BATCH  # what a user has set is kept
+        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend), least_batch)
     batch_size = settings.batch_size or _GPU_BATCH
     plain = cpu_backends(settings.backend, name)  # rejects backends for the CPU only
     if settings.backend == "torch":

@@ -15,6 +15,7 @@ from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.models.files import fetch_files
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import OnDevice, OnPixelSpec
+from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.process.cores import set_forward_threads
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Watchdog
 
@@ -30,10 +31,10 @@ class ModelLoader:
     batcher: Batcher
     watchdog: Watchdog
 
-    def __call__(self, name: str, precision: Precision, on_pixel_spec: OnPixelSpec) -> LoadedModel:
+    def __call__(self, name: str, precision: Precision, loading: Loading) -> LoadedModel:
         with self.watchdog.activity("model loader", f"load {name}", LOAD_LIMIT_SECONDS) as pulse:
             pulse.rest(f"download {name}")  # the network has limits of its own
-            fetch_files(name)
+            fetch_files(name, loading.note_download)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
             set_forward_threads()
             try:
@@ -42,7 +43,7 @@ class ModelLoader:
                     precision,
                     self.device.name,
                     self.device.make_backend,
-                    on_pixel_spec,
+                    loading.announce,
                     partial(self.batcher.call, lane=Lane.HIGH),
                 )
             except BatcherStopped as error:

@@ -91,7 +91,11 @@ class Worker:
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
-        self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
+        self._batcher = Batcher(
+            self._device.batch_size,
+            least_batch=self._device.least_batch,
+            pulse=self._watchdog.pulse("batcher"),
+        )
         self._models = Models(
             settings.models,
             ModelLoader(load_model, self._device, self._batcher, self._watchdog),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from clipfleet.ledger.jobs import Lease
+from clipfleet.ledger.jobs import Lease, LeaseReport
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.process.watchdog import Phase
 
@@ -23,6 +23,7 @@ CLAIMED = "claimed"  # the step before the first one
 _CLAIMED_LIMIT_SECONDS = 60.0
 _HANG_SECONDS = 60.0  # from the limit of a step until the watchdog ends the process
 _ASK_AGAIN_SECONDS = 1.0  # while Redis is away
+_MOST_WORDS = 200  # characters in a report
 
 
 def lease_clock() -> float:
@@ -79,6 +80,8 @@ class HeldLease:
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
         self.step = CLAIMED  # the present one
+        self._doing: Callable[[], str] | None = None
+        self._settled = 0
         self._since = monotonic()
         self._limit_seconds = _CLAIMED_LIMIT_SECONDS
         self._longest_seconds: float | None = None
@@ -87,7 +90,13 @@ class HeldLease:
         self._interruption: ChunkInterrupted | None = None
         self._callbacks: list[Callable[[BaseException], None]] = []
 
-    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+    def enter(
+        self,
+        step: str,
+        limit_seconds: float,
+        longest_seconds: float | None = None,
+        doing: Callable[[], str] | None = None,
+    ) -> None:
         """Begin a step that ends within its limit, or hangs.
 
         Args:
@@ -95,11 +104,13 @@ class HeldLease:
             limit_seconds: how long it may take; `math.inf` where it waits for the world.
             longest_seconds: upper bound of a step that queues behind other chunks; its limit counts from the
                 worker's last progress, on any chunk.
+            doing: what is done in it now, in words for people; called by the lease keeper.
 
         Raises:
             ChunkInterrupted: the chunk is no longer ours, or the worker drains.
         """
         self._begin(step)
+        self._doing = doing
         self._limit_seconds, self._longest_seconds = limit_seconds, longest_seconds
         self._progress.note()
         self._require_ours()
@@ -130,6 +141,7 @@ class HeldLease:
     def enter_complete(self) -> None:
         """Begin to record the part in the ledger: without a limit, and not interrupted by a drain."""
         self._begin("complete")
+        self._doing = None
         self._limit_seconds, self._longest_seconds = math.inf, None
         self._on_step(self.step)
 
@@ -137,9 +149,18 @@ class HeldLease:
         self._step_seconds = self.step_seconds
         self.step, self._since = step, self._monotonic()
 
-    def note_progress(self) -> None:
-        """Record that items of the chunk have ended."""
+    def note_settled(self, count: int) -> None:
+        """Record that items of the chunk have ended; not from two threads at a time."""
+        self._settled += count
         self._progress.note()
+
+    @property
+    def report(self) -> LeaseReport:
+        """How far the chunk is."""
+        doing = self._doing
+        words = self.step if doing is None else doing()
+        plain = words.encode("ascii", "replace").decode()
+        return LeaseReport(self.lease, self._settled, plain[:_MOST_WORDS])
 
     @property
     def _ends(self) -> float:

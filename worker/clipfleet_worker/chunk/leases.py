@@ -1,4 +1,7 @@
-"""Keeps leases alive: every third of a lease one call renews all of them and reports which are lost."""
+"""Keeps leases alive: every third of a lease one call renews all of them and returns which are lost.
+
+Another call, each second in which something has changed, reports how far the chunks are.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from contextlib import contextmanager
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.answers import RenewAnswer
-from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet.ledger.jobs import FINISH, Lease, LeaseReport, Ledger
 from clipfleet.settings import WRITE_LIMIT_SECONDS
 from clipfleet_worker.chunk.held_lease import HeldLease, Progress, lease_clock
 from clipfleet_worker.process.loop import Loop
@@ -46,6 +49,7 @@ class LeaseKeeper(Loop):
         self._ledger = ledger
         self._lease_seconds = lease_seconds
         self._held: list[HeldLease] = []
+        self._reported: dict[Lease, LeaseReport] = {}
         self._drain_reason: str | None = None  # why no lease is held any more
         self._lock = threading.Lock()
         self._pause_seconds, self._renewed = lease_seconds / 3, clock()
@@ -105,8 +109,9 @@ class LeaseKeeper(Loop):
             return list(self._held)
 
     def run_once(self) -> None:
-        """Renew if a renewal is due or a job has ended early."""
+        """Report, and renew if a renewal is due or a job has ended early."""
         with self._pulse.during("renew", _RENEW_LIMIT_SECONDS):
+            self.report()
             if self._clock() - self._renewed < self._pause_seconds and not self._has_ended_early():
                 return
             self._renewed = self._clock()
@@ -125,6 +130,20 @@ class LeaseKeeper(Loop):
             return False
         had_changed, self._has_just_changed = self._has_just_changed, before != self._last_early_end
         return had_changed or self._has_just_changed
+
+    def report(self) -> None:
+        """Report how far the held chunks are, as far as that has changed; not at all while Redis is away."""
+        chunks = (held for held in self._snapshot() if held.lease.chunk != FINISH)
+        reports = {held.lease: held.report for held in chunks}
+        changed = [report for lease, report in reports.items() if self._reported.get(lease) != report]
+        ended = [lease for lease in self._reported if lease not in reports]
+        if not changed and not ended:
+            return
+        try:
+            self._ledger.report(changed, ended)
+        except RedisUnavailableError:
+            return  # it is only shown; the renewal logs the trouble
+        self._reported = reports
 
     def renew_all(self) -> bool:
         """Renew once. False if Redis is away."""

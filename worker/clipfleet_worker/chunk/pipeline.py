@@ -104,7 +104,7 @@ class Pipeline:
         ):
 
             def on_end(count: int) -> None:
-                lease.note_progress()
+                lease.note_settled(count)
                 make_room(count)
 
             outcomes = Outcomes(work.items.num_rows, on_end)
@@ -137,7 +137,8 @@ class Pipeline:
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
         loading = self.models.prefetch(job.model, job.precision)
-        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _RELEASE_SECONDS)
+        limit_seconds = _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _RELEASE_SECONDS
+        lease.enter(Step.LOAD, limit_seconds, doing=lambda: loading.doing)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
         destination = self.item_path.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
         starts_early = not is_suspect and job.text_column is None and loading.take_lead()

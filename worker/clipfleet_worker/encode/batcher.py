@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clipfleet.contract.jobs import Lane
+from clipfleet_worker.encode.batch_sizes import BatchSizes
 from clipfleet_worker.encode.batches import Batch, Encoder, ItemSlice, Segment
 from clipfleet_worker.encode.bisecting import FORWARD_ERRORS
 from clipfleet_worker.process.counts import BusyMeter
@@ -62,10 +63,26 @@ class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrup
 class Batcher:
     """Started once per device share; all other methods are thread-safe."""
 
-    def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        least_batch: int | None = None,
+        ring_batches: int = 3,
+        pulse: Pulse | None = None,
+    ) -> None:
+        """Prepare the thread.
+
+        Args:
+            batch_size: most items of a batch.
+            least_batch: see `BatchSizes`.
+            ring_batches: how many of them may wait.
+            pulse: of the thread.
+        """
+        self._sizes = BatchSizes(batch_size, least_batch)
         self._pulse = pulse or Pulse("batcher")
         self.busy = BusyMeter(1)  # while the device has work
-        self.batch_size = batch_size  # items of a full batch
+        self.batch_size = batch_size  # most items of a batch
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
         self._wake_at_items = 1  # fewer waiting items do not wake the thread; while it lingers, a full batch
@@ -185,6 +202,8 @@ class Batcher:
     def _finish(self, batch: Batch) -> None:
         batch.finish(self._finished_at)
         self._finished_at = time.monotonic()
+        encoder, is_text = batch.kind
+        self._sizes.note(encoder, is_text=is_text, seconds_each=batch.seconds_each)
         self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
 
     def _may_begin(self) -> bool:
@@ -199,7 +218,7 @@ class Batcher:
         is_full = not last.leaves_room or len(self._under_way) >= last.batches_in_flight
         if is_full or self._call_went_last:
             return False
-        return self._waiting_items >= (1 if last.leaves_idle else self.batch_size)
+        return self._waiting_items >= (1 if last.leaves_idle else self._full_batch())
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
@@ -222,10 +241,18 @@ class Batcher:
         self._call_went_last, self._passed_over = True, 0
         return self._calls[waiting].popleft()
 
+    def _full_batch(self) -> int:
+        """Items of a full batch of those that go next; called with the lock held."""
+        first = next((items[0] for items in self._items.values() if items), None)
+        if first is None:
+            return self.batch_size
+        encoder, is_text = first.kind
+        return self._sizes.of(encoder, is_text=is_text)
+
     def _gather(self) -> list[Segment]:
         """A batch of one kind, best lane first; called with the lock held, releases it while it lingers."""
         batch: list[Segment] = []
-        room, has_lingered = self.batch_size, False
+        room, has_lingered = self._full_batch(), False
         while room and not self._stopping:
             taken = 0
             for lane in _LANE_ORDER:

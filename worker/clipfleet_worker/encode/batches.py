@@ -95,7 +95,8 @@ class Batch:
         self._segments = segments
         self._items: list[Any] = [item for segment in segments for item in segment.items]
         self.size = len(self._items)
-        self._encoder, self._is_text = segments[0].slice.kind
+        self.kind = self._encoder, self._is_text = segments[0].slice.kind
+        self.seconds_each = 0.0  # on the device, once it is finished
         self._begun_at = time.monotonic()
         self._pending: PendingFeatures | None = self._begin()
         self.leaves_room = False  # the next batch may be begun
@@ -133,7 +134,7 @@ class Batch:
                 raise  # this ends the thread, and so the process; a new process can use the device again
             return
         now = time.monotonic()
-        share = (now - max(self._begun_at, idle_since)) / len(self._items)
+        self.seconds_each = share = (now - max(self._begun_at, idle_since)) / len(self._items)
         offset = 0
         for segment in self._segments:
             count = segment.stop - segment.start

@@ -13,7 +13,6 @@ from weakref import WeakValueDictionary
 from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import OnPixelSpec
 from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.process.counts import CacheCounts
 from clipfleet_worker.process.shortages import shortage_behind
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 _SHUN_SECONDS = 300.0  # for which other workers get the chunks of a model that cannot be loaded here
 
 Key = tuple[str, Precision]
-LoadModel = Callable[[str, Precision, OnPixelSpec], LoadedModel]
+LoadModel = Callable[[str, Precision, Loading], LoadedModel]  # reports to the last one while it loads
 
 
 class Models:
@@ -78,7 +77,7 @@ class Models:
             if loading is not None:
                 self._kept_models.move_to_end(key)
                 return loading
-            loading = self._kept_models[key] = Loading()
+            loading = self._kept_models[key] = Loading(name)
             model = self._in_use.get(key)
             if model is not None:
                 loading.finish(model)
@@ -137,7 +136,7 @@ class Models:
 
     def _loaded(self, key: Key, loading: Loading) -> LoadedModel:
         try:
-            return self._load(*key, loading.announce)
+            return self._load(*key, loading)
         except Exception as error:
             shortage = shortage_behind(error)
             if shortage is not None:  # though reported as damaged files or an unreachable hub

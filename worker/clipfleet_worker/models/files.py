@@ -22,6 +22,7 @@ from clipfleet_worker.models.hub import (
     HubStore,
     NotHereError,
     NotThereError,
+    OnBytes,
 )
 
 _DEMO_FOLDER = Path(str(files("clipfleet_worker"))) / "demo_model"
@@ -86,8 +87,12 @@ def find_configuration(name: str) -> dict[str, Any] | None:
     return open_clip_models.configuration_of(name.partition(":")[0])
 
 
-def fetch_files(name: str) -> ModelFiles:
+def fetch_files(name: str, on_bytes: OnBytes | None = None) -> ModelFiles:
     """A model's files; missing ones are downloaded.
+
+    Args:
+        name: of the model.
+        on_bytes: called during the download of each large file.
 
     Raises:
         ModelUnavailableError: there is no such model, or it cannot be downloaded now.
@@ -95,7 +100,7 @@ def fetch_files(name: str) -> ModelFiles:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        return _resolve(name, HubStore(may_download=True))
+        return _resolve(name, HubStore(may_download=True, on_bytes=on_bytes))
     except RepositoryNotFoundError:
         raise ModelUnavailableError(
             f"model {name}: the hub has no such repository, or it is private: check the name, or set HF_TOKEN"

@@ -7,9 +7,11 @@ without a network, and weights do not change under a running fleet.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -18,6 +20,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
                     "tokenizer.model")  # fmt: skip
 _REACH_TIMEOUT_SECONDS = 5.0
+
+
+OnBytes = Callable[[int, int], None]  # of a file: bytes that are here, and all of them
 
 
 class NotHereError(Exception):
@@ -33,6 +38,7 @@ class HubStore:
     """The hub's cache on this machine and, if downloads are allowed, the hub for missing files."""
 
     may_download: bool
+    on_bytes: OnBytes | None = None  # called during the download of each file, not of a tokenizer's
 
     def file(self, repository: str, names: Sequence[str]) -> Path:
         """The first of these files that exists.
@@ -50,7 +56,7 @@ class HubStore:
         self._require_hub()
         for name in names:
             try:
-                return Path(hf_hub_download(repository, name))
+                return Path(hf_hub_download(repository, name, **_metered(self.on_bytes)))
             except LocalEntryNotFoundError:  # the network broke down
                 raise
             except EntryNotFoundError:
@@ -90,6 +96,29 @@ class HubStore:
             reason = getattr(error, "reason", error)
             if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
                 raise OSError(f"{constants.ENDPOINT} cannot be reached: {reason}") from error
+
+
+def _metered(on_bytes: OnBytes | None) -> dict[str, Any]:
+    """Options of a download that reports its bytes, if this version of the client has any."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # it is documented
+
+    if on_bytes is None or "tqdm_class" not in signature(hf_hub_download).parameters:
+        return {}
+    report = on_bytes
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._here, self._all = options.get("initial") or 0, options.get("total") or 0
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]  # tqdm has no types
+
+        def update(self, n: float | None = 1) -> Any:
+            self._here += int(n or 0)
+            if self._all:
+                report(self._here, self._all)
+            return super().update(n)
+
+    return {"tqdm_class": Meter}
 
 
 def _cached(repository: str, names: Sequence[str]) -> Path | None:

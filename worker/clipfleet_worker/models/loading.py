@@ -11,21 +11,33 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
+from clipfleet.contract.model_names import HUB, LOCAL_DIR
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.pixel_spec import PixelSpec
 
 # Of decoded images, 890 of 224 pixels: beyond these nothing is decoded until the model is loaded.
 MAX_AHEAD_BYTES = 1 << 27
+_LARGE_BYTES = 10_000_000  # a file from here on is counted in whole MB
 
 
 class Loading(Future[LoadedModel]):
     """The model, once it is loaded, and its pixel spec, which may be known earlier."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "a model") -> None:
         super().__init__()
+        self._name = name if name.startswith((HUB, LOCAL_DIR)) else name.partition(":")[0]
+        self.doing = f"loading {self._name}"  # in words, for people
         self.pixel_spec: Future[PixelSpec] = Future()
         self._has_leader = False
         self._lock = threading.Lock()
+
+    def note_download(self, done_bytes: int, total_bytes: int) -> None:
+        """Record how much of a file of the model is here."""
+        self.doing = f"loading {self._name}"
+        if done_bytes < total_bytes:
+            digits = 0 if total_bytes >= _LARGE_BYTES else 1
+            done, total = (f"{size / 1e6:,.{digits}f}" for size in (done_bytes, total_bytes))
+            self.doing = f"downloading {done} of {total} MB"
 
     def announce(self, spec: PixelSpec) -> None:
         """Set the pixel spec before the weights are loaded."""

@@ -88,7 +88,7 @@ local function mend(job)
       redis.call('UNLINK', key)
       if string.find(suffix, DRAFT, 1, true) then
         forget_draft(job)  -- its retry begins again
-      else
+      elseif suffix ~= SETTLED then  -- that is only shown
         found[#found + 1] = 'key ' .. suffix .. ' is a ' .. other
         is_lasting = is_lasting or suffix == STAGED or suffix == ITEMS or suffix == SPEC
       end

@@ -10,7 +10,7 @@ local LASTING = {generation = true, chunk_size = true, created_ms = true, staged
   job_ttl_ms = true, result_ttl_ms = true, spec = true, fingerprint = true, model = true, lane = true, sealed = true}
 local KINDS = {[SPEC] = 'string', [STAGED] = 'zset', [DUE] = 'zset', [OWNERS] = 'hash', [WRITERS] = 'zset', [TROUBLES] = 'hash',
   [CODES] = 'hash',
-  [STREAM] = 'stream', [DONE] = 'string', [ITEMS] = 'hash', [ROWS] = 'hash', [VECTORS] = 'hash', [IDS] = 'hash',
+  [STREAM] = 'stream', [DONE] = 'string', [SETTLED] = 'hash', [ITEMS] = 'hash', [ROWS] = 'hash', [VECTORS] = 'hash', [IDS] = 'hash',
   [CHUNKS] = 'hash', [DRAFT] = 'string', [DRAFT_DONE] = 'string', [DRAFT_DUE] = 'zset', [DRAFT_STAGED] = 'zset'}
 local MOST_CHUNK_DIGITS = 4
 local MOST_CODES = 1000  -- there are some thirty

@@ -62,6 +62,7 @@ local function release_lost(job, chunk)
   local token = redis.call('HGET', job_key(job, OWNERS), chunk)
   if not token then return false end
   mended[job] = true
+  redis.call('HDEL', job_key(job, SETTLED), token)
   note_writer(job, token, now)
   local times = count_trouble(job, chunk, 'losses')
   -- After the first loss the chunk is due at once: rarely is it the reason why a worker died.

@@ -12,7 +12,8 @@ if waiting[1] then
   facts.meters = meters
   for name, more in pairs(seconds) do facts[name] = sum_of_seconds(facts[name], more) end
 end
-local answer = {redis.call('HLEN', job_key(job, OWNERS)), redis.call('ZCARD', job_key(job, DUE)),
+local leased = redis.call('HLEN', job_key(job, OWNERS))
+local answer = {leased, redis.call('ZCARD', job_key(job, DUE)),
   redis.call('HGETALL', job_key(job, CODES)), now_ms()}
 for name, value in pairs(facts) do
   if name ~= 'spec' and name ~= 'row_schema' and name ~= 'brief' and not string.find(name, '^measured') then
@@ -25,4 +26,35 @@ if ARGV[2] == 'brief' then
   answer[#answer + 1] = facts.brief and 'brief' or 'spec'
   answer[#answer + 1] = facts.brief or type(spec) == 'string' and spec or ''
 end
+
+-- How far held chunks are, see report.lua: the items that have ended, and for how many chunks what is done now. A
+-- producer may have planted anything.
+local MOST_REPORTS, STEP = 10000, 1000
+
+local function add_reports()
+  local key = job_key(job, SETTLED)
+  local count = redis.pcall('HLEN', key)
+  if type(count) ~= 'number' or count == 0 or count > MOST_REPORTS then return end
+  local reports, chunks, settled, doing = redis.call('HGETALL', key), {}, 0, {}
+  for i = 2, #reports, 2 do chunks[i / 2] = string.match(reports[i], '^%d+') or '' end
+  for first = 1, #chunks, STEP do
+    local last = math.min(first + STEP - 1, #chunks)
+    for i, owner in ipairs(redis.call('HMGET', job_key(job, OWNERS), unpack(chunks, first, last))) do
+      local at = 2 * (first + i - 1)
+      local items, words = string.match(reports[at], '^%d+ (%d%d?%d?%d?) ([\32-\126]*)$')
+      if items and owner == reports[at - 1] and #words <= 200 then
+        settled = settled + items
+        doing[words] = (doing[words] or 0) + 1
+      end
+    end
+  end
+  answer[#answer + 1] = 'settled'
+  answer[#answer + 1] = string.format('%d', settled)
+  for words, times in pairs(doing) do
+    answer[#answer + 1] = 'doing:' .. words
+    answer[#answer + 1] = times
+  end
+end
+
+if leased > 0 then add_reports() end
 return answer

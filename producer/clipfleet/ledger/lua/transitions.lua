@@ -288,7 +288,7 @@ local function end_job(job, state, reason, ttl_ms)
     redis.call('SET', EARLY_END, job .. ':' .. now, 'PX', KEEP_MS)  -- workers that hold chunks of it check at once
   end
   -- After an outage these hold every chunk of a large job: UNLINK does not block the server.
-  redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
+  redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES), job_key(job, SETTLED))
   local keeps_rows = lives_here(job)
   if state == 'completed' then  -- else a retry reads them again
     redis.call('UNLINK', job_key(job, ITEMS), job_key(job, DONE))
@@ -353,7 +353,7 @@ end
 -- that are done), code, count, ...
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
-    job_key(job, CODES))
+    job_key(job, SETTLED), job_key(job, CODES))
   redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters', 'measured', 'has_troubles')
   for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
     if redis.call('EXISTS', job_key(job, draft)) == 1 then

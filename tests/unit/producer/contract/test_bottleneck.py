@@ -83,7 +83,7 @@ LIMITS: dict[str, tuple[list[dict[Any, float]], str]] = {
         [ENCODES, {Step.WRITE: 160.0, Meter.FORWARD_BUSY: 250.0, Meter.DECODE_BUSY: 200.0}],
         BUSY,
     ),
-    "loading": ([{Step.LOAD: 300.0}], "load: waiting for the model to load takes 75 % of the chunks' time"),
+    "loading": ([{Step.LOAD: 300.0}], "load: mostly spent loading the model (75 %)"),
     "loading once, outweighed by what comes after it": (
         [DECODES, {Step.LOAD: 150.0, Meter.DECODE_BUSY: 400.0}],
         "decode: 2 threads busy 80 % of the time",

@@ -54,6 +54,15 @@ def job() -> Watched:
     return Watched()
 
 
+def test_items_of_chunks_in_progress_count_like_rows() -> None:
+    pace = Pace()
+    for second, (ran, settled) in enumerate([(0, 0), (0, 40), (0, 90), (100, 20), (100, 80), (200, 0)]):
+        pace.note(second, snapshot(ran, settled=settled, total=600))
+
+    assert pace.rows_per_second(5) == pytest.approx(40)
+    assert pace.seconds_left(5) == pytest.approx(10)
+
+
 class TestRate:
     def test_nothing_is_known_before_rows_have_come_for_a_while(self, job: Watched) -> None:
         assert job.rate is None

@@ -95,6 +95,34 @@ class TestLines:
         assert "46 failed (40 not_found, 3 timeout, 2 tls_failed), " in line
         assert line.endswith(" left; write: writing parts takes 90 % of the chunks' time")
 
+    def test_items_of_chunks_in_progress_count_and_none_is_taken_back(self, bench: Bench, said: Said) -> None:
+        begun = make_status(leased_chunks=2, total=300)
+        for ok, settled in ((0, 7), (0, 25), (16, 20), (16, 0), (16, 15), (32, 8)):  # a chunk was lost
+            bench.after(10, replace(begun, ok=ok, settled=settled))
+        bench.after(10, replace(begun, ok=280, failed=20, state=JobState.CANCELLED))
+        bench.after(10, replace(begun, ok=280, settled=1, generation=1))
+
+        counts = [line.split(": ")[1].split(" of ")[0] for line in said()]
+        assert counts == ["7", "25", "36", "36", "36", "40", "300", "281"]
+
+    @pytest.mark.parametrize(
+        ("doing", "words"),
+        [
+            ({"downloading 210 of 605 MB": 1, "claimed": 3}, "downloading 210 of 605 MB"),
+            ({"loading ViT-B-32": 2, "downloading 1 of 2 MB": 1, "read": 1}, "loading ViT-B-32"),
+            ({"encode labels": 1, "loading ViT-B-32": 1}, "loading ViT-B-32"),
+            ({"encode labels": 2}, "encoding the labels"),
+            ({"a\x1b[2J": 1}, "a\\x1b[2J"),
+            ({"loading ViT-B-32": 5, "fetch, decode, encode": 1}, "?/s, ? left"),
+            ({"loading ViT-B-32": 5, "complete": 1}, "?/s, ? left"),
+            ({"claimed": 1, "read": 1}, "?/s, ? left"),
+        ],
+    )
+    def test_what_all_chunks_wait_for(self, said: Said, doing: dict[str, int], words: str) -> None:
+        Bench().after(10, make_status(leased_chunks=1, doing=doing))
+
+        assert said() == [f"{JOB_ID} running: 0 of 100, 0 failed, {words}"]
+
     def test_quiet_is_quiet_as_long_as_somebody_works(self, said: Said) -> None:
         bench = Bench(quiet=True)
         with bench.progress:

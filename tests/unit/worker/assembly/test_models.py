@@ -18,12 +18,13 @@ from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.process.watchdog import Watchdog
 
 
 @pytest.fixture
 def batcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Batcher]:
-    monkeypatch.setattr(models, "fetch_files", Path)
+    monkeypatch.setattr(models, "fetch_files", lambda name, on_bytes: Path(name))
     batcher = Batcher(4)
     batcher.start()
     yield batcher
@@ -32,7 +33,7 @@ def batcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Batcher]:
 
 def load_by(batcher: Batcher, watchdog: Watchdog, load: Load) -> LoadedModel:
     loader = ModelLoader(load, DeviceSetUp("cpu", 4, TorchBackend), batcher, watchdog)
-    return loader("demo", Precision.FP32, lambda _: None)
+    return loader("demo", Precision.FP32, Loading())
 
 
 def test_a_model_proves_itself_in_the_thread_of_the_device(batcher: Batcher) -> None:

@@ -56,7 +56,7 @@ class TestSteps:
         for _ in range(5):
             clock.now += 9
             assert waiting.is_within_limit
-            working.note_progress()
+            working.note_settled(1)
         clock.now += 10
         assert not waiting.is_within_limit
 
@@ -64,10 +64,10 @@ class TestSteps:
         held.enter("encode", 10, 100)
         for _ in range(11):
             clock.now += 9
-            held.note_progress()
+            held.note_settled(1)
         assert held.is_within_limit
         clock.now += 1
-        held.note_progress()
+        held.note_settled(1)
         assert not held.is_within_limit
 
     def test_other_steps_gain_no_time_by_the_progress_of_others(self, clock: Clock) -> None:
@@ -75,7 +75,7 @@ class TestSteps:
         writing, other = HeldLease(LEASE, clock, progress), HeldLease(LEASE, clock, progress)
         writing.enter("write", 10)
         clock.now += 10
-        other.note_progress()
+        other.note_settled(1)
         assert not writing.is_within_limit
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.ledger.jobs import Lease
+from clipfleet.ledger.jobs import FINISH, Lease, LeaseReport
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.process.watchdog import RunningTime
@@ -22,6 +22,10 @@ class Bench:
         self.ledger, self.clock = RecordingLedger(), Clock()
         running = RunningTime(self.clock)
         self.keeper = LeaseKeeper(self.ledger, LEASE_SECONDS, clock=self.clock, running_time=running)
+
+    def pass_seconds(self, seconds: int) -> None:
+        """One pass each second."""
+        self.renewals(seconds)
 
     def renewals(self, seconds: int) -> list[int]:
         """One pass each second; the times of the calls to the ledger."""
@@ -119,6 +123,41 @@ class TestRenewing:
         assert (one.loop, one.name, one.limit_seconds) == ("chunk 1 of job job", "write", 360)
         assert (other.name, other.is_idle) == ("complete", True)
         assert keeper.phases() == []
+
+
+class TestReporting:
+    def test_each_second_one_call_reports_what_has_changed(self, bench: Bench) -> None:
+        with bench.keeper.hold(lease(1)) as first, bench.keeper.hold(lease(2)) as second:
+            with bench.keeper.hold(Lease("job", FINISH, "token")):
+                bench.pass_seconds(2)
+            first.enter("encode", 10)
+            first.note_settled(3)
+            second.enter("load", 100, doing=lambda: "downloading 210 of 605 MB")
+            first.note_settled(1)
+            bench.pass_seconds(2)
+        bench.pass_seconds(2)
+
+        assert bench.ledger.named("report") == [
+            ([LeaseReport(lease(1), 0, "claimed"), LeaseReport(lease(2), 0, "claimed")], []),
+            ([LeaseReport(lease(1), 4, "encode"), LeaseReport(lease(2), 0, "downloading 210 of 605 MB")], []),
+            ([], [lease(1), lease(2)]),
+        ]
+
+    def test_what_redis_did_not_take_is_reported_again(self, bench: Bench) -> None:
+        bench.ledger.goes_away("report")
+        with bench.keeper.hold(lease(1)):
+            bench.pass_seconds(2)
+            bench.ledger.replies.clear()
+            bench.pass_seconds(2)
+
+        assert len(bench.ledger.named("report")) == 3
+
+    def test_foreign_letters_are_replaced_and_long_words_cut(self, keeper: LeaseKeeper) -> None:
+        with keeper.hold(lease(1)) as held:
+            held.enter("load", 10, doing=lambda: "loading ./mod\u00e8les" + "x" * 1000)
+
+            assert held.report.doing.startswith("loading ./mod?lesxxx")
+            assert len(held.report.doing) == 200
 
 
 class TestDraining:

@@ -48,7 +48,7 @@ from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import OnPixelSpec
+from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.score.text_matrices import TextMatrices
@@ -132,11 +132,17 @@ class Steps(HeldLease):
         self.entered: list[str] = []
         self._left_seconds = 0.0
 
-    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+    def enter(
+        self,
+        step: str,
+        limit_seconds: float,
+        longest_seconds: float | None = None,
+        doing: Callable[[], str] | None = None,
+    ) -> None:
         assert 0 < limit_seconds <= (longest_seconds or limit_seconds)
         self.entered.append(step)
         self._left_seconds = limit_seconds
-        super().enter(step, limit_seconds, longest_seconds)
+        super().enter(step, limit_seconds, longest_seconds, doing)
 
     def result_of(self, future: Future[T], seconds: float | None = None) -> T:
         assert seconds is not None
@@ -194,9 +200,9 @@ class Bench:
         self.decode_step.close()
         self.decode_pool.stop()
 
-    def load(self, _name: str, _precision: Precision, announce: OnPixelSpec) -> LoadedModel:
+    def load(self, _name: str, _precision: Precision, loading: Loading) -> LoadedModel:
         if self.announces:
-            announce(self.encoder.pixel_spec)
+            loading.announce(self.encoder.pixel_spec)
         assert self.may_load.wait(PATIENCE_SECONDS)
         if self.load_error is not None:
             raise self.load_error

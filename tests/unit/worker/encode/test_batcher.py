@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from clipfleet.contract.jobs import ErrorCode, ItemError, Lane, Precision
+from clipfleet_worker.encode import batcher as batcher_module
 from clipfleet_worker.encode import batches
 from clipfleet_worker.encode.backends import PendingFeatures
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
@@ -83,8 +84,8 @@ def make() -> Iterator[Make]:
     """Makes batchers, and stops them at the end of the test."""
     made: list[Batcher] = []
 
-    def make(batch_size: int, *, ring_batches: int = 1000) -> Batcher:
-        made.append(Batcher(batch_size, ring_batches=ring_batches))
+    def make(batch_size: int, *, least_batch: int | None = None, ring_batches: int = 1000) -> Batcher:
+        made.append(Batcher(batch_size, least_batch=least_batch, ring_batches=ring_batches))
         return made[-1]
 
     yield make
@@ -137,6 +138,37 @@ class TestBatches:
         encode(make(batch_size), *(part(encoder, values, lane=lane) for lane, values in slices))
 
         assert encoder.passes == passes
+
+    @pytest.mark.parametrize(
+        ("least", "seconds_each", "sizes"),
+        [
+            (8, 0.1, [16, 8, 8, 8, 8, 8, 8]),
+            (8, 0.0495, [16, 14, 14, 14, 6]),
+            (8, 0.001, [16, 32, 16]),
+            (None, 0.1, [32, 32]),
+        ],
+        ids=["slow", "a little slow", "fast", "on a GPU"],
+    )
+    def test_batches_of_a_slow_model_are_smaller(
+        self,
+        make: Make,
+        monkeypatch: pytest.MonkeyPatch,
+        least: int | None,
+        seconds_each: float,
+        sizes: list[int],
+    ) -> None:
+        clock = Clock()
+        monkeypatch.setattr(batches, "time", SimpleNamespace(monotonic=clock))
+        monkeypatch.setattr(batcher_module, "time", SimpleNamespace(monotonic=clock))
+
+        def take(values: list[int]) -> None:
+            clock.now += seconds_each * len(values)
+
+        encoder = Recorder(take)
+
+        encode(make(32, least_batch=least), part(encoder, range(64)))
+
+        assert [len(one) for one in encoder.passes] == sizes
 
     def test_every_item_gets_its_own_features(self, make: Make) -> None:
         values, positions = [10, 60, 120, 180, 240], [4, 0, 3, 1, 2]

@@ -16,7 +16,8 @@ from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import OnPixelSpec, load_model
+from clipfleet_worker.models.loader import load_model
+from clipfleet_worker.models.loading import Loading
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 
 FP32, BF16 = Precision.FP32, Precision.BF16
@@ -35,7 +36,7 @@ class Loader:
     def names(self) -> str:
         return " ".join(name for name, _ in self.calls)
 
-    def __call__(self, name: str, precision: Precision, announce: OnPixelSpec) -> LoadedModel:
+    def __call__(self, name: str, precision: Precision, loading: Loading) -> LoadedModel:
         self.calls.append((name, precision))
         self.entered.set()
         assert self.go.wait(PATIENCE_SECONDS)
@@ -105,7 +106,7 @@ class TestUnloading:
         made: list[weakref.ref[LoadedModel]] = []
         alive_at_load: list[int] = []
 
-        def load(name: str, precision: Precision, _announce: OnPixelSpec) -> LoadedModel:
+        def load(name: str, precision: Precision, _loading: Loading) -> LoadedModel:
             alive_at_load.append(sum(model() is not None for model in made))
             model = load_model("demo", precision, "cpu")
             if has_cycle:  # as imports leave behind: the frames of an exception hold what they loaded

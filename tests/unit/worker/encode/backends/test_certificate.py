@@ -37,6 +37,7 @@ from clipfleet_worker.models.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.models.files import ModelFiles, fetch_files
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
+from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.settings import WorkerSettings
@@ -663,8 +664,8 @@ class TestWatch:
         return get(models, DEMO_MODEL, Precision.FP32)
 
     def models_of(self, gpu: Gpu, **options: Any) -> Models:
-        def load(name: str, precision: Precision, announce: Any) -> LoadedModel:
-            return load_model(name, precision, "cpu", gpu, announce)
+        def load(name: str, precision: Precision, loading: Loading) -> LoadedModel:
+            return load_model(name, precision, "cpu", gpu, loading.announce)
 
         return Models((DEMO_MODEL,), load, kept=2, default_precision=Precision.FP32, **options)
 

@@ -1,0 +1,69 @@
+"""The words about a job that has ended."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from clipfleet.contract.bottleneck import LimitingStep
+from clipfleet.contract.jobs import Job, JobState, Task
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.terminal.progress import rate_words
+
+_MENTIONED_LOAD_SECONDS = 10.0  # the load of a shorter job is not worth a line
+
+
+def headline(job: Job, snapshot: JobStatus, seconds: float | None) -> str:
+    """How a job has ended just now, in one line, with the command that shows its rows.
+
+    `seconds` is how long it took, None if that is not known.
+    """
+    if snapshot.state is JobState.FAILED and not snapshot.ok + snapshot.failed:
+        noun = "text" if job.task is Task.EMBED_TEXT else "image"
+        return f"Job failed before any {noun} was processed: {snapshot.reason}"
+    if snapshot.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
+        lasted = ""
+        if seconds is not None:
+            lasted = f" in {seconds:.1f} s ({rate_words(snapshot.ran / max(seconds, 0.001))}/s)"
+        return f"Done: {_counts(job, snapshot)}{lasted}.{_view(job, snapshot)}"
+    end = "Job failed" if snapshot.state is JobState.FAILED else "Cancelled"
+    end = "Stopped" if snapshot.has_stopped_itself else end
+    return f"{end}: {_counts(job, snapshot)} of {snapshot.total:,}.{_view(job, snapshot)}"
+
+
+def earlier_headline(job: Job, snapshot: JobStatus, *, nothing_was_run: bool) -> str:
+    """How a job had ended before, in one line, with the command that shows its rows."""
+    when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
+    run = "; nothing was run" if nothing_was_run else ""
+    if nothing_was_run and snapshot.state in (JobState.FAILED, JobState.CANCELLED):
+        run += f", continue it with `{shlex.join(['clipfleet', 'retry', job.job_id])}`"
+    state = snapshot.state.replace("_", " ")
+    return f"Already {state}{when}{run}: {_counts(job, snapshot)}.{_view(job, snapshot)}"
+
+
+def reason_is_said(snapshot: JobStatus) -> bool:
+    """Whether `headline` contains the reason of the end."""
+    return snapshot.state is JobState.FAILED and not snapshot.ok + snapshot.failed
+
+
+def limit_lines(snapshot: JobStatus, seconds: float | None) -> Iterator[str]:
+    """What limited the job, unless nobody can do anything about it."""
+    limit = snapshot.limit
+    if limit is None:
+        return
+    if limit.step is not LimitingStep.LOAD:
+        yield f"limited by {limit}"
+    elif seconds is not None and seconds >= _MENTIONED_LOAD_SECONDS:
+        yield f"{limit.text.capitalize()}; a larger job, or a running worker, will be faster"
+
+
+def _counts(job: Job, snapshot: JobStatus) -> str:
+    verb = "labelled" if job.task is Task.CLASSIFY else "embedded"
+    return f"{snapshot.ok:,} {verb}, {snapshot.failed:,} failed"
+
+
+def _view(job: Job, snapshot: JobStatus) -> str:
+    if not snapshot.ok + snapshot.failed:
+        return ""
+    place = job.job_id if job.output_is_redis else job.output
+    return f" View them: `clipfleet results {shlex.quote(place)}`"
