@@ -7,23 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from clipfleet.client import Client, JobHandle
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_words
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:
     """Follow a job until it ends; the exit code reports how."""
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         follow(client, client.job(job), wait=True, as_json=as_json)
 
 

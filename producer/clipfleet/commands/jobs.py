@@ -8,29 +8,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clipfleet.client import Client, JobHandle
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow
 from clipfleet.commands.options import AsJson, JobArgument, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.commands.results import is_output, known_job
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.ledger.jobs import JobStatus
-from clipfleet.terminal.console import print_table, printable, say, say_trouble
+from clipfleet.ledger.status import JobStatus
+from clipfleet.terminal.console import print_table, printable, say
+from clipfleet.terminal.help import ROWS
 from clipfleet.terminal.progress import missing_worker_words
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
 
 _NUMBERS = ("items", "ok", "failed")
 
 
 def status(job: JobArgument, as_json: AsJson = False) -> None:
     """Show the state, progress and bottleneck of a job."""
-    with Client() as client:
+    with open_client() as client:
         snapshot = client.job(job).status()
         if as_json:
             typer.echo(json.dumps(_status_object(snapshot)))
@@ -43,11 +47,13 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
 
 
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of jobs to show")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="number of jobs to show", rich_help_panel=ROWS)
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
-    with Client() as client:
+    with open_client() as client:
         snapshots = client.jobs(limit)
     if as_json:
         typer.echo(json.dumps({"jobs": [_status_object(snapshot) for snapshot in snapshots]}))
@@ -68,21 +74,21 @@ def jobs(
 
 def cancel(job: JobArgument, as_json: AsJson = False) -> None:
     """End a job early and keep the rows written so far."""
-    _change(job, JobHandle.cancel, as_json=as_json)
+    _change(job, lambda handle: handle.cancel(), as_json=as_json)
 
 
 def pause(job: JobArgument, as_json: AsJson = False) -> None:
     """Stop handing out chunks of a job; chunks in progress complete."""
-    _change(job, JobHandle.pause, as_json=as_json)
+    _change(job, lambda handle: handle.pause(), as_json=as_json)
 
 
 def resume(job: JobArgument, as_json: AsJson = False) -> None:
     """Resume a paused job."""
-    _change(job, JobHandle.resume, as_json=as_json)
+    _change(job, lambda handle: handle.resume(), as_json=as_json)
 
 
 def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, as_json: bool) -> None:
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         changed, state = change(client.job(job))
     if as_json:
         typer.echo(json.dumps({"job_id": job, "state": state.value, "changed": changed}))
@@ -126,7 +132,10 @@ def _utc(milliseconds: int) -> str:
 def retry(
     job: JobOrOutput,
     codes: Annotated[
-        str, typer.Option(help="retry only rows with these comma-separated error codes (default: all)")
+        str,
+        typer.Option(
+            help="retry only rows with these comma-separated error codes (default: all)", rich_help_panel=ROWS
+        ),
     ] = "",
     max_error_rate: MaxErrorRate = None,
     wait: Wait = True,
@@ -134,7 +143,7 @@ def retry(
 ) -> None:
     """Retry the failed rows of an ended job, in place."""
     started = time.monotonic()
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         handle = client.rebuild(job) if is_output(job) else known_job(client, job)
         named = [code.strip() for code in codes.split(",") if code.strip()]
         is_under_way = handle.retry(named, max_error_rate=max_error_rate)
@@ -153,7 +162,7 @@ def rebuild(
     if Path(output).is_file():
         raise UsageError(f"{output} is a file: give the folder of the results")
     started = time.monotonic()
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
 
 

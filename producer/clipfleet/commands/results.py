@@ -8,43 +8,52 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.client import Client, JobHandle
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.options import AsJson, ExportFolder, JobOrOutput
 from clipfleet.errors import JobNotFoundError, UsageError
-from clipfleet.exports import Layout
-from clipfleet.exports import export as write_export
-from clipfleet.outputs import objects, open_output
-from clipfleet.results.formats import ResultFormat, write
-from clipfleet.results.part_rows import PartRows
-from clipfleet.results.rows import RowReader
-from clipfleet.results.selection import Selection
+from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
+from clipfleet.terminal.help import OUTPUT, ROWS
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
+    from clipfleet.results.rows import RowReader
+
+# The readers of rows import pyarrow, `--help` must not: their imports are in the functions.
 
 
 def results(
     job: JobOrOutput,
-    result_format: Annotated[ResultFormat, typer.Option("--format", help="output format")] = (
-        ResultFormat.TABLE
-    ),
+    result_format: Annotated[
+        ResultFormat, typer.Option("--format", help="output format", rich_help_panel=OUTPUT)
+    ] = (ResultFormat.TABLE),
     limit: Annotated[
-        int | None, typer.Option(min=1, help="print at most this many rows (default for a table: 20)")
+        int | None,
+        typer.Option(
+            min=1, help="print at most this many rows (default for a table: 20)", rich_help_panel=ROWS
+        ),
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="failed rows only")] = False,
-    label: Annotated[str | None, typer.Option(help="rows with this label only")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="failed rows only", rich_help_panel=ROWS)] = False,
+    label: Annotated[str | None, typer.Option(help="rows with this label only", rich_help_panel=ROWS)] = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="sort by a column, such as score")
+        str | None,
+        typer.Option(metavar="COLUMN", help="sort by a column, such as score", rich_help_panel=ROWS),
     ] = None,
-    desc: Annotated[bool, typer.Option("--desc", help="sort from high to low")] = False,
+    desc: Annotated[bool, typer.Option("--desc", help="sort from high to low", rich_help_panel=ROWS)] = False,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="columns to print, separated by commas")
+        str | None,
+        typer.Option(metavar="A,B,...", help="columns to print, separated by commas", rich_help_panel=ROWS),
     ] = None,
 ) -> None:
     """Print the rows written so far, in source order unless sorted."""
+    from clipfleet.results.formats import write
+    from clipfleet.results.selection import Selection
+
     chosen = tuple(filter(None, (name.strip() for name in (columns or "").split(","))))
     selection = Selection(failed=failed, label=label, sort=sort, descending=desc, columns=chosen)
     with row_reader(job) as reader:
@@ -59,11 +68,13 @@ def results(
 
 def export(
     job: JobOrOutput,
-    layout: Annotated[Layout, typer.Option(help="format of the export")],
+    layout: Annotated[Layout, typer.Option(help="format of the export", rich_help_panel=OUTPUT)],
     to: ExportFolder,
     as_json: AsJson = False,
 ) -> None:
     """Export results to another tool's format."""
+    from clipfleet.exports import export as write_export
+
     with row_reader(job) as reader:
         counts = write_export(reader, layout, Path(to))
         is_finished = reader.finished_at() is not None
@@ -86,13 +97,16 @@ def row_reader(job: str) -> Iterator[RowReader]:
     Raises:
         UsageError: neither exists.
     """
+    from clipfleet.outputs import open_output
+    from clipfleet.results.part_rows import PartRows
+
     path = Path(job)
     if is_output(job) or (path.is_dir() and not _is_job(job)):
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:
         raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
-    with Client() as client:
+    with open_client() as client:
         yield known_job(client, job).rows_reader()
 
 
@@ -110,7 +124,7 @@ def _is_job(name: str) -> bool:
     if checked(Settings).redis_url is None:
         return False
     try:
-        with Client() as client:
+        with open_client() as client:
             client.job(name)
     except JobNotFoundError:
         return False
@@ -123,6 +137,8 @@ def is_output(job: str) -> bool:
     Raises:
         UsageError: it is a file.
     """
+    from clipfleet.outputs import objects
+
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")

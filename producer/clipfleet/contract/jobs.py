@@ -12,8 +12,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from clipfleet.contract.columns import VectorType, label_columns
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
-from clipfleet.contract.parts import VectorType, label_columns
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
 

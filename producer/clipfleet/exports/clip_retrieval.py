@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipfleet.contract.columns import LABEL_COLUMNS
 from clipfleet.contract.jobs import Job, Task
-from clipfleet.contract.parts import LABEL_COLUMNS, PART_COLUMNS
+from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.errors import UsageError
 from clipfleet.exports.new_folder import Counted, ExportCounts
 from clipfleet.results.formats import row_groups

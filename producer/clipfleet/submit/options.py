@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import (
     DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
@@ -35,15 +36,13 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
-from clipfleet.contract.parts import VectorType, extra_column_name
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
 from clipfleet.labels.written_files import read_yaml_file
-from clipfleet.outputs import output_uri
-from clipfleet.sources import Source
-from clipfleet.sources.texts import TextSource
-from clipfleet.sources.uris import has_scheme
+
+if TYPE_CHECKING:
+    from clipfleet.sources import Source
 
 
 def _as_text(value: object) -> object:
@@ -106,6 +105,10 @@ def make_job(
     Raises:
         UsageError: an option is invalid; the message says what to change.
     """
+    # Here, because `--help` imports the options above, but no pyarrow.
+    from clipfleet.outputs import output_uri
+    from clipfleet.sources.texts import TextSource
+
     job_id = described.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
         raise UsageError(
@@ -143,6 +146,8 @@ def _column(source: Source, name: str | None) -> str | None:
     """Staged name of a source column, matched case-insensitively."""
     if name is None:
         return None
+    from clipfleet.contract.parts import extra_column_name  # here, as in `make_job`
+
     wanted = (extra_column_name(name), extra_column_name(name.lower()))
     names = {column.lower(): column for column in source.description.extra_columns}
     return next((names[one.lower()] for one in wanted if one.lower() in names), name)
@@ -206,6 +211,8 @@ def read_job_spec(path: Path) -> JobSpec:
 
 
 def _below(folder: Path, place: str) -> str:
+    from clipfleet.sources.uris import has_scheme  # here, as in `make_job`
+
     if place == "-" or has_scheme(place) or place.startswith("~"):
         return place
     return str(folder / place)

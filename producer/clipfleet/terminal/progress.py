@@ -12,7 +12,8 @@ from rich.text import Text
 
 from clipfleet.contract.bottleneck import Limit
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger.jobs import JobStatus, WorkerFacts
+from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.values import WorkerFacts
 from clipfleet.terminal.console import printable, say, stderr
 from clipfleet.terminal.pace import Pace
 
