@@ -10,7 +10,7 @@
     │   ├── JobUnreadableError     the job description is of another version, or damaged
     │   │   └── JobTooNewError         of a newer version
     │   ├── QuotaExceededError     the quota is used up: submit later, or raise it
-    │   ├── TooManyItemsError      more than Redis keeps per job: give an --output
+    │   ├── TooManyItemsError      more than Redis keeps per job: give an output
     │   ├── ResultsNotReadyError   no part has been written yet
     │   └── ResultsExpiredError    the rows in Redis have expired
     └── WorldError             an external failure: retrying later may help
@@ -21,8 +21,9 @@
                 ├── OutputDamagedError      an object has unexpected content
                 └── OutputTooNewError       the job or its items were written by a newer clipfleet
 
-Every message names the object and the way out. A failure of a single image is never an exception but a row
-with an `ErrorCode`.
+Every message names the object and the way out. Options stand between backticks as Python writes them
+(`overwrite=True`); `terminal.console` turns them into those of the command line. A failure of a single image
+is never an exception but a row with an `ErrorCode`.
 """
 
 from __future__ import annotations

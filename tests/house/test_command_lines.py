@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,8 +16,11 @@ import typer
 from typer.testing import CliRunner
 
 from clipfleet.commands import app as clipfleet
+from clipfleet.commands.options import JOB_OPTIONS
+from clipfleet.terminal.console import with_options
 from clipfleet.terminal.help import GROUPS
 from clipfleet_worker.cli.commands import app as clipfleet_worker
+from tests.support.documents import ROOT
 
 # Each takes 50 ms or more to import.
 HEAVY = {
@@ -139,3 +144,31 @@ def test_short_options(line: str, long: dict[str, object]) -> None:
     program, name, *arguments = line.split()
     with PROGRAMS[program].commands[name].make_context(name, arguments) as context:
         assert {key: context.params[key] for key in long} == long
+
+
+def long_options(words: str) -> set[str]:
+    return {name for one in COMMANDS[words].params for name in one.opts if name.startswith("--")}
+
+
+def test_an_option_in_an_error_is_shown_as_the_command_line_has_it() -> None:
+    fields = [*JOB_OPTIONS, "text_column", "top_k", "label_set_column"]
+    shown = {with_options(f"`{field}=`") for field in fields}
+
+    assert shown <= long_options("clipfleet classify") | long_options("clipfleet embed-text")
+    assert with_options("give `output=`, or `overwrite=True`") == "give --output, or --overwrite"
+    assert with_options("`clipfleet jobs` and `a=b`") == "`clipfleet jobs` and `a=b`"
+
+
+def test_errors_of_the_library_name_options_as_python_does() -> None:
+    """Outside of the command line's own modules; `clipfleet retry J --max-error-rate` is a whole command."""
+    options = set().union(*(long_options(words) for words in COMMANDS if words.startswith("clipfleet ")))
+    pattern = re.compile("|".join(rf"{name}(?![\w-])" for name in options - {"--max-error-rate"}))
+    of_the_command_line = ("commands/", "terminal/", "settings.py", "results/formats.py")
+    for path in sorted((ROOT / "producer" / "clipfleet").rglob("*.py")):
+        if str(path.relative_to(ROOT / "producer" / "clipfleet")).startswith(of_the_command_line):
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                assert not pattern.search(node.value), f"{path}:{node.lineno}: {node.value}"

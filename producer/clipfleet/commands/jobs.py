@@ -22,7 +22,7 @@ from clipfleet.commands.results import is_output, known_job
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
 from clipfleet.ledger.status import JobStatus
-from clipfleet.terminal.console import print_table, printable, say
+from clipfleet.terminal.console import print_table, printable, say, with_options
 from clipfleet.terminal.help import ROWS
 from clipfleet.terminal.progress import missing_worker_words
 
@@ -40,7 +40,7 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(_status_object(snapshot)))
             return
         for line in _status_lines(snapshot):
-            typer.echo(printable(line))
+            typer.echo(printable(with_options(line)))
         problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")

@@ -136,7 +136,7 @@ def read_label_set(text: str) -> LabelSet:
     path = Path(text)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise UsageError(
-            f"--label-set {text}: neither {', '.join(Preset)} nor a .yaml or .json file with labels"
+            f"label set {text}: neither {', '.join(Preset)} nor a .yaml or .json file with labels"
         )
     spec = read_yaml_file(path, _LabelSetFile)
     name = spec.name or re.sub(r"\W", "_", path.stem, flags=re.ASCII)

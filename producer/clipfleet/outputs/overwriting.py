@@ -61,7 +61,7 @@ class Overwriting:
                 status = self.ledger.status(self.job.job_id)
             if is_wanted and status is not None and status.sealed:
                 raise UsageError(
-                    f"--overwrite needs a new job id: {self.output.uri} holds {holder.job_id} itself"
+                    f"`overwrite=True` needs a new job id: {self.output.uri} holds {holder.job_id} itself"
                 )
             if status is not None or holder.is_same(self.job):  # resume an interrupted submit
                 return False
@@ -70,7 +70,8 @@ class Overwriting:
         if not is_wanted:
             whose = f"job {holder.job_id}" if holder else "files named part-*"
             raise OutputConflictError(
-                f"{self.output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
+                f"{self.output.uri} holds {whose}: choose another `output=`, "
+                "or replace it with `overwrite=True`"
             )
         if holder is not None:
             self._holder_id = holder.job_id

@@ -118,11 +118,12 @@ def make_job(
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
         raise UsageError(
-            f"--format {described.part_format} is for parts, which Redis does not have: give an --output"
+            f"`part_format=` {described.part_format} is for parts, which Redis does not have: "
+            "give an `output=`"
         )
     if output == REDIS_OUTPUT and described.vector_type is not VectorType.FLOAT16:
         raise UsageError(
-            f"--vector-type {described.vector_type}: Redis holds float16 vectors: give an --output"
+            f"`vector_type=` {described.vector_type}: Redis holds float16 vectors: give an `output=`"
         )
     with usage_errors():
         values = described.model_dump(include=set(Job.model_fields)) | {

@@ -81,7 +81,9 @@ class Submission:
         status = self.ledger.status(self.job.job_id)
         if state.is_final or status.sealed:
             if must_clear:
-                raise JobConflictError(f"job {self.job.job_id} is {state}: --overwrite needs a new job id")
+                raise JobConflictError(
+                    f"job {self.job.job_id} is {state}: `overwrite=True` needs a new job id"
+                )
             if check_source or status.total <= MAX_CHECKED_ITEMS:
                 self._require_unchanged(status, batches, contents)
             return state.is_final
@@ -141,7 +143,7 @@ class Submission:
         else:
             return
         items = f"{status.total:,} item{'' if status.total == 1 else 's'}"
-        raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another --job-id")
+        raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another `job_id=`")
 
     def _bounded(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:
         batches = contents.counted(source.batches())
@@ -246,7 +248,7 @@ def naming_the_way_out() -> Iterator[None]:
         yield
     except OutputUnreachableError as error:
         raise OutputUnreachableError(
-            f"{error}: choose another --output, or make this one writable"
+            f"{error}: choose another `output=`, or make this one writable"
         ) from error
 
 

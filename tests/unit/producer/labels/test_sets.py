@@ -128,7 +128,7 @@ class TestFiles:
             read_label_set("missing.yaml")
         with pytest.raises(UsageError, match=r"latin\.yaml: not UTF-8"):
             read_label_set("latin.yaml")
-        with pytest.raises(UsageError, match=r"--label-set imagenet: neither imagenet1k nor a \.yaml"):
+        with pytest.raises(UsageError, match=r"label set imagenet: neither imagenet1k nor a \.yaml"):
             read_label_set("imagenet")
 
 

@@ -357,7 +357,7 @@ class TestCsv:
     def test_a_chosen_column_that_is_not_there(self, tmp_path: Path, option: str) -> None:
         path = write(tmp_path / "a.csv", "url,name\nhttps://a/1.jpg,x\n")
 
-        assert_problem(path, "'nope'", "url, name", "--" + option.replace("_", "-"), **{option: "nope"})
+        assert_problem(path, "'nope'", "url, name", f"`{option}=`", **{option: "nope"})
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -428,7 +428,7 @@ class TestChoice:
     def test_column_options_apply_to_tables_only(self, tmp_path: Path, option: str) -> None:
         touch(tmp_path, "a.jpg")
 
-        assert_problem(tmp_path, "--url-column", **{option: "x"})
+        assert_problem(tmp_path, "`url_column=`", **{option: "x"})
 
     def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
