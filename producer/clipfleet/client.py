@@ -12,7 +12,7 @@ from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
-from clipfleet.labels.sets import Labels, label_sets_of
+from clipfleet.labels.sets import Labels, label_sets_of, warnings_of
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, open_output, output_of, output_uri
@@ -38,19 +38,21 @@ class Client:
     """Submits jobs and looks them up. Close it, or use it as a context manager.
 
     Args:
-        settings: default: from the environment.
+        settings: the URL of the Redis (`redis://host:6379/0`), with all else from the environment; or all
+            settings. Default: from the environment.
         patience_seconds: upper bound for waiting out one Redis outage during a submit, a retry or a rebuild;
             0 disables waiting. The first call of each, `job`, `cancel`, `pause` and `resume` wait as long,
             but only for a Redis that is reachable and loads its data, fails over, refuses writes because its
             disk is full, or does not respond. `JobHandle.wait` has no bound; other calls never wait.
-        on_trouble: called with a message when such a wait begins, when Redis is back, and when an overwrite
-            waits for workers; possibly from another thread. Default: log it.
+        on_trouble: called with a message when such a wait begins, when Redis is back, when an overwrite waits
+            for workers, and when a label set has only one label; possibly from another thread. Default: log
+            it.
         tracing: creates the spans of submits; closed with this client. Default: as `OTEL_*` variables say.
     """
 
     def __init__(
         self,
-        settings: Settings | None = None,
+        settings: Settings | str | None = None,
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         on_trouble: OnTrouble = log_trouble,
@@ -58,6 +60,8 @@ class Client:
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
+        if isinstance(settings, str):
+            settings = checked(Settings, redis_url=settings)
         self._settings = settings or checked(Settings)
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
@@ -193,6 +197,8 @@ class Client:
             else source_of(source, ReadOptions(described.url_column, described.id_column, described.base_uri))
         )
         job = make_job(opened, described, task, label_sets, **asked)
+        for warning in warnings_of(label_sets):
+            self._say(warning)
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)

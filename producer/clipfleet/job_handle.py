@@ -58,6 +58,9 @@ class JobHandle:
         self._settings = settings
         self.job = job
 
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.job_id} -> {self.output}>"
+
     @property
     def job_id(self) -> str:
         """The job's id."""

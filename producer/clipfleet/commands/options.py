@@ -21,6 +21,15 @@ def _not_empty(value: str | None) -> str | None:
     return value
 
 
+def _folder(value: str | None) -> str | None:
+    """Refuse an empty value, and `-`, which would become a folder."""
+    if value == "-":
+        raise typer.BadParameter(
+            "- would be a folder: name one; to print rows, use `clipfleet results JOB --format csv`"
+        )
+    return _not_empty(value)
+
+
 _NEWEST_JOBS = 50
 _PATIENCE_SECONDS = 0.5
 
@@ -44,7 +53,7 @@ JOB_OPTIONS: dict[str, Any] = {
     "output": typer.Option(
         "--output",
         "-o",
-        callback=_not_empty,
+        callback=_folder,
         help="where results go: a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
         rich_help_panel=OUTPUT,
     ),
@@ -143,7 +152,7 @@ AsJson = Annotated[
 ]
 ExportFolder = Annotated[
     str,
-    typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files", rich_help_panel=OUTPUT),
+    typer.Option(metavar="DIR", callback=_folder, help="new folder for the files", rich_help_panel=OUTPUT),
 ]
 JobOrOutput = Annotated[
     str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder or S3 prefix of the results")

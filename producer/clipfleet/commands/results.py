@@ -19,6 +19,7 @@ from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 from clipfleet.terminal.help import OUTPUT, ROWS
+from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
@@ -81,9 +82,9 @@ def export(
     if as_json:
         typer.echo(json.dumps({"layout": layout, "to": to, "rows": counts.rows, "left_out": counts.left_out}))
         return
-    say(f"{counts.rows:,} rows -> {to}")
+    say(f"{counted(counts.rows, 'row')} -> {to}")
     if counts.left_out:
-        say(f"{counts.left_out:,} rows without an embedding are left out", style="yellow")
+        say(f"left out: {counted(counts.left_out, 'row')} without an embedding", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:

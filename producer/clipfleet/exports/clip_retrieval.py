@@ -60,7 +60,7 @@ def export_clip_retrieval(reader: RowReader, folder: Path) -> ExportCounts:
             written += time.time() - since
     if matrix.rows == 0:
         raise UsageError(
-            f"{reader.uri}: none of the {counted.rows:,} rows has a vector, which this layout needs: "
+            f"{reader.uri}: no row has a vector, which this layout needs: "
             "embed the source, or classify it with `store_embeddings=True`"
         )
     _write_stats(folder / "stats" / "0.json", began, written + matrix.write_seconds, matrix.rows)

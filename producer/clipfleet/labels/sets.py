@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -86,6 +86,17 @@ def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelS
     if templates:
         raise UsageError("templates apply to labels given as names: a label set has its own")
     return ready
+
+
+def warnings_of(label_sets: Sequence[LabelSet]) -> Iterator[str]:
+    """What is probably a mistake in valid label sets."""
+    for one in label_sets:
+        if len(one.labels) == 1:
+            where = f"label set {one.name!r}" if len(label_sets) > 1 else "there"
+            yield (
+                f"warning: {where} {'has' if len(label_sets) > 1 else 'is'} one label only: every image gets "
+                f"{one.labels[0]!r}, with score 1.000; add labels for all else, such as 'something else'"
+            )
 
 
 def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:

@@ -160,11 +160,24 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "tuple_type":
             return f"{where}: give a list, such as [a, b]"
         case "string_type":
-            return f"{where}: {problem['input']!r} is not text: quote it"
+            return f"{where}: {_as_text(problem['input'])}"
+        case "dict_type" if where:
+            return f"{where}: give names with values, such as `animals: [cat, dog]`"
         case "model_type" | "dict_type" if not where:
             return f"the file must hold keys and values, such as {_keys(model)[0]}: ..."
         case _:
             return f"{where}: {problem_text(problem)}" if where else problem_text(problem)
+
+
+def _as_text(value: object) -> str:
+    """What to do about a value that YAML does not read as text."""
+    match value:
+        case bool():
+            return f'{str(value).lower()} is true or false, not text; quote it: "{str(value).lower()}"'
+        case int() | float():
+            return f'{value} is a number; quote it: "{value}"'
+        case _:
+            return f"{value!r} is not text"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

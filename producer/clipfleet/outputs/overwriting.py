@@ -18,6 +18,7 @@ from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of, put_if, put_note, read_note
 from clipfleet.redis.patience import OnTrouble, log_trouble
 from clipfleet.settings import WRITE_LIMIT_SECONDS
+from clipfleet.wording import counted
 
 _LOOK_SECONDS = 0.2
 
@@ -93,7 +94,7 @@ class Overwriting:
             if not count:
                 return
             if not is_announced:
-                chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+                chunks = counted(count, "chunk")
                 self.say(
                     f"waiting for workers to release {chunks} of job {job_id} in {self.output.uri} "
                     f"(about {seconds:.0f} s if they do not answer)"

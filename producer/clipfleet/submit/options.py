@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -84,6 +85,13 @@ class JobOptions(JobDescription):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        unknown = (
+            [name for name in values if name not in cls.model_fields] if isinstance(values, dict) else []
+        )
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], cls.model_fields, 1)
+            meant = f"; did you mean {near[0]}=?" if near else ""
+            raise UsageError(f"there is no option {unknown[0]}={meant}")
         with usage_errors():
             return handler(values)
 

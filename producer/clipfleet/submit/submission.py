@@ -32,6 +32,7 @@ from clipfleet.sources import Source
 from clipfleet.submit.contents import Contents
 from clipfleet.submit.redis_bound import within_redis
 from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
+from clipfleet.wording import counted
 
 MAX_CHECKED_ITEMS = 1_000_000  # by a repeated submit: listing more takes minutes, in some stores hours
 _STREAMS = ("stdin", "iterable")  # kinds of sources that may block
@@ -142,7 +143,7 @@ class Submission:
             change = ", and the source has changed since"
         else:
             return
-        items = f"{status.total:,} item{'' if status.total == 1 else 's'}"
+        items = counted(status.total, "item")
         raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another `job_id=`")
 
     def _bounded(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
@@ -82,16 +83,17 @@ def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> s
     if status.state is JobState.PAUSED:
         reason = f" ({status.reason})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
+    run = f"clipfleet-worker run --models {shlex.quote(status.model)}"
     if not workers:
         return (
-            f"no worker is connected: start one with `clipfleet-worker run --models {status.model}` "
+            f"no worker is connected: start one with `{run}` "
             "on a machine with this CLIPFLEET_REDIS_URL, or start everything here with `clipfleet-worker up`"
         )
     if not any(facts.serves(status.model) for facts in workers):
         served = ", ".join(sorted({model for facts in workers for model in facts.models}))
         return (
             f"no connected worker serves {status.model} (they serve: {served or 'nothing'}): "
-            f"start one with `clipfleet-worker run --models {status.model}`"
+            f"start one with `{run}`"
         )
     return None
 

@@ -23,6 +23,7 @@ from clipfleet.settings import checked
 from clipfleet.terminal.console import printable
 from clipfleet.terminal.help import MACHINE, MODEL, OUTPUT, add_command
 from clipfleet.terminal.program import EXIT_FAILED, new_app, run_program
+from clipfleet.wording import counted
 from clipfleet_worker.cli import models as cli_models
 from clipfleet_worker.cli.requirements import require_extra
 from clipfleet_worker.machine.plan import ALL, AUTO, Machine, WorkerShare, find_gpus, plan_processes
@@ -246,7 +247,7 @@ def _print(findings: Iterable[Finding]) -> int:
     problems = counts["problem"]
     console.print(
         Text(
-            f"{problems} problems, {counts['warning']} warnings",
+            f"{counted(problems, 'problem')}, {counted(counts['warning'], 'warning')}",
             style=_STYLES["problem" if problems else "ok"],
         )
     )

@@ -11,7 +11,7 @@ import pytest
 from clipfleet.commands.submitting import chosen_label_sets
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
-from clipfleet.labels.sets import label_sets_of, read_label_set
+from clipfleet.labels.sets import label_sets_of, read_label_set, warnings_of
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -57,12 +57,21 @@ class TestFromPrograms:
             ({"a b": LabelSet(labels=("a",))}, [], "label set 'a b': its name"),
             ([LabelSet(labels=("a",))], ["{}"], "templates apply to labels"),
             ([LabelSet(labels=("a",)), "b"], [], "label"),
-            ([1, 2], [], "labels.0: Input should be a valid string"),
+            ([1, 2], [], "labels.0: 1 is not text"),
         ],
     )
     def test_what_cannot_be_used_is_told(self, labels: Any, templates: list[str], problem: str) -> None:
         with pytest.raises(UsageError, match=problem):
             label_sets_of(labels, templates)
+
+
+def test_a_set_of_one_label_is_warned_of() -> None:
+    (alone,) = warnings_of(label_sets_of(["cat"]))
+    (beside,) = warnings_of(label_sets_of({"animals": ["cat", "dog"], "colours": ["red"]}))
+
+    assert "there is one label only: every image gets 'cat', with score 1.000" in alone
+    assert "label set 'colours' has one label only: every image gets 'red'" in beside
+    assert not [*warnings_of(label_sets_of("imagenet1k"))]
 
 
 class TestFiles:
@@ -100,8 +109,8 @@ class TestFiles:
             ("labels:\n", "x.yaml:1: labels: give a list"),
             ("labels: []\n", "x.yaml:1: give one of labels, file and preset"),
             ("labels: [a]\nfile: b.txt\n", "give one of labels, file and preset"),
-            ("labels:\n  - cat\n  - 7\n", "x.yaml:3: labels.1: 7 is not text: quote it"),
-            ("labels:\n- true\n", "x.yaml:2: labels.0: True is not text"),
+            ("labels:\n  - cat\n  - 7\n", 'x.yaml:3: labels.1: 7 is a number; quote it: "7"'),
+            ("labels:\n- true\n", 'x.yaml:2: labels.0: true is true or false, not text; quote it: "true"'),
             ("labels: [a, a]\n", "x.yaml:1: label 'a' appears twice"),
             ("labels: [a]\ntemplates: photo\n", "template 'photo' must contain"),
             ("labels: [a]\ntemplate: a {}\n", "x.yaml:2: unknown key 'template', did you mean 'templates'"),

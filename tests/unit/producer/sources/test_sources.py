@@ -368,7 +368,7 @@ class TestCsv:
             ("url,label,source_label\na,b,c\n", "a.csv:1: two columns would be named 'source_label'"),
             ("link,name\na,x\n", "a.csv:1: no column named url, uri,"),
             ("url,name,name\na,b,c\n", "a.csv:1: column 'name' appears twice"),
-            ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 fields, the header names 2"),
+            ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 field, the header names 2 columns"),
             ("url,name\na,b,c\n", "a.csv:2: the row has 3 fields"),
             ('url,name\na,b\na,"never closed\nb,c\n', "a.csv:3: not a well-formed row"),
             ('url,name\na,"' + "x" * 200_000, "a.csv:2: not a well-formed row"),
@@ -384,7 +384,7 @@ class TestCsv:
         batches = open_source(str(path)).batches()
 
         assert next(batches).num_rows == 512
-        with pytest.raises(SourceError, match=r"a\.csv:602: the row has 1 fields"):
+        with pytest.raises(SourceError, match=r"a\.csv:602: the row has 1 field, the header names 2 columns"):
             list(batches)
 
     @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -93,7 +93,10 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nlabel_sets:\n  1a: [b]\n", "job.yaml:3: label_sets.1a: a name begins with a letter"),
         ("source: p\nlabel_sets:\n  a: []\n", "yaml:3: label_sets.a: give one of labels, file and preset"),
         ("source: p\nlabel_sets:\n  a:\n    labels: [x, x]\n", "label_sets.a: label 'x' appears twice"),
-        ("source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n", "job.yaml:5: label_sets.a.labels.1: 3 is not text"),
+        (
+            "source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n",
+            'job.yaml:5: label_sets.a.labels.1: 3 is a number; quote it: "3"',
+        ),
         ("source: p\nlabel_sets:\n  a: x\n", "job.yaml:3: label_sets.a: give a list of labels"),
         ("source: p\nlabel_sets:\n  a:\n", "job.yaml:3: label_sets.a: give a list of labels"),
         ("source: p\nlabel_sets: {a: {labels: x}}\n", r"label_sets.a.labels: give a list, such as \[a, b\]"),
@@ -103,7 +106,11 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nembedding: true\nlane: urgent\n", "job.yaml:3: lane: .*'high'"),
         ("source: p\nembedding: true\nchunk_size: 5000\n", "job.yaml:3: chunk_size: .*4096"),
         ("source: p\nembedding: perhaps\n", "job.yaml:2: embedding: "),
-        ("source: 7\nembedding: true\n", "job.yaml:1: source: 7 is not text: quote it"),
+        ("source: 7\nembedding: true\n", 'job.yaml:1: source: 7 is a number; quote it: "7"'),
+        (
+            "source: p\nlabel_sets: [a, b]\n",
+            "job.yaml:2: label_sets: give names with values, such as `animals: ",
+        ),
         ("source: p\nsource: q\n", "job.yaml:2: 'source' appears twice"),
         ("source: [p\n", "not YAML"),
     ],
@@ -135,12 +142,13 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"chunk_size": 0}, "chunk_size: Input should be greater"),
+        ({"chunk_size": 0}, "chunk_size: 0 is less than 1"),
         ({"lane": "urgent"}, "lane: .*'high'"),
-        ({"max_error_rate": 2}, "max_error_rate: Input should be less"),
-        ({"max_error_rate": -0.1}, "max_error_rate: Input should be greater"),
-        ({"max_error_rate": math.nan}, "max_error_rate: Input should be a finite number"),
-        ({"embeddings": True}, "embeddings: Extra inputs"),
+        ({"max_error_rate": 2}, "max_error_rate: 2 is more than 1"),
+        ({"max_error_rate": -0.1}, "max_error_rate: -0.1 is less than 0"),
+        ({"max_error_rate": math.nan}, "max_error_rate: nan is not a finite number"),
+        ({"embeddings": True}, "there is no option embeddings=; did you mean store_embeddings="),
+        ({"chunk_size": "many"}, "chunk_size: 'many' is not a whole number"),
     ],
 )
 def test_options_that_cannot_be_are_told_as_any_other_mistake(values: dict[str, Any], problem: str) -> None:
