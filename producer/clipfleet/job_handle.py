@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -182,7 +183,9 @@ class JobHandle:
         known = [code for code in codes if code in list(ErrorCode)]
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
-            raise UsageError(f"unknown error code {strange!r}; the codes are: {', '.join(ErrorCode)}")
+            near = difflib.get_close_matches(strange, list(ErrorCode), 1)
+            way_out = f"did you mean {near[0]}?" if near else "docs/reference/errors.md lists them all"
+            raise UsageError(f"unknown error code {strange!r}; {way_out}")
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         patience = self._patience()

@@ -190,7 +190,7 @@ def demo(
 
 @add_command(app, "CLIPFLEET_HEALTH_PORT=9100 clipfleet-worker exporter")
 def exporter() -> None:
-    """Export metrics of the ledger to Prometheus, at CLIPFLEET_HEALTH_PORT; needs no worker."""
+    """Export job and queue metrics to Prometheus, at CLIPFLEET_HEALTH_PORT; works without a worker."""
     require_extra("exporter")
     from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.status.metrics.ledger import hasty_ledger, run_exporter
