@@ -1,33 +1,32 @@
-"""The Python API: submit jobs and look them up. `Client().classify("photos/", ["cat", "dog"]).wait()`"""
+"""The Python API: submit jobs and look them up. `Client().classify("photos/", ["cat", "dog"]).wait()`
+
+Celery and pyarrow are imported by the methods that need them: `clipfleet status` needs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import ExitStack
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, OutputConflictError
-from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
 from clipfleet.labels.sets import Labels, label_sets_of, warnings_of
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
-from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import Output, open_output, output_of, output_uri
-from clipfleet.outputs.job_file import job_of
-from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
-from clipfleet.resume.rebuild import Rebuild
 from clipfleet.settings import Settings, checked
-from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
-from clipfleet.sources.handover import run_beside
-from clipfleet.sources.iterable import IterableSource
-from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
-from clipfleet.submit.submission import Submission, naming_the_way_out
 from clipfleet.tracing import Tracing, tracing_of
+
+if TYPE_CHECKING:
+    from clipfleet.hints import Hints
+    from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.outputs import Output
+    from clipfleet.sources import Source, SourceLike
 
 __all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
 
@@ -66,9 +65,10 @@ class Client:
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
         self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
-        self._store = RedisStore(self._settings.require_redis_url())
-        broker_url = self._settings.require_broker_url()
-        self._hints = Hints(make_app(broker_url), broker_url)
+        self._settings.require_broker_url()  # fail early, `_hints` is made late
+        self._opened = ExitStack()
+        self._opened.callback(self._tracing.close)
+        self._opened.callback(self._ledger.close)
 
     def __enter__(self) -> Self:
         return self
@@ -78,10 +78,24 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Jobs keep running."""
-        self._hints.close()
-        self._store.close()
-        self._ledger.close()
-        self._tracing.close()
+        self._opened.close()
+
+    @cached_property
+    def _store(self) -> RedisStore:
+        from clipfleet.ledger.row_store import RedisStore
+
+        store = RedisStore(self._settings.require_redis_url())
+        self._opened.callback(store.close)
+        return store
+
+    @cached_property
+    def _hints(self) -> Hints:
+        from clipfleet.hints import Hints, make_app
+
+        broker_url = self._settings.require_broker_url()
+        hints = Hints(make_app(broker_url), broker_url)
+        self._opened.callback(hints.close)
+        return hints
 
     def classify(
         self,
@@ -155,6 +169,9 @@ class Client:
             UsageError: the output was moved, or contains parts of another job.
             WorldError: Redis or the output is unavailable.
         """
+        from clipfleet.outputs import open_output
+        from clipfleet.outputs.job_file import job_of
+
         given = open_output(str(output))
         job = job_of(given)
         if job is None:
@@ -186,6 +203,13 @@ class Client:
         text_column: str | None = None,
         **asked: Any,
     ) -> JobHandle:
+        from clipfleet.outputs import output_of, output_uri
+        from clipfleet.outputs.job_file import job_of
+        from clipfleet.outputs.overwriting import Overwriting
+        from clipfleet.sources import ReadOptions, source_of
+        from clipfleet.sources.texts import text_source_of
+        from clipfleet.submit.submission import Submission, naming_the_way_out
+
         self._first().ping()  # fail fast on a wrong URL; later calls wait for Redis
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
@@ -220,16 +244,28 @@ class Client:
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
+        from clipfleet.resume.rebuild import Rebuild
+
         return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job, *, had_ended: bool = False) -> JobHandle:
         return JobHandle(
-            self._ledger, self._store, self._hints, job, self._settings, self._patience, had_ended=had_ended
+            self._ledger,
+            lambda: self._store,
+            lambda: self._hints,
+            job,
+            self._settings,
+            self._patience,
+            had_ended=had_ended,
         )
 
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:
     """Run a submit; if the source may pause, stage the items so far in another thread meanwhile."""
+    from clipfleet.sources.handover import run_beside
+    from clipfleet.sources.iterable import IterableSource
+    from clipfleet.sources.texts import TextSource
+
     items = source.items if isinstance(source, TextSource) else source
     if not (isinstance(items, IterableSource) and items.may_pause):
         return run(source)

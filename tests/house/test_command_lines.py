@@ -75,6 +75,13 @@ def test_completion_imports_nothing_heavy() -> None:
     assert not HEAVY & set(imported("clipfleet", **completion))
 
 
+@pytest.mark.parametrize("line", ["clipfleet jobs", "clipfleet status j1", "clipfleet cancel j1"])
+def test_commands_of_the_ledger_import_redis_only(line: str) -> None:
+    program, *words = line.split()
+    loaded = set(imported(program, *words, CLIPFLEET_REDIS_URL="redis://127.0.0.1:1/0"))
+    assert HEAVY & loaded == {"redis"}, line
+
+
 def imported(program: str, *words: str, **variables: str) -> list[str]:
     """Names of the modules that a command line imports."""
     module = program.replace("-", "_")
@@ -82,7 +89,7 @@ def imported(program: str, *words: str, **variables: str) -> list[str]:
         [sys.executable, "-X", "importtime", "-m", module, *words],
         env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert run.stdout, run.stderr
+    assert "Traceback" not in run.stderr, run.stderr
     names = [line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if "import time:" in line]
     assert "typer" in names
     return names
