@@ -69,7 +69,7 @@ def results(
 
 def export(
     job: JobOrOutput,
-    layout: Annotated[Layout, typer.Option(help="format of the export", rich_help_panel=OUTPUT)],
+    layout: Annotated[Layout, typer.Option(metavar="LAYOUT", help=", ".join(Layout), rich_help_panel=OUTPUT)],
     to: ExportFolder,
     as_json: AsJson = False,
 ) -> None:
