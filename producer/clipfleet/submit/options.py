@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -40,7 +41,7 @@ from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
-from clipfleet.labels.written_files import read_yaml_file
+from clipfleet.labels.written_files import WRITTEN_FILE, read_yaml_file
 
 if TYPE_CHECKING:
     from clipfleet.sources import Source
@@ -51,7 +52,7 @@ def _as_text(value: object) -> object:
 
 
 class JobDescription(BaseModel):
-    """Options of a job of any task."""
+    """Options of a job of any task. Invalid values raise `UsageError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,22 +79,24 @@ class JobDescription(BaseModel):
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # the queue of that task
 
-
-class JobOptions(JobDescription):
-    """Options of `Client.classify` and the like. Invalid values raise `UsageError`."""
-
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        unknown = (
-            [name for name in values if name not in cls.model_fields] if isinstance(values, dict) else []
-        )
+    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Raise `UsageError` for a program's mistake; a file's is explained by its reader, with the line."""
+        if info.context is WRITTEN_FILE:
+            return handler(values)
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in values if name not in names] if isinstance(values, dict) else []
         if unknown:
-            near = difflib.get_close_matches(unknown[0], cls.model_fields, 1)
+            near = difflib.get_close_matches(unknown[0], names, 1)
             meant = f"; did you mean {near[0]}=?" if near else ""
             raise UsageError(f"there is no option {unknown[0]}={meant}")
         with usage_errors():
             return handler(values)
+
+
+class JobOptions(JobDescription):
+    """Options of `Client.classify` and the like."""
 
 
 DEFAULT_OPTIONS = JobOptions()

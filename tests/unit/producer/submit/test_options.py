@@ -154,6 +154,8 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
 def test_options_that_cannot_be_are_told_as_any_other_mistake(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         JobOptions(**values)
+    with pytest.raises(UsageError, match=problem.replace("store_embeddings", "embedding")):
+        JobSpec(source="photos", embedding=True, **values)
 
 
 def test_an_output_may_be_a_path() -> None:
