@@ -1,35 +1,32 @@
-"""The Python API: submit jobs and look them up. `Client().classify("photos/", ["cat", "dog"]).wait()`"""
+"""The Python API: submit jobs and look them up. `Client().classify("photos/", ["cat", "dog"]).wait()`
+
+Celery and pyarrow are imported by the methods that need them: `clipfleet status` needs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError
-from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
-from clipfleet.labels.sets import Labels, label_sets_of
+from clipfleet.labels.sets import Labels, label_sets_of, warnings_of
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
-from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import Output, open_output, output_of, output_uri
-from clipfleet.outputs.job_file import job_of
-from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
-from clipfleet.resume.rebuild import Rebuild
 from clipfleet.settings import Settings, checked
-from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
-from clipfleet.sources.handover import run_beside
-from clipfleet.sources.iterable import IterableSource
-from clipfleet.sources.sampled import SampledSource
-from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
-from clipfleet.submit.submission import Submission, naming_the_way_out
 from clipfleet.tracing import Tracing, tracing_of
+
+if TYPE_CHECKING:
+    from clipfleet.hints import Hints
+    from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.outputs import Output
+    from clipfleet.sources import Source, SourceLike
 
 __all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
 
@@ -40,19 +37,21 @@ class Client:
     """Submits jobs and looks them up. Close it, or use it as a context manager.
 
     Args:
-        settings: default: from the environment.
+        settings: the URL of the Redis (`redis://host:6379/0`), with all else from the environment; or all
+            settings. Default: from the environment.
         patience_seconds: upper bound for waiting out one Redis outage during a submit, a retry or a rebuild;
             0 disables waiting. The first call of each, `job`, `cancel`, `pause` and `resume` wait as long,
             but only for a Redis that is reachable and loads its data, fails over, refuses writes because its
             disk is full, or does not respond. `JobHandle.wait` has no bound; other calls never wait.
-        on_trouble: called with a message when such a wait begins, when Redis is back, and when an overwrite
-            waits for workers; possibly from another thread. Default: log it.
+        on_trouble: called with a message when such a wait begins, when Redis is back, when an overwrite waits
+            for workers, and when a label set has only one label; possibly from another thread. Default: log
+            it.
         tracing: creates the spans of submits; closed with this client. Default: as `OTEL_*` variables say.
     """
 
     def __init__(
         self,
-        settings: Settings | None = None,
+        settings: Settings | str | None = None,
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         on_trouble: OnTrouble = log_trouble,
@@ -60,13 +59,16 @@ class Client:
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
+        if isinstance(settings, str):
+            settings = checked(Settings, redis_url=settings)
         self._settings = settings or checked(Settings)
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
         self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
-        self._store = RedisStore(self._settings.require_redis_url())
-        broker_url = self._settings.require_broker_url()
-        self._hints = Hints(make_app(broker_url), broker_url)
+        self._settings.require_broker_url()  # fail early, `_hints` is made late
+        self._opened = ExitStack()
+        self._opened.callback(self._tracing.close)
+        self._opened.callback(self._ledger.close)
 
     def __enter__(self) -> Self:
         return self
@@ -76,10 +78,24 @@ class Client:
 
     def close(self) -> None:
         """Close the connections. Jobs keep running."""
-        self._hints.close()
-        self._store.close()
-        self._ledger.close()
-        self._tracing.close()
+        self._opened.close()
+
+    @cached_property
+    def _store(self) -> RedisStore:
+        from clipfleet.ledger.row_store import RedisStore
+
+        store = RedisStore(self._settings.require_redis_url())
+        self._opened.callback(store.close)
+        return store
+
+    @cached_property
+    def _hints(self) -> Hints:
+        from clipfleet.hints import Hints, make_app
+
+        broker_url = self._settings.require_broker_url()
+        hints = Hints(make_app(broker_url), broker_url)
+        self._opened.callback(hints.close)
+        return hints
 
     def classify(
         self,
@@ -164,6 +180,9 @@ class Client:
             UsageError: the output was moved, or contains parts of another job.
             WorldError: Redis or the output is unavailable.
         """
+        from clipfleet.outputs import open_output
+        from clipfleet.outputs.job_file import job_of
+
         given = open_output(str(output))
         job = job_of(given)
         if job is None:
@@ -195,24 +214,20 @@ class Client:
         text_column: str | None = None,
         **asked: Any,
     ) -> JobHandle:
+        from clipfleet.outputs import output_of, output_uri
+        from clipfleet.outputs.job_file import job_of
+        from clipfleet.outputs.overwriting import Overwriting
+        from clipfleet.submit.submission import Submission, naming_the_way_out
+
         self._first().ping()  # fail fast on a wrong URL; later calls wait for Redis
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
         if described.output is not None:
             output_uri(described.output)  # fail before the source is read
-        opened: Source = (
-            text_source_of(
-                source, text_column=text_column, id_column=described.id_column, sample=described.sample
-            )
-            if task is Task.EMBED_TEXT
-            else source_of(
-                source,
-                ReadOptions(
-                    described.url_column, described.id_column, described.base_uri, sample=described.sample
-                ),
-            )
-        )
+        opened = _open_source(source, described, task, text_column)
         job = make_job(opened, described, task, label_sets, **asked)
+        for warning in warnings_of(label_sets):
+            self._say(warning)
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
@@ -235,22 +250,49 @@ class Client:
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
-        items = opened.items if isinstance(opened, TextSource) else opened
-        whole_items = items.whole_items if isinstance(items, SampledSource) else None
-        return self._handle(submission.job, had_ended=had_ended, whole_items=whole_items)
+        return self._handle(submission.job, had_ended=had_ended, whole_items=_whole_items(opened))
 
     def _first(self) -> Ledger:
         """The ledger for a first call, which fails at once if no server listens at the address."""
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
+        from clipfleet.resume.rebuild import Rebuild
+
         return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job, *, had_ended: bool = False, whole_items: int | None = None) -> JobHandle:
         return JobHandle(
-            self._ledger, self._store, self._hints, job, self._settings, self._patience,
-            had_ended=had_ended, whole_items=whole_items,
-        )  # fmt: skip
+            self._ledger,
+            lambda: self._store,
+            lambda: self._hints,
+            job,
+            self._settings,
+            self._patience,
+            had_ended=had_ended,
+            whole_items=whole_items,
+        )
+
+
+def _open_source(
+    source: SourceLike, described: JobDescription, task: Task, text_column: str | None
+) -> Source:
+    from clipfleet.sources import ReadOptions, source_of
+    from clipfleet.sources.texts import text_source_of
+
+    id_column, sample = described.id_column, described.sample
+    if task is Task.EMBED_TEXT:
+        return text_source_of(source, text_column=text_column, id_column=id_column, sample=sample)
+    return source_of(source, ReadOptions(described.url_column, id_column, described.base_uri, sample=sample))
+
+
+def _whole_items(source: Source) -> int | None:
+    """Items of the whole source of a sample that has been read; None if it is no sample."""
+    from clipfleet.sources.sampled import SampledSource
+    from clipfleet.sources.texts import TextSource
+
+    items = source.items if isinstance(source, TextSource) else source
+    return items.whole_items if isinstance(items, SampledSource) else None
 
 
 def _known_job(job_id: str, holder: Job | None, ledger: Ledger) -> Job | None:
@@ -264,6 +306,10 @@ def _known_job(job_id: str, holder: Job | None, ledger: Ledger) -> Job | None:
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:
     """Run a submit; if the source may pause, stage the items so far in another thread meanwhile."""
+    from clipfleet.sources.handover import run_beside
+    from clipfleet.sources.iterable import IterableSource
+    from clipfleet.sources.texts import TextSource
+
     items = source.items if isinstance(source, TextSource) else source
     if not (isinstance(items, IterableSource) and items.may_pause):
         return run(source)

@@ -10,7 +10,7 @@
     │   ├── JobUnreadableError     the job description is of another version, or damaged
     │   │   └── JobTooNewError         of a newer version
     │   ├── QuotaExceededError     the quota is used up: submit later, or raise it
-    │   ├── TooManyItemsError      more than Redis keeps per job: give an --output
+    │   ├── TooManyItemsError      more than Redis keeps per job: give an output
     │   ├── ResultsNotReadyError   no part has been written yet
     │   └── ResultsExpiredError    the rows in Redis have expired
     └── WorldError             an external failure: retrying later may help
@@ -21,12 +21,14 @@
                 ├── OutputDamagedError      an object has unexpected content
                 └── OutputTooNewError       the job or its items were written by a newer clipfleet
 
-Every message names the object and the way out. A failure of a single image is never an exception but a row
-with an `ErrorCode`.
+Every message names the object and the way out. Options stand between backticks as Python writes them
+(`overwrite=True`); `terminal.console` turns them into those of the command line. A failure of a single image
+is never an exception but a row with an `ErrorCode`.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -114,9 +116,46 @@ class OutputTooNewError(OutputUnreachableError):
     """A newer version of clipfleet wrote it: update this one."""
 
 
+_SHOWN_CHARACTERS = 60
+_KINDS = {  # by pydantic's type of a problem
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+}
+
+
 def problem_text(problem: ErrorDetails) -> str:
-    """The message of a problem, without pydantic's prefix."""
-    return problem["msg"].removeprefix("Value error, ")
+    """What is wrong with a value, in plain words."""
+    shown = textwrap.shorten(repr(problem["input"]), _SHOWN_CHARACTERS, placeholder="...")
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "enum" | "literal_error":
+            return f"{shown} is not one of {limits['expected']}"
+        case "greater_than" | "greater_than_equal":
+            return (
+                f"{shown} is less than {limits['ge']}"
+                if "ge" in limits
+                else f"{shown} is not above {limits['gt']}"
+            )
+        case "less_than" | "less_than_equal":
+            return (
+                f"{shown} is more than {limits['le']}"
+                if "le" in limits
+                else f"{shown} is not below {limits['lt']}"
+            )
+        case "finite_number":
+            return f"{shown} is not a finite number"
+        case "missing" | "extra_forbidden":
+            return "it is missing" if problem["type"] == "missing" else "the name is unknown"
+        case kind if kind in _KINDS:
+            return f"{shown} is not {_KINDS[kind]}"
+        case _:
+            return problem["msg"].removeprefix("Value error, ")
 
 
 def first_problem(error: ValidationError) -> str:

@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from clipfleet.contract.jobs import ErrorCode, Job, JobState
 from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError
-from clipfleet.exports import ExportCounts, Layout, export
-from clipfleet.hints import Hints
 from clipfleet.ledger.jobs import JobStatus, Ledger
-from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.status import EarlyEnd
-from clipfleet.outputs import open_output, output_of
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
-from clipfleet.results import rows as results
-from clipfleet.results.estimate import Estimate, estimate_of
-from clipfleet.results.part_rows import PartRows
-from clipfleet.results.redis_rows import RedisRows
-from clipfleet.results.rows import RowReader
-from clipfleet.resume.retry import Parts, Retry, parts_in_place
 from clipfleet.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from clipfleet.exports import ExportCounts
+    from clipfleet.hints import Hints
+    from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.results.estimate import Estimate
+    from clipfleet.results.kinds import Layout
+    from clipfleet.results.rows import RowReader
+    from clipfleet.resume.retry import Parts
 
 _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 _POLL_SECONDS = 1.0
@@ -44,8 +42,8 @@ class JobHandle:
     def __init__(
         self,
         ledger: Ledger,
-        store: RedisStore,
-        hints: Hints,
+        store: Callable[[], RedisStore],
+        hints: Callable[[], Hints],
         job: Job,
         settings: Settings,
         patience: Callable[..., Patience] = Patience,
@@ -126,14 +124,20 @@ class JobHandle:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Iterate over the rows written so far, as dicts, in source order."""
-        return results.rows(self.rows_reader())
+        from clipfleet.results import rows
+
+        return rows.rows(self.rows_reader())
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return `item_index` (n,) and the embeddings (n, d) of the job's type, of rows that have one."""
-        return results.vectors(self.rows_reader())
+        from clipfleet.results import rows
+
+        return rows.vectors(self.rows_reader())
 
     def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
         """Copy the rows that are there into a new folder, see `clipfleet.exports.export`."""
+        from clipfleet.exports import export
+
         return export(self.rows_reader(), layout, Path(folder))
 
     def failure_examples(self) -> dict[str, str]:
@@ -148,6 +152,8 @@ class JobHandle:
         """
         if self.whole_items is None:
             return None
+        from clipfleet.results.estimate import estimate_of
+
         status = self.status()
         if self.whole_items <= status.total or status.state not in _COMPLETE:
             return None
@@ -155,8 +161,12 @@ class JobHandle:
 
     def rows_reader(self) -> RowReader:
         """The rows that are there, for `clipfleet.results.rows` and `clipfleet.exports`."""
+        from clipfleet.outputs import open_output
+        from clipfleet.results.part_rows import PartRows
+        from clipfleet.results.redis_rows import RedisRows
+
         if self.job.output_is_redis:
-            return RedisRows(self._ledger, self._store, self.job)
+            return RedisRows(self._ledger, self._store(), self.job)
         return PartRows(open_output(self.output), early_end=self._early_end)
 
     def _early_end(self) -> EarlyEnd | None:
@@ -199,20 +209,24 @@ class JobHandle:
             UsageError: an unknown error code, or the output no longer contains this job.
             WorldError: Redis or the output is unavailable.
         """
+        from clipfleet.outputs import output_of
+        from clipfleet.results.redis_rows import RedisRows
+        from clipfleet.resume.retry import Retry, parts_in_place
+
         known = [code for code in codes if code in list(ErrorCode)]
         if len(known) < len(codes):
             raise _unknown_code(next(code for code in codes if code not in known), self.status())
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         patience = self._patience()
-        ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
+        ledger, store = self._ledger.with_patience(patience), self._store().with_patience(patience)
         output = output_of(self.job, store)
         parts: Parts = partial(parts_in_place, output, self.job)
         if self.job.output_is_redis:
             parts = RedisRows(ledger, store, self.job).parts_in_place
         retry = Retry(
             ledger,
-            self._hints,
+            self._hints(),
             output,
             parts,
             self.job,

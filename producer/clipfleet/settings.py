@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -114,14 +114,14 @@ def _require_broker_scheme(url: str) -> None:
         _ = parts.port  # raises ValueError where it is not a number
 
 
-def checked(kind: type[S]) -> S:
-    """Read settings from the environment.
+def checked(kind: type[S], **given: Any) -> S:
+    """Read settings from the environment, except those that are given.
 
     Raises:
         UsageError: a variable has an invalid value; the message names it.
     """
     try:
-        return kind()
+        return kind(**given)
     except ValidationError as error:
         problems = "; ".join(
             f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem_text(problem)}"

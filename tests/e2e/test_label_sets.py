@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clipfleet.client import JobOptions
-from clipfleet.contract.parts import PART_COLUMNS, label_columns
+from clipfleet.contract.columns import label_columns
+from clipfleet.contract.parts import PART_COLUMNS
 from tests.support.cluster import Cluster
 from tests.support.images import write_images
 

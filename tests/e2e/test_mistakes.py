@@ -118,7 +118,8 @@ def test_a_redis_that_is_not_there_is_named(shell: Shell, monkeypatch: pytest.Mo
     for command in ("jobs", "embed images", "status j1"):
         answer = shell.run("clipfleet", *command.split())
         assert (answer.code, answer.stdout, answer.stderr.count("\n")) == (1, "", 1), answer
-        assert "127.0.0.1:1" in answer.stderr and "is it running" in answer.stderr
+        assert "cannot connect to Redis at redis://***@127.0.0.1:1/0: connection refused; " in answer.stderr
+        assert "is it running, and is CLIPFLEET_REDIS_URL right?" in answer.stderr
         assert "secret" not in answer.stderr
 
 
@@ -129,8 +130,14 @@ def test_a_refused_password(
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", f"redis://{password}{cluster.server.url.rpartition('@')[2]}")
     answer = shell.run("clipfleet", "jobs")
     assert answer.code == 1
-    assert "login refused (check user and password in CLIPFLEET_REDIS_URL)" in answer.stderr
+    assert "login refused; check user and password in CLIPFLEET_REDIS_URL" in answer.stderr
     assert len(answer.stderr) < 200
+
+
+def test_one_label_is_warned_of(shell: Shell) -> None:
+    answer = shell.run("clipfleet", "classify", *EMBED[2:], "results", "--labels", "cat", "--no-wait")
+    assert answer.code == 0
+    assert "warning: there is one label only: every image gets 'cat', with score 1.000" in answer.stderr
 
 
 def test_results_of_neither_folder_nor_job(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

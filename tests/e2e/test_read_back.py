@@ -140,6 +140,6 @@ def test_an_export_says_what_is_left_out(cluster: Cluster, client: Client, sourc
     said = cluster.run(*command)
 
     assert (said.returncode, said.stdout) == (0, "")
-    assert "10 rows -> " in said.stderr and "4 rows without an embedding are left out" in said.stderr
+    assert "10 rows -> " in said.stderr and "left out: 4 rows without an embedding" in said.stderr
     again = cluster.run(*command)
     assert (again.returncode, "is not empty: choose another folder" in again.stderr) == (2, True)

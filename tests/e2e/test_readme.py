@@ -163,7 +163,7 @@ def test_what_is_not_run_says_why(document: Path) -> None:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks_name_their_language(document: Path) -> None:
-    known = {*SHELL, *PYTHON, "text", "json", "jsonl", "sql", "yaml", "toml"}
+    known = {*SHELL, *PYTHON, "text", "json", "jsonl", "sql", "yaml", "toml", "ini", "crontab"}
     assert {block.language for block in blocks(document)} <= known
 
 

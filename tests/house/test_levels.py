@@ -14,7 +14,7 @@ from tests.support.documents import ROOT
 # A new box goes one level above the highest that it imports; a new package gets an entry of its own.
 LEVELS: Mapping[str, Sequence[str]] = {
     "clipfleet": (
-        "__init__ errors",
+        "__init__ errors wording",
         "contract redis s3 tracing",
         "settings labels ledger sources",
         "hints outputs terminal",
@@ -166,7 +166,7 @@ def plant(package: Path, **modules: str) -> Path:
 class TestTheChecksThemselves:
     """A made-up package of three levels: `errors`, then `ledger` and `sources`, then `client`."""
 
-    LEVELS = ("__init__ errors", "ledger sources", "client")
+    LEVELS = ("__init__ errors wording", "ledger sources", "client")
 
     @pytest.mark.parametrize(
         ("module", "code", "broken"),

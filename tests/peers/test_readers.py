@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from clipfleet.client import JobHandle, JobOptions
-from clipfleet.contract.parts import VectorType
+from clipfleet.contract.columns import VectorType
 from clipfleet.exports import Layout
 from tests.conftest import service_is_missing
 from tests.peers.read_output import PEERS

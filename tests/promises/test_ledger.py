@@ -57,7 +57,7 @@ class TestSubmit:
     def test_an_id_of_another_job_is_a_conflict_that_names_the_difference(self, ledger: Ledger) -> None:
         ledger.submit(make_job())
 
-        with pytest.raises(JobConflictError, match=r"differs in: model, top_k\. Choose another --job-id"):
+        with pytest.raises(JobConflictError, match=r"differs in: model, top_k\. Choose another `job_id=`"):
             ledger.submit(make_job(model="other:weights", top_k=3))
 
     def test_a_quota_refuses_what_is_above_it(self, ledger: Ledger) -> None:

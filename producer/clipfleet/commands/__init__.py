@@ -5,30 +5,37 @@ from __future__ import annotations
 from clipfleet.commands import following, jobs, results, submitting
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.settings import Settings
+from clipfleet.terminal.help import add_command
 from clipfleet.terminal.program import new_app, run_program
 
-app = new_app("Label and embed large sets of images with CLIP: exactly one result row per image.")
+app = new_app(
+    "Label and embed large sets of images with CLIP: exactly one result row per image.",
+    "clipfleet classify photos --labels cat,dog -o results/photos",
+)
 
-for _command in (
-    submitting.classify,
-    submitting.embed,
-    submitting.embed_text,
-    submitting.run,
-    jobs.status,
-    jobs.jobs,
-    jobs.workers,
-    following.watch,
-    results.results,
-    results.show,
-    results.export,
-    jobs.cancel,
-    jobs.pause,
-    jobs.resume,
-    jobs.retry,
-    jobs.rebuild,
+for _function, _example in (
+    (submitting.classify, "clipfleet classify photos --labels cat,dog -o results/photos"),
+    (submitting.embed, "clipfleet embed 'shards/*.tar' -o results/vectors"),
+    (submitting.embed_text, "clipfleet embed-text queries.txt -o results/queries"),
 ):
-    _takes_a_source = _command in (submitting.classify, submitting.embed, submitting.embed_text)
-    app.command(cls=OneSourceCommand if _takes_a_source else None)(_command)
+    add_command(app, _example, cls=OneSourceCommand)(_function)
+
+for _function, _example in (
+    (submitting.run, "clipfleet run job.yaml -o results/photos"),
+    (jobs.status, "clipfleet status last"),
+    (jobs.jobs, "clipfleet jobs --limit 10"),
+    (jobs.workers, "clipfleet workers"),
+    (following.watch, "clipfleet watch nightly-2026-11-30"),
+    (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
+    (results.show, "clipfleet show cats/1.jpg --job results/photos"),
+    (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
+    (jobs.cancel, "clipfleet cancel nightly-2026-11-30"),
+    (jobs.pause, "clipfleet pause nightly-2026-11-30"),
+    (jobs.resume, "clipfleet resume nightly-2026-11-30"),
+    (jobs.retry, "clipfleet retry results/photos --codes timeout,server_error"),
+    (jobs.rebuild, "clipfleet rebuild results/photos"),
+):
+    add_command(app, _example)(_function)
 
 
 def main() -> None:

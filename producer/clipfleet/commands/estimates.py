@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from clipfleet.results.estimate import Estimate, Share
 from clipfleet.terminal.progress import duration_words
+
+if TYPE_CHECKING:
+    from clipfleet.results.estimate import Estimate, Share
 
 _NAMED_LABELS = 5  # of each label set
 

@@ -7,29 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from clipfleet.client import Client, JobHandle
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.estimates import estimate_words
 from clipfleet.commands.interrupted import words_after_watching
 from clipfleet.commands.naming import find_job
 from clipfleet.commands.options import AsJson, JobOrOutput
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError
-from clipfleet.ledger.jobs import JobStatus
-from clipfleet.results.estimate import Estimate
+from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words
 from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
+    from clipfleet.results.estimate import Estimate
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Follow a job until it ends; the exit code reports how."""
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         follow(client, find_job(client, job), wait=True, as_json=as_json)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.status import JobStatus
 
 UP_VARIABLE = "_CLIPFLEET_UP"  # no setting: `up` sets it for its command
 

@@ -7,43 +7,49 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.client import Client, JobHandle
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow
 from clipfleet.commands.naming import find_job, restored_job
 from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.terminal.console import print_table, printable, say, say_trouble, terminal_width
+from clipfleet.terminal.console import print_table, printable, say, terminal_width, with_options
+from clipfleet.terminal.help import ROWS
 from clipfleet.terminal.lists import job_lines, job_object, job_table, worker_object, worker_table
 from clipfleet.terminal.progress import missing_worker_words, no_worker_words
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
 
 
 def status(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Show what a job does, its state, progress and bottleneck."""
-    with Client() as client:
+    with open_client() as client:
         handle = find_job(client, job)
         snapshot = replace(handle.status(), brief=JobBrief.of(handle.job))
         if as_json:
             typer.echo(json.dumps(job_object(snapshot)))
             return
         for line in job_lines(snapshot):
-            typer.echo(printable(line))
+            typer.echo(printable(with_options(line)))
         problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")
 
 
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of jobs to show")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="number of jobs to show", rich_help_panel=ROWS)
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
-    with Client() as client:
+    with open_client() as client:
         snapshots = client.jobs(limit)
     if as_json:
         typer.echo(json.dumps({"jobs": [job_object(snapshot) for snapshot in snapshots]}))
@@ -56,7 +62,7 @@ def jobs(
 
 def workers(as_json: AsJson = False) -> None:
     """List the connected workers."""
-    with Client() as client:
+    with open_client() as client:
         connected = client.workers()
     if as_json:
         typer.echo(json.dumps({"workers": [worker_object(facts) for facts in connected]}))
@@ -69,21 +75,21 @@ def workers(as_json: AsJson = False) -> None:
 
 def cancel(job: JobOrOutput, as_json: AsJson = False) -> None:
     """End a job early and keep the rows written so far."""
-    _change(job, JobHandle.cancel, as_json=as_json)
+    _change(job, lambda handle: handle.cancel(), as_json=as_json)
 
 
 def pause(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Stop handing out chunks of a job; chunks in progress complete."""
-    _change(job, JobHandle.pause, as_json=as_json)
+    _change(job, lambda handle: handle.pause(), as_json=as_json)
 
 
 def resume(job: JobOrOutput, as_json: AsJson = False) -> None:
     """Resume a paused job."""
-    _change(job, JobHandle.resume, as_json=as_json)
+    _change(job, lambda handle: handle.resume(), as_json=as_json)
 
 
 def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, as_json: bool) -> None:
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         handle = find_job(client, job)
         changed, state = change(handle)
     if as_json:
@@ -95,7 +101,10 @@ def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, a
 def retry(
     job: JobOrOutput,
     codes: Annotated[
-        str, typer.Option(help="retry only rows with these comma-separated error codes (default: all)")
+        str,
+        typer.Option(
+            help="retry only rows with these comma-separated error codes (default: all)", rich_help_panel=ROWS
+        ),
     ] = "",
     max_error_rate: MaxErrorRate = None,
     wait: Wait = True,
@@ -103,7 +112,7 @@ def retry(
 ) -> None:
     """Retry the failed rows of an ended job, in place."""
     started = time.monotonic()
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         handle = restored_job(client, job)
         named = [code.strip() for code in codes.split(",") if code.strip()]
         is_under_way = handle.retry(named, max_error_rate=max_error_rate)
@@ -118,7 +127,7 @@ def rebuild(job: JobOrOutput, wait: Wait = True, as_json: AsJson = False) -> Non
     if Path(job).is_file():
         raise UsageError(f"{job} is a file: give the folder of the results")
     started = time.monotonic()
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         _follow(client, restored_job(client, job), wait=wait, as_json=as_json, started=started)
 
 

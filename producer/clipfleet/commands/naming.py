@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import LAST
 from clipfleet.errors import JobConflictError, JobNotFoundError, UsageError
-from clipfleet.outputs import objects, open_output
-from clipfleet.outputs.job_file import job_of
 from clipfleet.settings import Settings, checked
+
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
 
 _UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
 
@@ -22,8 +23,11 @@ def find_job(client: Client, name: str) -> JobHandle:
         JobNotFoundError: no such job in Redis; the message names the way out.
         JobConflictError: the job in Redis is not the one of the output.
     """
+    from clipfleet.outputs import open_output
+    from clipfleet.outputs.job_file import job_of
+
     found = _named(client, name)
-    if isinstance(found, JobHandle):
+    if not isinstance(found, str):
         return found
     output = open_output(found)
     job = job_of(output)
@@ -48,7 +52,7 @@ def find_job(client: Client, name: str) -> JobHandle:
 def restored_job(client: Client, name: str) -> JobHandle:
     """Like `find_job`; a job that Redis has lost is restored from its output."""
     found = _named(client, name)
-    if not isinstance(found, JobHandle):
+    if isinstance(found, str):
         return client.rebuild(found)
     found.had_ended = found.status().state.is_final
     return found
@@ -79,6 +83,8 @@ def is_output(name: str) -> bool:
     Raises:
         UsageError: it is a file.
     """
+    from clipfleet.outputs import objects
+
     path = Path(name)
     if "/" in name:
         _require_no_file(name)

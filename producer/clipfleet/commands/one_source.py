@@ -9,17 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from typer.core import TyperCommand
 from typing_extensions import override
 
 from clipfleet.errors import UsageError
-from clipfleet.sources.lists.formats import list_opener
-from clipfleet.sources.uris import has_scheme
+from clipfleet.terminal.help import Command
 
 _SHOWN = 3  # unexpected arguments in a message
 
 
-class OneSourceCommand(TyperCommand):
+class OneSourceCommand(Command):
     """A command whose one argument is `source`."""
 
     @override
@@ -41,6 +39,9 @@ class OneSourceCommand(TyperCommand):
 
 def _explained(given: Sequence[str]) -> tuple[str, str] | None:
     """What these sources are, and the way out; None if they are not several files or URLs."""
+    from clipfleet.sources.lists.formats import list_opener  # imports pyarrow
+    from clipfleet.sources.uris import has_scheme
+
     if all(map(has_scheme, given)):
         return "URLs", "list them in a .txt file, one per line"
     if not all(map(os.path.exists, given)):

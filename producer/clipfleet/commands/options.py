@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from redis.exceptions import RedisError
 
 from clipfleet.contract.jobs import MAX_CHUNK_SIZE, MAX_SAMPLE
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
-from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
+from clipfleet.terminal.help import GENERAL, MODEL, OUTPUT, SCHEDULING, SOURCE
 
 
 def _not_empty(value: str | None) -> str | None:
@@ -23,12 +22,27 @@ def _not_empty(value: str | None) -> str | None:
 
 
 LAST = "last"  # in place of the id of the newest job
+
+
+def _folder(value: str | None) -> str | None:
+    """Refuse an empty value, and `-`, which would become a folder."""
+    if value == "-":
+        raise typer.BadParameter(
+            "- would be a folder: name one; to print rows, use `clipfleet results JOB --format csv`"
+        )
+    return _not_empty(value)
+
+
 _NEWEST_JOBS = 50
 _PATIENCE_SECONDS = 0.5
 
 
 def job_ids(incomplete: str) -> list[str]:
     """Names of jobs with this prefix: ids, newest first, then `last`; none if Redis is down or slow."""
+    from redis.exceptions import RedisError
+
+    from clipfleet.redis.connection import connect
+
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
             newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
@@ -41,59 +55,97 @@ def job_ids(incomplete: str) -> list[str]:
 # Keyed by the field of `JobDescription` that each sets; the field has the type and the default.
 JOB_OPTIONS: dict[str, Any] = {
     "output": typer.Option(
-        callback=_not_empty,
+        "--output",
+        "-o",
+        callback=_folder,
         help="where results go: a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
+        rich_help_panel=OUTPUT,
     ),
     "model": typer.Option(
-        metavar="NAME:PRETRAINED", help="open_clip model, hf-hub:ORG/REPOSITORY, a folder (./FOLDER), or demo"
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="open_clip model as NAME:PRETRAINED, hf-hub:ORG/REPO, a folder (./FOLDER), or demo",
+        rich_help_panel=MODEL,
     ),
-    "precision": typer.Option(help="numeric precision of the forward pass"),
+    "precision": typer.Option(
+        metavar="TYPE",
+        help="numeric precision of the forward pass: auto, fp32, bf16 or fp16",
+        rich_help_panel=MODEL,
+    ),
     "decode": typer.Option(
         help="exact: open_clip's own preprocessing; fast: faster JPEG decoding, pixel values may differ "
-        "slightly"
+        "slightly",
+        rich_help_panel=MODEL,
     ),
     "exif": typer.Option(
-        help="apply: turn images upright by their EXIF orientation, as phones write it; ignore: as open_clip"
+        help="apply: turn images upright by their EXIF orientation, as phones write it; ignore: as open_clip",
+        rich_help_panel=MODEL,
     ),
-    "lane": typer.Option(help="scheduling priority"),
+    "lane": typer.Option(help="scheduling priority", rich_help_panel=SCHEDULING),
     "chunk_size": typer.Option(
         min=1,
         max=MAX_CHUNK_SIZE,
         help="items per chunk, the unit that a worker claims (default: 512, fewer in a small job)",
+        rich_help_panel=SCHEDULING,
     ),
-    "job_id": typer.Option(callback=_not_empty, help="job id; repeat it to resume an interrupted submit"),
-    "overwrite": typer.Option("--overwrite", help="replace the results of an ended job in the output"),
+    "job_id": typer.Option(
+        callback=_not_empty,
+        help="job id; repeat it to resume an interrupted submit",
+        rich_help_panel=SCHEDULING,
+    ),
+    "overwrite": typer.Option(
+        "--overwrite", help="replace the results of an ended job in the output", rich_help_panel=OUTPUT
+    ),
     "check_source": typer.Option(
         "--check-source",
         help="with a repeated --job-id: list the source again and fail if it has changed, "
         "even above 1,000,000 items",
+        rich_help_panel=SCHEDULING,
     ),
-    "url_column": typer.Option(callback=_not_empty, help="table column that holds the URL or path"),
-    "id_column": typer.Option(callback=_not_empty, help="table column that holds the item id"),
+    "url_column": typer.Option(
+        callback=_not_empty, help="table column that holds the URL or path", rich_help_panel=SOURCE
+    ),
+    "id_column": typer.Option(
+        callback=_not_empty, help="table column that holds the item id", rich_help_panel=SOURCE
+    ),
     "base_uri": typer.Option(
-        metavar="URI", help="prefix for relative paths and bare keys in a list, such as s3://BUCKET/PREFIX/"
+        metavar="URI",
+        help="prefix for relative paths and bare keys in a list, such as s3://BUCKET/PREFIX/",
+        rich_help_panel=SOURCE,
     ),
     "sample": typer.Option(
         metavar="N",
         min=1,
         max=MAX_SAMPLE,
         help="run only N items, chosen by a hash, and print an estimate for all items of the source",
+        rich_help_panel=SOURCE,
     ),
     "part_format": typer.Option(
-        "--format", help="format of the results: parquet, or jsonl (one JSON object per row)"
+        "--format",
+        help="format of the results: parquet, or jsonl (one JSON object per row)",
+        rich_help_panel=OUTPUT,
     ),
-    "store_embeddings": typer.Option("--store-embeddings", help="store the embeddings beside the labels"),
+    "store_embeddings": typer.Option(
+        "--store-embeddings", help="store the embeddings beside the labels", rich_help_panel=OUTPUT
+    ),
     "vector_type": typer.Option(
-        help="numbers of the vectors: float16, or float32 for programs that read no float16, such as Spark"
+        help="numbers of the vectors: float16, or float32 for programs that read no float16, such as Spark",
+        rich_help_panel=OUTPUT,
     ),
     "max_error_rate": typer.Option(
         metavar="RATE",
         min=0,
         max=1,
         help="stop the job if more than this share of its rows fail (0.2 = 20 %)",
+        rich_help_panel=SCHEDULING,
     ),
-    "on_finished": typer.Option(metavar="TASK", help="Celery task of yours to send when the job ends"),
-    "on_finished_queue": typer.Option(metavar="QUEUE", help="queue to send TASK to"),
+    "on_finished": typer.Option(
+        metavar="TASK", help="Celery task of yours to send when the job ends", rich_help_panel=SCHEDULING
+    ),
+    "on_finished_queue": typer.Option(
+        metavar="QUEUE", help="queue to send TASK to", rich_help_panel=SCHEDULING
+    ),
 }
 
 Source = Annotated[
@@ -105,10 +157,18 @@ Source = Annotated[
         "an image; - reads stdin",
     ),
 ]
-Wait = Annotated[bool, typer.Option(help="wait for the job to end and show progress")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, and nothing else, to stdout")]
+Wait = Annotated[
+    bool, typer.Option(help="wait for the job to end and show progress", rich_help_panel=GENERAL)
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="print one JSON object, and nothing else, to stdout", rich_help_panel=GENERAL
+    ),
+]
 ExportFolder = Annotated[
-    str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
+    str,
+    typer.Option(metavar="DIR", callback=_folder, help="new folder for the files", rich_help_panel=OUTPUT),
 ]
 JobOrOutput = Annotated[
     str,
@@ -124,6 +184,7 @@ Job = Annotated[
         metavar="JOB|OUTPUT",
         callback=_not_empty,
         help="job id, `last`, or the folder or S3 prefix of the results",
+        rich_help_panel=SOURCE,
         autocompletion=job_ids,
     ),
 ]

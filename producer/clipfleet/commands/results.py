@@ -8,47 +8,55 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.client import Client
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.naming import find_job, is_output
 from clipfleet.commands.options import LAST, AsJson, ExportFolder, Job, JobOrOutput
 from clipfleet.errors import JobNotFoundError, UsageError
-from clipfleet.exports import Layout
-from clipfleet.exports import export as write_export
-from clipfleet.outputs import open_output
-from clipfleet.parts.json_rows import json_line
-from clipfleet.results.formats import ResultFormat, write
-from clipfleet.results.one_row import FoundRow, find_row
-from clipfleet.results.part_rows import PartRows
-from clipfleet.results.rows import RowReader
-from clipfleet.results.selection import Selection
+from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
+from clipfleet.terminal.help import OUTPUT, ROWS
 from clipfleet.terminal.lists import row_lines
+from clipfleet.wording import counted
+
+if TYPE_CHECKING:
+    from clipfleet.results.one_row import FoundRow
+    from clipfleet.results.rows import RowReader
+
+# The readers of rows import pyarrow, `--help` must not: their imports are in the functions.
 
 
 def results(
     job: JobOrOutput,
-    result_format: Annotated[ResultFormat, typer.Option("--format", help="output format")] = (
-        ResultFormat.TABLE
-    ),
+    result_format: Annotated[
+        ResultFormat, typer.Option("--format", help="output format", rich_help_panel=OUTPUT)
+    ] = (ResultFormat.TABLE),
     limit: Annotated[
-        int | None, typer.Option(min=1, help="print at most this many rows (default for a table: 20)")
+        int | None,
+        typer.Option(
+            min=1, help="print at most this many rows (default for a table: 20)", rich_help_panel=ROWS
+        ),
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="failed rows only")] = False,
-    label: Annotated[str | None, typer.Option(help="rows with this label only")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="failed rows only", rich_help_panel=ROWS)] = False,
+    label: Annotated[str | None, typer.Option(help="rows with this label only", rich_help_panel=ROWS)] = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="sort by a column, such as score")
+        str | None,
+        typer.Option(metavar="COLUMN", help="sort by a column, such as score", rich_help_panel=ROWS),
     ] = None,
-    desc: Annotated[bool, typer.Option("--desc", help="sort from high to low")] = False,
+    desc: Annotated[bool, typer.Option("--desc", help="sort from high to low", rich_help_panel=ROWS)] = False,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="columns to print, separated by commas")
+        str | None,
+        typer.Option(metavar="A,B,...", help="columns to print, separated by commas", rich_help_panel=ROWS),
     ] = None,
 ) -> None:
     """Print the rows written so far, in source order unless sorted."""
+    from clipfleet.results.formats import write
+    from clipfleet.results.selection import Selection
+
     chosen = tuple(filter(None, (name.strip() for name in (columns or "").split(","))))
     selection = Selection(failed=failed, label=label, sort=sort, descending=desc, columns=chosen)
     with row_reader(job) as reader:
@@ -67,6 +75,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the row of one item whole: each column on a line of its own."""
+    from clipfleet.parts.json_rows import json_line
+    from clipfleet.results.one_row import find_row
+
     with row_reader(job) as reader:
         found = find_row(reader, item)
     if as_json:
@@ -86,21 +97,22 @@ def _others(item: str, found: FoundRow) -> str:
 
 def export(
     job: JobOrOutput,
-    layout: Annotated[Layout, typer.Option(help="format of the export")],
+    layout: Annotated[Layout, typer.Option(metavar="LAYOUT", help=", ".join(Layout), rich_help_panel=OUTPUT)],
     to: ExportFolder,
     as_json: AsJson = False,
 ) -> None:
     """Export results to another tool's format."""
+    from clipfleet.exports import export as write_export
+
     with row_reader(job) as reader:
         counts = write_export(reader, layout, Path(to))
         is_finished = reader.finished_at() is not None
     if as_json:
         typer.echo(json.dumps({"layout": layout, "to": to, "rows": counts.rows, "left_out": counts.left_out}))
         return
-    say(f"{_rows(counts.rows)} -> {to}")
+    say(f"{counted(counts.rows, 'row')} -> {to}")
     if counts.left_out:
-        verb = "is" if counts.left_out == 1 else "are"
-        say(f"{_rows(counts.left_out)} without an embedding {verb} left out", style="yellow")
+        say(f"left out: {counted(counts.left_out, 'row')} without an embedding", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
@@ -118,6 +130,9 @@ def row_reader(job: str) -> Iterator[RowReader]:
     Raises:
         UsageError: neither exists.
     """
+    from clipfleet.outputs import open_output
+    from clipfleet.results.part_rows import PartRows
+
     path = Path(job)
     if is_output(job) or (path.is_dir() and not _is_job(job)):
         yield PartRows(open_output(job))
@@ -129,7 +144,7 @@ def row_reader(job: str) -> Iterator[RowReader]:
                 "folder of the results"
             )
         raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
-    with Client() as client:
+    with open_client() as client:
         yield find_job(client, job).rows_reader()
 
 
@@ -137,7 +152,7 @@ def _is_job(name: str) -> bool:
     if checked(Settings).redis_url is None:
         return False
     try:
-        with Client() as client:
+        with open_client() as client:
             client.job(name)
     except JobNotFoundError:
         return False

@@ -6,14 +6,13 @@ import csv
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
@@ -21,10 +20,13 @@ from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
-from clipfleet.submit.options import read_job_spec
-from clipfleet.terminal.console import say_trouble
+from clipfleet.submit.options import JobOptions, read_job_spec
+from clipfleet.terminal.help import LABELS, SOURCE
 
-Submit = Callable[[Client], JobHandle]
+if TYPE_CHECKING:
+    from clipfleet.client import Client, JobHandle
+
+Submit = Callable[["Client"], "JobHandle"]
 
 _LABELS_HELP = (
     "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
@@ -63,18 +65,22 @@ def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Calla
 @_with_job_options()
 def classify(
     source: Source,
-    labels: Annotated[str | None, typer.Option(help=_LABELS_HELP)] = None,
+    labels: Annotated[str | None, typer.Option(help=_LABELS_HELP, rich_help_panel=LABELS)] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})"
+            help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})",
+            rich_help_panel=LABELS,
         ),
     ] = None,
-    label_set: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP)] = None,
-    label_set_column: Annotated[
-        str | None, typer.Option(help="table column that names the label set of each item")
+    label_set: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP, rich_help_panel=LABELS)
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image")] = 5,
+    label_set_column: Annotated[
+        str | None,
+        typer.Option(help="table column that names the label set of each item", rich_help_panel=LABELS),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image", rich_help_panel=LABELS)] = 5,
     *,
     options: JobOptions,
 ) -> Submit:
@@ -97,7 +103,10 @@ def embed_text(
         str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")
     ],
     text_column: Annotated[
-        str | None, typer.Option(help="table column that holds the text (default: text or caption)")
+        str | None,
+        typer.Option(
+            help="table column that holds the text (default: text or caption)", rich_help_panel=SOURCE
+        ),
     ] = None,
     *,
     options: JobOptions,
@@ -123,14 +132,14 @@ def run(
         "output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id,
         "check_source": check_source or spec.check_source, "sample": sample or spec.sample,
     }  # fmt: skip
-    submit = partial(Client.run, spec=spec.model_copy(update=chosen))
-    _submit_and_follow(submit, job_id, wait=wait, as_json=as_json)
+    spec = spec.model_copy(update=chosen)
+    _submit_and_follow(lambda client: client.run(spec), job_id, wait=wait, as_json=as_json)
 
 
 def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool) -> None:
     """Submit, then follow the job; its seconds count from here."""
     started = time.monotonic()
-    with Client(on_trouble=say_trouble) as client:
+    with open_client() as client:
         with interruptible(lambda: words_after_submitting(job_id)):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)

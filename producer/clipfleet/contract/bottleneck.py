@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
+from clipfleet.wording import counted
+
 _MIN_ROWS = 16  # one slice
 _MIN_CHUNK_SECONDS = 0.5
 _MOST = 0.5
@@ -217,8 +219,7 @@ def _of_items(meters: Meters) -> Limit | None:
     if forward >= decode:
         kind = f" ({meters.device})" if meters.device else ""
         return Limit(LimitingStep.ENCODE, f"the device is busy {_percent(forward)} of the time{kind}")
-    count = round(meters.threads)
-    threads = "1 thread" if count == 1 else f"{count} threads"
+    threads = counted(round(meters.threads), "thread")
     reading = _share(meters[Meter.READING], meters[Meter.READING] + meters[Meter.DECODING])
     if reading >= _MOST:
         return Limit(LimitingStep.FETCH, f"reading files takes {_percent(reading)} of the time of {threads}")

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from clipfleet.contract.columns import VectorType, label_columns
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
-from clipfleet.contract.parts import VectorType, label_columns
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
+from clipfleet.wording import counted
 
 MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512
@@ -318,7 +319,8 @@ def read_job(text: str | bytes) -> Job:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise JobUnreadableError(
-            f"not the description of a job ({error.error_count()} problems, the first in {where!r})"
+            f"not the description of a job ({counted(error.error_count(), 'problem')}, "
+            f"the first in {where!r})"
         ) from None
 
 

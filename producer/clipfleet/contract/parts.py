@@ -11,14 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipfleet.contract.columns import LABEL_COLUMNS, VectorType, label_columns
 from clipfleet.errors import OutputConflictError
-
-
-class VectorType(StrEnum):
-    """Type of the numbers of a vector in a part."""
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"  # for programs that read no float16, such as Spark
 
 
 class ItemStatus(StrEnum):
@@ -87,15 +81,10 @@ def count_rows(rows: pa.Table) -> PartCounts:
 ITEM_COLUMNS = ("item_index", "item_id", "uri")
 INLINE_COLUMN = "_bytes"  # of staged items: the image itself if the source contains it; not in parts
 VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; not staged
-LABEL_COLUMNS = ("label", "score", "labels", "scores")
-LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))  # in the same order
+# In the order of `LABEL_COLUMNS`.
+LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
 
 UNKNOWN_DIMENSION = 1  # if all vectors are null and the model is unknown
-
-
-def label_columns(set_name: str) -> tuple[str, ...]:
-    """Names of the columns of one label set, in the order of `LABEL_COLUMNS`."""
-    return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
 
 
 def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:

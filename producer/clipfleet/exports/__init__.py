@@ -6,14 +6,14 @@ An export reads rows from any output. It appears whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
 from clipfleet.exports.hugging_face import export_hugging_face
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
-from clipfleet.results.formats import ResultFormat, write
+from clipfleet.results.formats import write
+from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.results.rows import RowReader
 
 __all__ = ["ExportCounts", "Layout", "export"]
@@ -26,15 +26,6 @@ def export_csv(reader: RowReader, folder: Path) -> ExportCounts:
     """Write all rows as CSV into a folder."""
     with (folder / FILE).open("wb") as file:
         return ExportCounts(write(reader, ResultFormat.CSV, file), left_out=0)
-
-
-class Layout(StrEnum):
-    """Layouts that `clipfleet export` writes."""
-
-    CLIP_RETRIEVAL = "clip-retrieval"
-    OPENAI_BATCH = "openai-batch"
-    HUGGING_FACE = "huggingface"
-    CSV = "csv"
 
 
 _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipfleet.contract.columns import LABEL_COLUMNS
 from clipfleet.contract.jobs import Job, Task
-from clipfleet.contract.parts import LABEL_COLUMNS, PART_COLUMNS
+from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.errors import UsageError
 from clipfleet.exports.new_folder import Counted, ExportCounts
 from clipfleet.results.formats import row_groups
@@ -59,8 +60,8 @@ def export_clip_retrieval(reader: RowReader, folder: Path) -> ExportCounts:
             written += time.time() - since
     if matrix.rows == 0:
         raise UsageError(
-            f"{reader.uri}: none of the {counted.rows:,} rows has a vector, which this layout needs: "
-            "embed the source, or classify it with --store-embeddings"
+            f"{reader.uri}: no row has a vector, which this layout needs: "
+            "embed the source, or classify it with `store_embeddings=True`"
         )
     _write_stats(folder / "stats" / "0.json", began, written + matrix.write_seconds, matrix.rows)
     return ExportCounts(matrix.rows, left_out=counted.rows - matrix.rows)

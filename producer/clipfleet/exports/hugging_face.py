@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from clipfleet.contract.columns import LABEL_COLUMNS, label_columns
 from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.parts import LABEL_COLUMNS, count_rows, label_columns
+from clipfleet.contract.parts import count_rows
 from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.parts.json_rows import as_json, json_type
 from clipfleet.results.formats import row_groups

@@ -22,8 +22,9 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.columns import LABEL_COLUMNS, label_columns
 from clipfleet.contract.jobs import Job, JobState, Task
-from clipfleet.contract.parts import LABEL_COLUMNS, ItemStatus, label_columns
+from clipfleet.contract.parts import ItemStatus
 from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.parts.json_rows import json_dicts, json_line
 from clipfleet.results.rows import RowReader

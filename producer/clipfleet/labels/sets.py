@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -88,6 +88,17 @@ def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelS
     return ready
 
 
+def warnings_of(label_sets: Sequence[LabelSet]) -> Iterator[str]:
+    """What is probably a mistake in valid label sets."""
+    for one in label_sets:
+        if len(one.labels) == 1:
+            where = f"label set {one.name!r}" if len(label_sets) > 1 else "there"
+            yield (
+                f"warning: {where} {'has' if len(label_sets) > 1 else 'is'} one label only: every image gets "
+                f"{one.labels[0]!r}, with score 1.000; add labels for all else, such as 'something else'"
+            )
+
+
 def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:
     """The label sets that the caller built; None if the labels are names."""
     if isinstance(labels, str):
@@ -136,7 +147,7 @@ def read_label_set(text: str) -> LabelSet:
     path = Path(text)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise UsageError(
-            f"--label-set {text}: neither {', '.join(Preset)} nor a .yaml or .json file with labels"
+            f"label set {text}: neither {', '.join(Preset)} nor a .yaml or .json file with labels"
         )
     spec = read_yaml_file(path, _LabelSetFile)
     name = spec.name or re.sub(r"\W", "_", path.stem, flags=re.ASCII)

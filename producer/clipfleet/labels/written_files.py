@@ -18,6 +18,8 @@ from clipfleet.errors import UsageError, problem_text
 M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
 
+WRITTEN_FILE = {"source": "file"}  # context of the validation of a file, whose errors get a line
+
 _TRUE_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _MAX_VALUES = 1_000_000
 _KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -97,7 +99,7 @@ def read_yaml_file(path: Path, model: type[M]) -> M:
     """
     document = _parsed(path)
     try:
-        return model.model_validate(document.value)
+        return model.model_validate(document.value, context=WRITTEN_FILE)
     except ValidationError as error:
         problem = error.errors()[0]
         line = document.line_of(problem["loc"])

@@ -32,5 +32,5 @@ def conflict(job: Job, other_spec: str) -> JobConflictError:
         differences = "written by another version of clipfleet"
     return JobConflictError(
         f"job {job.job_id!r} exists and differs in: {differences}. "
-        "Choose another --job-id, or repeat the submit exactly as it was"
+        "Choose another `job_id=`, or repeat the submit exactly as it was"
     )

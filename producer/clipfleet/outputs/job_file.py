@@ -54,7 +54,7 @@ def job_of(output: Output) -> Job | None:
         return read_job(data)
     except JobUnreadableError as error:
         raise OutputConflictError(
-            f"{output.uri}/{objects.JOB_FILE}: {error}; remove that file, or choose another --output"
+            f"{output.uri}/{objects.JOB_FILE}: {error}; remove that file, or choose another `output=`"
         ) from None
 
 
@@ -93,7 +93,7 @@ class StagedNote:
 
 def staged_files(output: Output) -> StagedFiles:
     """Read the list of staged files, by default empty. Raises `OutputDamagedError`."""
-    way_out = "submit the job again into another --output"
+    way_out = "submit the job again into another `output=`"
     return read_note(output, objects.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
 

@@ -18,6 +18,7 @@ from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of, put_if, put_note, read_note
 from clipfleet.redis.patience import OnTrouble, log_trouble
 from clipfleet.settings import WRITE_LIMIT_SECONDS
+from clipfleet.wording import counted
 
 _LOOK_SECONDS = 0.2
 
@@ -63,7 +64,7 @@ class Overwriting:
                 status = self.ledger.status(self.job.job_id)
             if is_wanted and status is not None and status.sealed:
                 raise UsageError(
-                    f"--overwrite needs a new job id: {self.output.uri} holds {holder.job_id} itself"
+                    f"`overwrite=True` needs a new job id: {self.output.uri} holds {holder.job_id} itself"
                 )
             if status is not None or holder.is_same(self.job):  # resume an interrupted submit
                 return False
@@ -72,7 +73,8 @@ class Overwriting:
         if not is_wanted and not self._is_debris(holder):
             whose = f"job {holder.job_id}" if holder else "files named part-*"
             raise OutputConflictError(
-                f"{self.output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
+                f"{self.output.uri} holds {whose}: choose another `output=`, "
+                "or replace it with `overwrite=True`"
             )
         if holder is not None:
             self._holder_id = holder.job_id
@@ -109,7 +111,7 @@ class Overwriting:
             if not count:
                 return
             if not is_announced:
-                chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+                chunks = counted(count, "chunk")
                 self.say(
                     f"waiting for workers to release {chunks} of job {job_id} in {self.output.uri} "
                     f"(about {seconds:.0f} s if they do not answer)"

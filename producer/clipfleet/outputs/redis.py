@@ -73,7 +73,7 @@ class RedisOutput:
         if len(data) > _MAX_OBJECT_BYTES:
             raise TooManyItemsError(
                 f"a chunk has {len(data) >> 20:,} MiB of items, more than Redis stores in one value: "
-                "choose a smaller --chunk-size, or an --output"
+                "choose a smaller `chunk_size=`, or an `output=`"
             )
         return bool(self._store.run("put_object", self._job_id, name, data, over))
 

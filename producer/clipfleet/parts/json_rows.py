@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, VectorType, part_schema
+from clipfleet.contract.columns import VectorType
+from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
 
 # Valid in JSON, but many programs treat them as line ends.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}

@@ -6,6 +6,7 @@ so every command that is sent through such a client must be idempotent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 
 from clipfleet.errors import JobUnreadableError, RedisUnavailableError, UsageError
 from clipfleet.redis.url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, sentinel_options
+
+# What redis-py says of a connection that was not made.
+_UNCONNECTED = re.compile(r"(?:Error -?\d+ connecting to .*?\. (.+?)|Timeout connecting to server)\.?")
 
 
 def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds: float = 10) -> redis.Redis:
@@ -95,6 +99,10 @@ def damage_of(job_id: str) -> Iterator[None]:
         raise JobUnreadableError(f"job {job_id!r}: what Redis holds of it is not of clipfleet") from None
 
 
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
 @contextmanager
 def redis_errors(url: str) -> Iterator[None]:
     """Turn redis-py's exceptions into `RedisUnavailableError`, which names the server and the way out."""
@@ -102,7 +110,7 @@ def redis_errors(url: str) -> Iterator[None]:
         yield
     except redis.AuthenticationError as error:
         raise RedisUnavailableError(
-            f"Redis at {masked(url)}: login refused (check user and password in CLIPFLEET_REDIS_URL)"
+            f"Redis at {masked(url)}: login refused; check user and password in CLIPFLEET_REDIS_URL"
         ) from error
     except redis.OutOfMemoryError as error:
         raise RedisUnavailableError(
@@ -114,16 +122,19 @@ def redis_errors(url: str) -> Iterator[None]:
         ) from error
     except redis.ResponseError as error:  # of a running server: -BUSY, -NOREPLICAS, -MISCONF, -NOPERM
         is_right = isinstance(error, NoPermissionError) or str(error).startswith("ACL failure")
-        hint = " (what a user needs is in ops/redis/users.acl)" if is_right else ""
+        hint = "; what a user needs is in ops/redis/users.acl" if is_right else ""
         raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}{hint}") from error
     except MasterNotFoundError as error:  # its own text shows internals of redis-py
         raise RedisUnavailableError(
-            f"Redis at {masked(url)}: no Sentinel there knows a running primary of that name "
-            "(do they run, and are their names, the primary's name and sentinel_password right?)"
+            f"Redis at {masked(url)}: no Sentinel there knows a running primary of that name; "
+            "do they run, and are their names, the primary's name and sentinel_password right?"
         ) from error
     except RedisError as error:
+        where = f"Redis at {masked(url)}: {str(error).rstrip('.')}"
+        if unconnected := _UNCONNECTED.fullmatch(str(error)):
+            where = f"cannot connect to Redis at {masked(url)}: {_lowered(unconnected[1] or 'timeout')}"
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
-        raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error
+        raise RedisUnavailableError(f"{where}; {hint}") from error
     except OSError as error:
         # Raised before redis-py translates errors: for example no file descriptors are left.
         raise RedisUnavailableError(f"Redis at {masked(url)}: cannot connect: {error}") from error

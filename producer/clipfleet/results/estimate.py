@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 from clipfleet.contract.bottleneck import Step
+from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import DEFAULT_LABEL_SET_NAME
-from clipfleet.contract.parts import ItemStatus, label_columns
+from clipfleet.contract.parts import ItemStatus
 from clipfleet.ledger.status import JobStatus
 from clipfleet.results.rows import RowReader
 

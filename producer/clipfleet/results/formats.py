@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
@@ -21,24 +20,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.parts import label_columns
 from clipfleet.parts.json_rows import json_dicts, json_lines
+from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.rows import RowReader
 from clipfleet.results.selection import EVERYTHING, Selection
 from clipfleet.terminal.console import printable
 
 TABLE_ROWS = 20
 _GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
-
-
-class ResultFormat(StrEnum):
-    """Formats of `clipfleet results`."""
-
-    TABLE = "table"
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
 
 
 def write(

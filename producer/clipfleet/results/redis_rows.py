@@ -166,5 +166,5 @@ def _why_there_are_none(status: JobStatus) -> ResultsNotReadyError | ResultsExpi
         return ResultsNotReadyError(f"job {status.job_id}: no results yet, it is {status.state}")
     return ResultsExpiredError(
         f"the rows of job {status.job_id} have expired: Redis keeps them for CLIPFLEET_RESULT_TTL_SECONDS "
-        "after a job ends; give an --output to keep them"
+        "after a job ends; give an `output=` to keep them"
     )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.parts import VectorType, embedding_field
+from clipfleet.contract.parts import embedding_field
 from clipfleet.errors import OutputConflictError, UsageError
 from clipfleet.ledger.status import EarlyEnd
 

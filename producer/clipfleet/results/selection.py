@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.parts import ItemStatus, label_columns
+from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, RowStream
 

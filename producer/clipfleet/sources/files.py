@@ -36,8 +36,8 @@ class ReadOptions:
 
     @property
     def content_option(self) -> str:
-        """Option of the command line that sets `url_column`."""
-        return "--text-column" if self.holds_texts else "--url-column"
+        """Option that sets `url_column`, as in messages."""
+        return "`text_column=`" if self.holds_texts else "`url_column=`"
 
     def described(self) -> dict[str, str]:
         """Options that change the meaning of a list, as `SourceDescription.options`."""

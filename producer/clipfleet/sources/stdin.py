@@ -56,7 +56,7 @@ class StdinSource:
             sample = [json_record(line, NAME, number)]
             self._table = RecordTable(sample, options, where=NAME, base=self._base, is_all=False)
         elif options.url_column is not None or options.id_column is not None:
-            raise SourceError(f"{NAME}: --url-column and --id-column apply to JSON lines only")
+            raise SourceError(f"{NAME}: `url_column=` and `id_column=` apply to JSON lines only")
         self.description = SourceDescription(
             kind="stdin",
             uri="-",

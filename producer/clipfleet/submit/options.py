@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -14,10 +15,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import (
     DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
@@ -37,15 +40,13 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
-from clipfleet.contract.parts import VectorType, extra_column_name
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
-from clipfleet.labels.written_files import read_yaml_file
-from clipfleet.outputs import output_uri
-from clipfleet.sources import Source
-from clipfleet.sources.texts import TextSource
-from clipfleet.sources.uris import has_scheme
+from clipfleet.labels.written_files import WRITTEN_FILE, read_yaml_file
+
+if TYPE_CHECKING:
+    from clipfleet.sources import Source
 
 
 def _as_text(value: object) -> object:
@@ -53,7 +54,7 @@ def _as_text(value: object) -> object:
 
 
 class JobDescription(BaseModel):
-    """Options of a job of any task."""
+    """Options of a job of any task. Invalid values raise `UsageError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,15 +85,24 @@ class JobDescription(BaseModel):
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # the queue of that task
 
-
-class JobOptions(JobDescription):
-    """Options of `Client.classify` and the like. Invalid values raise `UsageError`."""
-
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Raise `UsageError` for a program's mistake; a file's is explained by its reader, with the line."""
+        if info.context is WRITTEN_FILE:
+            return handler(values)
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in values if name not in names] if isinstance(values, dict) else []
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, 1)
+            meant = f"; did you mean {near[0]}=?" if near else ""
+            raise UsageError(f"there is no option {unknown[0]}={meant}")
         with usage_errors():
             return handler(values)
+
+
+class JobOptions(JobDescription):
+    """Options of `Client.classify` and the like."""
 
 
 DEFAULT_OPTIONS = JobOptions()
@@ -112,6 +122,10 @@ def make_job(
     Raises:
         UsageError: an option is invalid; the message says what to change.
     """
+    # Here, because `--help` imports the options above, but no pyarrow.
+    from clipfleet.outputs import output_uri
+    from clipfleet.sources.texts import TextSource
+
     job_id = described.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
         raise UsageError(
@@ -121,11 +135,12 @@ def make_job(
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
         raise UsageError(
-            f"--format {described.part_format} is for parts, which Redis does not have: give an --output"
+            f"`part_format=` {described.part_format} is for parts, which Redis does not have: "
+            "give an `output=`"
         )
     if output == REDIS_OUTPUT and described.vector_type is not VectorType.FLOAT16:
         raise UsageError(
-            f"--vector-type {described.vector_type}: Redis holds float16 vectors: give an --output"
+            f"`vector_type=` {described.vector_type}: Redis holds float16 vectors: give an `output=`"
         )
     exif = Exif.IGNORE if task is Task.EMBED_TEXT else described.exif
     with usage_errors():
@@ -154,6 +169,8 @@ def _column(source: Source, name: str | None) -> str | None:
     """Staged name of a source column, matched case-insensitively."""
     if name is None:
         return None
+    from clipfleet.contract.parts import extra_column_name  # here, as in `make_job`
+
     wanted = (extra_column_name(name), extra_column_name(name.lower()))
     names = {column.lower(): column for column in source.description.extra_columns}
     return next((names[one.lower()] for one in wanted if one.lower() in names), name)
@@ -219,6 +236,8 @@ def read_job_spec(path: Path) -> JobSpec:
 
 
 def _below(folder: Path, place: str) -> str:
+    from clipfleet.sources.uris import has_scheme  # here, as in `make_job`
+
     if place == "-" or has_scheme(place) or place.startswith("~"):
         return place
     return str(folder / place)

@@ -64,5 +64,5 @@ def _bounded(batches: Iterator[pa.RecordBatch], max_items: int, max_bytes: int) 
 def _message(what: str) -> str:
     return (
         f"the source has {what}, the limit of a job in Redis: "
-        "give an --output, the path of a folder or s3://BUCKET/PREFIX"
+        "give an `output=`, the path of a folder or s3://BUCKET/PREFIX"
     )

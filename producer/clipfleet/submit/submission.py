@@ -33,6 +33,7 @@ from clipfleet.submit.contents import Contents
 from clipfleet.submit.redis_bound import within_redis
 from clipfleet.submit.small_jobs import look_ahead
 from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
+from clipfleet.wording import counted
 
 MAX_CHECKED_ITEMS = 1_000_000  # by a repeated submit: listing more takes minutes, in some stores hours
 _STREAMS = ("stdin", "iterable")  # kinds of sources that may block
@@ -84,7 +85,9 @@ class Submission:
         status = self.ledger.status(self.job.job_id)
         if state.is_final or status.sealed:
             if must_clear:
-                raise JobConflictError(f"job {self.job.job_id} is {state}: --overwrite needs a new job id")
+                raise JobConflictError(
+                    f"job {self.job.job_id} is {state}: `overwrite=True` needs a new job id"
+                )
             if check_source or status.total <= MAX_CHECKED_ITEMS:
                 self._require_unchanged(status, batches, contents)
             return state.is_final
@@ -151,8 +154,8 @@ class Submission:
             change = ", and the source has changed since"
         else:
             return
-        items = f"{status.total:,} item{'' if status.total == 1 else 's'}"
-        raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another --job-id")
+        items = counted(status.total, "item")
+        raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another `job_id=`")
 
     def _bounded(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:
         batches = contents.counted(source.batches())
@@ -257,7 +260,7 @@ def naming_the_way_out() -> Iterator[None]:
         yield
     except OutputUnreachableError as error:
         raise OutputUnreachableError(
-            f"{error}: choose another --output, or make this one writable"
+            f"{error}: choose another `output=`, or make this one writable"
         ) from error
 
 

@@ -15,6 +15,9 @@ from rich.table import Table
 _COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COMMANDS_IN_A_LINE = re.compile(_COMMANDS.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 
+_OPTION = re.compile("`([a-z][a-z_]*)=(?:True)?`")
+_RENAMED = {"part_format": "format"}  # the others are called alike
+
 
 def printable(text: str) -> str:
     r"""Escape control characters, line ends included, as `\n`, `\x1b` and the like."""
@@ -26,6 +29,11 @@ def printable_lines(text: str) -> str:
     return _COMMANDS_IN_A_LINE.sub(_spelled, text)
 
 
+def with_options(text: str) -> str:
+    """Replace options as errors name them (`overwrite=True`) by those of the command line (--overwrite)."""
+    return _OPTION.sub(lambda found: "--" + _RENAMED.get(found[1], found[1]).replace("_", "-"), text)
+
+
 def _spelled(command: re.Match[str]) -> str:
     return command[0].encode("unicode_escape").decode("ascii")
 
@@ -35,7 +43,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(text: str, style: str = "") -> None:
     """Print a message."""
-    stderr.print(printable_lines(text), style=style, markup=False, emoji=False)
+    stderr.print(printable_lines(with_options(text)), style=style, markup=False, emoji=False)
 
 
 def say_trouble(text: str) -> None:
@@ -58,4 +66,6 @@ def print_table(table: Table) -> None:
 
 def say_error(error: Exception | str) -> None:
     """Print an error."""
-    stderr.print(f"error: {printable_lines(str(error))}", style="red", markup=False, emoji=False)
+    stderr.print(
+        f"error: {printable_lines(with_options(str(error)))}", style="red", markup=False, emoji=False
+    )

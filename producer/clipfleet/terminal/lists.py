@@ -13,7 +13,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from clipfleet.ledger.jobs import JobStatus, WorkerFacts
+from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.values import WorkerFacts
 from clipfleet.terminal.console import printable
 from clipfleet.terminal.progress import duration_words
 

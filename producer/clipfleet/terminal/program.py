@@ -16,6 +16,7 @@ from clipfleet import __version__
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.settings import doubtful_variables
 from clipfleet.terminal.console import say, say_error
+from clipfleet.terminal.help import GENERAL, HELP_NAMES, Group, epilog
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -23,10 +24,13 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-def new_app(description: str) -> typer.Typer:
+def new_app(description: str, example: str) -> typer.Typer:
     """Create a command line without commands."""
     return typer.Typer(
         help=description,
+        epilog=epilog(example),
+        cls=Group,
+        context_settings=HELP_NAMES,
         callback=_begin,
         invoke_without_command=True,
         pretty_exceptions_enable=False,
@@ -42,7 +46,14 @@ def _print_version(context: typer.Context, wanted: bool) -> None:
 def _begin(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="show the version",
+            rich_help_panel=GENERAL,
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

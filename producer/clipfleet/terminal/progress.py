@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from rich.text import Text
 
 from clipfleet.contract.bottleneck import Limit
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger.jobs import JobStatus, WorkerFacts
+from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.values import WorkerFacts
 from clipfleet.terminal.console import printable, say, stderr
 from clipfleet.terminal.pace import Pace
 
@@ -93,13 +95,14 @@ def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> s
     if status.state is JobState.PAUSED:
         reason = f" ({status.reason})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
+    run = f"clipfleet-worker run --models {shlex.quote(status.model)}"
     if not workers:
         return no_worker_words(status.model)
     if not any(facts.serves(status.model) for facts in workers):
         served = ", ".join(sorted({model for facts in workers for model in facts.models}))
         return (
             f"no connected worker serves {status.model} (they serve: {served or 'nothing'}): "
-            f"start one with `clipfleet-worker run --models {status.model}`"
+            f"start one with `{run}`"
         )
     return None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from clipfleet.contract.bottleneck import LimitingStep
 from clipfleet.contract.jobs import Job, JobState, Task
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.progress import rate_words
 
 _MENTIONED_LOAD_SECONDS = 10.0  # the load of a shorter job is not worth a line

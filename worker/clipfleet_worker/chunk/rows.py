@@ -8,16 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.columns import LABEL_COLUMNS, VectorType, label_columns
 from clipfleet.contract.jobs import ItemError
 from clipfleet.contract.parts import (
     INLINE_COLUMN,
     ITEM_COLUMNS,
-    LABEL_COLUMNS,
     LABEL_TYPES,
     UNKNOWN_DIMENSION,
     ItemStatus,
-    VectorType,
-    label_columns,
     part_schema,
 )
 from clipfleet.sources.uris import without_userinfo

@@ -21,7 +21,9 @@ from clipfleet.errors import UsageError
 from clipfleet.s3.client import SCHEME
 from clipfleet.settings import checked
 from clipfleet.terminal.console import printable
+from clipfleet.terminal.help import MACHINE, MODEL, OUTPUT, add_command
 from clipfleet.terminal.program import EXIT_FAILED, new_app, run_program
+from clipfleet.wording import counted
 from clipfleet_worker.cli import models as cli_models
 from clipfleet_worker.cli.requirements import require_extra
 from clipfleet_worker.machine.plan import ALL, AUTO, Machine, WorkerShare, find_gpus, plan_processes
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 app = new_app(
     "Run clipfleet workers, which label and embed images on the CPU or GPUs of this machine.",
+    "clipfleet-worker up -- clipfleet classify photos --labels cat,dog",
 )
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -45,9 +48,18 @@ app.add_typer(cli_models.app, name="models")
 
 Models = Annotated[
     str | None,
-    typer.Option("--models", metavar="NAME,...", help="models to serve; the first one is loaded at start"),
+    typer.Option(
+        "--models",
+        "-m",
+        metavar="NAME,...",
+        help="models to serve; the first one is loaded at start",
+        rich_help_panel=MODEL,
+    ),
 ]
-Directory = Annotated[Path, typer.Option("--dir", help="folder for data and logs of the embedded servers")]
+Directory = Annotated[
+    Path,
+    typer.Option("--dir", help="folder for data and logs of the embedded servers", rich_help_panel=MACHINE),
+]
 
 
 def _set_models(models: str | None) -> None:
@@ -65,7 +77,7 @@ def _set_models(models: str | None) -> None:
     os.environ["CLIPFLEET_MODELS"] = models
 
 
-@app.command()
+@add_command(app, "clipfleet-worker run --models ViT-B-32:datacomp_xl_s13b_b90k")
 def run(
     models: Models = None,
     devices: Annotated[
@@ -74,11 +86,17 @@ def run(
             "--devices",
             metavar="NAME,...",
             help="a process for each: all, cpu, or cuda:0,cuda:1",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     processes_per_device: Annotated[
         str | None,
-        typer.Option("--processes-per-device", metavar="NUMBER", help="processes for each device, or auto"),
+        typer.Option(
+            "--processes-per-device",
+            metavar="NUMBER",
+            help="processes for each device, or auto",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
 ) -> None:
@@ -114,7 +132,11 @@ def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[Worke
     return plan_processes(devices, per_device, machine)
 
 
-@app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@add_command(
+    app,
+    "clipfleet-worker up -- clipfleet classify photos --labels cat,dog",
+    context={"ignore_unknown_options": False, "allow_interspersed_args": False},
+)
 def up(
     command: Annotated[
         list[str] | None,
@@ -124,9 +146,14 @@ def up(
         ),
     ] = None,
     directory: Directory = Path(".clipfleet"),
-    no_worker: Annotated[bool, typer.Option("--no-worker", help="start the servers only")] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="start the servers only", rich_help_panel=MACHINE)
+    ] = False,
     with_s3: Annotated[
-        bool, typer.Option("--s3", help="also start an S3 store, with a bucket named clipfleet")
+        bool,
+        typer.Option(
+            "--s3", help="also start an S3 store, with a bucket named clipfleet", rich_help_panel=MACHINE
+        ),
     ] = False,
     models: Models = None,
     root: Annotated[
@@ -136,12 +163,20 @@ def up(
             exists=True,
             file_okay=False,
             help="the worker reads and writes files below it, in place of the current folder; repeatable",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="leave all of it running in the background, for further commands")
+        bool,
+        typer.Option(
+            "--keep",
+            help="leave all of it running in the background, for further commands",
+            rich_help_panel=MACHINE,
+        ),
     ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="stop what runs in the background")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="stop what runs in the background", rich_help_panel=MACHINE)
+    ] = False,
 ) -> None:
     """Run an embedded Valkey and a worker on this machine, for one command or until Ctrl-C."""
     roots = [path.absolute() for path in root or ()]
@@ -187,10 +222,13 @@ def _up_options(models: str | None, roots: Iterable[Path], *, no_worker: bool, w
     ]
 
 
-@app.command()
+@add_command(app, "clipfleet-worker demo --dir clipfleet-demo")
 def demo(
     directory: Annotated[
-        Path, typer.Option("--dir", help="folder of the demo: new, empty, or of an earlier demo")
+        Path,
+        typer.Option(
+            "--dir", help="folder of the demo: new, empty, or of an earlier demo", rich_help_panel=MACHINE
+        ),
     ] = Path("clipfleet-demo"),
 ) -> None:
     """Label sixty sample images with the demo model, on an embedded server and a real worker."""
@@ -200,9 +238,9 @@ def demo(
     raise typer.Exit(run_demo(directory))
 
 
-@app.command()
+@add_command(app, "CLIPFLEET_HEALTH_PORT=9100 clipfleet-worker exporter")
 def exporter() -> None:
-    """Export metrics of the ledger to Prometheus, at CLIPFLEET_HEALTH_PORT; needs no worker."""
+    """Export job and queue metrics to Prometheus, at CLIPFLEET_HEALTH_PORT; works without a worker."""
     require_extra("exporter")
     from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.status.metrics.ledger import hasty_ledger, run_exporter
@@ -218,11 +256,17 @@ def exporter() -> None:
     run_exporter(ledger, settings.health_host, settings.health_port, ending)
 
 
-@app.command()
+@add_command(app, "clipfleet-worker doctor -o s3://vectors/nightly")
 def doctor(
     output: Annotated[
         list[str] | None,
-        typer.Option(metavar="s3://BUCKET/PREFIX", help="also check that it is writable; may be repeated"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="s3://BUCKET/PREFIX",
+            help="also check that it is writable; may be repeated",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -253,7 +297,7 @@ def _print(findings: Iterable[Finding]) -> int:
     problems = counts["problem"]
     console.print(
         Text(
-            f"{problems} problems, {counts['warning']} warnings",
+            f"{counted(problems, 'problem')}, {counted(counts['warning'], 'warning')}",
             style=_STYLES["problem" if problems else "ok"],
         )
     )

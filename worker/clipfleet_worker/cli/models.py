@@ -14,18 +14,26 @@ from clipfleet.contract.model_names import normalise_model
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.settings import checked
 from clipfleet.terminal.console import print_table, say
+from clipfleet.terminal.help import MODEL, Group, add_command, epilog
 from clipfleet_worker.cli.requirements import require_extra
 from clipfleet_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from clipfleet_worker.models.files import ModelFiles
 
-app = typer.Typer(help="List and download models.", no_args_is_help=True)
+app = typer.Typer(
+    help="List and download models.",
+    epilog=epilog("clipfleet-worker models list --all"),
+    cls=Group,
+    no_args_is_help=True,
+)
 
 
-@app.command("list")
+@add_command(app, "clipfleet-worker models list --all", "list")
 def list_(
-    every: Annotated[bool, typer.Option("--all", help="also list the models that open_clip knows")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="also list the models that open_clip knows", rich_help_panel=MODEL)
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the models to serve (CLIPFLEET_MODELS) and those on this machine."""
@@ -53,7 +61,7 @@ def list_(
     print_table(table)
 
 
-@app.command()
+@add_command(app, "clipfleet-worker models pull ViT-L-14:datacomp_xl_s13b_b90k")
 def pull(
     models: Annotated[list[str], typer.Argument(metavar="NAME...", help="models, named as for --models")],
     as_json: AsJson = False,

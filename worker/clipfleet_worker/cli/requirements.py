@@ -16,4 +16,6 @@ def require_extra(name: str = "worker,embedded") -> None:
     """Raise `UsageError` unless the packages of an extra are installed."""
     missing = [module for module in _MODULES[name] if find_spec(module) is None]
     if missing:
-        raise UsageError(f'this command needs {", ".join(missing)}; run `pip install "clipfleet[{name}]"`')
+        raise UsageError(
+            f"this command needs {', '.join(missing)}; run `pip install -e '.[{name}]'` in a clone"
+        )

@@ -17,6 +17,7 @@ from PIL import Image
 
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.settings import doubtful_variables
+from clipfleet.wording import counted
 from clipfleet_worker.decode.codecs import missing_codec
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS
@@ -80,11 +81,13 @@ def decode_findings(max_pixels: int) -> Iterator[Finding]:
         return
     if worst > _MOST_GREY_LEVELS:
         yield problem(
-            f"the fast route is {worst:.0f} grey levels off the exact one: labels would differ",
+            f"the fast route is {counted(round(worst), 'grey level')} off the exact one: labels would differ",
             _REMEDY,
         )
     else:
-        yield fine(f"the fast route is at most {worst:.0f} grey levels off the exact one (p99.9)")
+        yield fine(
+            f"the fast route is at most {counted(round(worst), 'grey level')} off the exact one (p99.9)"
+        )
 
 
 def _of_formats() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -57,13 +58,13 @@ def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
     if files is None:
         yield warning(
             f"{name} is not on this machine: its first job waits for the download",
-            f"clipfleet-worker models pull {name}",
+            f"run `clipfleet-worker models pull {shlex.quote(name)}`",
         )
         return
     try:
         yield from _of_loading(settings, name)
     except ModelUnavailableError as error:
-        remedy = f"remove {files.folder} and run `clipfleet-worker models pull {name}`"
+        remedy = f"remove {files.folder} and run `clipfleet-worker models pull {shlex.quote(name)}`"
         if isinstance(error.__cause__, Unfaithful):
             remedy = f"set CLIPFLEET_PRECISION=auto or fp32; if that is wrong, too: {remedy}"
         yield problem(str(error), remedy)

@@ -17,6 +17,7 @@ from clipfleet.hints import make_app
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.redis.connection import connect, masked, redis_errors
+from clipfleet.wording import counted
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.doctor.redis_rights import missing_commands
 from clipfleet_worker.settings import WorkerSettings
@@ -45,8 +46,8 @@ def redis_findings(settings: WorkerSettings) -> Iterator[Finding]:
         with client, redis_errors(url):
             yield from _of_server(client, url)
     except RedisUnavailableError as error:
-        what, _, way_out = str(error).partition(" (")
-        yield problem(what, way_out.rstrip(")") or "see CLIPFLEET_REDIS_URL, and the log of Redis")
+        what, _, way_out = str(error).partition("; ")
+        yield problem(what, way_out or "see CLIPFLEET_REDIS_URL, and the log of Redis")
     except RedisError as error:
         yield problem(f"Redis at {masked(url)}: {error}", "see the log of Redis")
 
@@ -81,7 +82,7 @@ def _of_workers(url: str) -> Iterator[Finding]:
         ledger.close()
     models = sorted({model for facts in workers for model in facts.models})
     if workers:
-        yield fine(f"{len(workers)} workers are connected and serve {', '.join(models)}")
+        yield fine(f"connected: {counted(len(workers), 'worker')}, for {', '.join(models)}")
     else:
         yield fine("no worker is connected yet")
 

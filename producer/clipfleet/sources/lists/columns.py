@@ -72,7 +72,7 @@ def assign_columns(
             f"choose the one with the {wanted} with {options.content_option}"
         )
     besides = {position for position in (url, held) if position is not None}
-    name = _position(header, options.id_column, usual_ids, "--id-column", where, besides=besides)
+    name = _position(header, options.id_column, usual_ids, "`id_column=`", where, besides=besides)
     unused = {*besides, *bytes_columns} | ({name} if name is not None else set())
     if is_ours:
         ours = _OF_THE_FAILURE | ({"uri"} if options.holds_texts else set())
@@ -95,13 +95,13 @@ def _image_columns(
         return _position(header, options.url_column, TEXT_COLUMNS, options.content_option, where), None
     chosen = None
     if options.url_column is not None:
-        chosen = _position(header, options.url_column, (), "--url-column", where)
+        chosen = _position(header, options.url_column, (), "`url_column=`", where)
         if chosen not in bytes_columns:
             return chosen, None
     lowered = [name.lower() for name in header]
     usual = [lowered.index(name) for name in BYTES_COLUMNS if name in lowered]
     held = chosen if chosen is not None else next((one for one in usual if one in bytes_columns), None)
-    return _position(header, None, usual_urls, "--url-column", where, besides=bytes_columns), held
+    return _position(header, None, usual_urls, "`url_column=`", where, besides=bytes_columns), held
 
 
 def _position(

@@ -19,6 +19,7 @@ from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.lists.columns import Columns, assign_columns
 from clipfleet.sources.lists.lines import MAX_LINE_BYTES, TextFile
 from clipfleet.sources.uris import absolute_uris
+from clipfleet.wording import counted
 
 
 class CsvSource:
@@ -63,7 +64,9 @@ class CsvSource:
         for line, record in records:
             if len(record) != self._count:
                 raise self._text.error(
-                    line, f"the row has {len(record)} fields, the header names {self._count} columns"
+                    line,
+                    f"the row has {counted(len(record), 'field')}, "
+                    f"the header names {counted(self._count, 'column')}",
                 )
             yield record
 

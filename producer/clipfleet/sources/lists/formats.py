@@ -57,11 +57,11 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
     is_table = is_list and (_ending(text) or "").removesuffix(".gz") in _WITH_COLUMNS
     if not is_table and (options.url_column is not None or options.id_column is not None):
         raise SourceError(
-            f"{utf8_name(text)}: {options.content_option} and --id-column apply to tables only "
+            f"{utf8_name(text)}: {options.content_option} and `id_column=` apply to tables only "
             "(.csv, .tsv, .jsonl, .parquet)"
         )
     if not is_list and options.base_uri is not None:
-        raise SourceError(f"{utf8_name(text)}: --base-uri applies to lists and tables only")
+        raise SourceError(f"{utf8_name(text)}: `base_uri=` applies to lists and tables only")
 
 
 def refuse_pattern_of_lists(pattern: str) -> None:

@@ -20,6 +20,7 @@ from clipfleet.sources.batches import item_batch
 from clipfleet.sources.files import ReadOptions
 from clipfleet.sources.lists.columns import assign_columns
 from clipfleet.sources.uris import absolute_uris
+from clipfleet.wording import counted
 
 Record = Mapping[str, Any]
 
@@ -203,7 +204,7 @@ def _json(value: Any) -> str:
 
 
 def _unprintable(value: Any) -> str:
-    return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)
+    return f"({counted(len(value), 'byte')})" if isinstance(value, bytes) else str(value)
 
 
 def _unused_name(name: str, taken: Mapping[str, object]) -> str:

@@ -173,6 +173,8 @@ class TestEveryCommand:
         ("clipfleet export . --layout csv --to notes.md", ["notes.md is not a folder"]),
         ("clipfleet export . --layout csv --to s3://b/x", ["s3://", "a local folder"]),
         ("clipfleet export . --layout csv --to=", ["--to", "empty"]),
+        ("clipfleet export . --layout csv --to -", ["--to", "- would be a folder"]),
+        ("clipfleet embed images --output -", ["--output", "- would be a folder"]),
         ("clipfleet export . --layout parquet --to new", ["--layout", "clip-retrieval"]),
         ("clipfleet export .", ["--layout"]),
         ("clipfleet export . --layout csv", ["--to"]),

@@ -166,7 +166,7 @@ class TestClipRetrieval:
     def test_without_a_vector_nothing_is_written(self, output: FolderOutput, to: Path, row: Any) -> None:
         add_part(output, 0, [row])
 
-        with pytest.raises(UsageError, match="--store-embeddings"):
+        with pytest.raises(UsageError, match="`store_embeddings=True`"):
             export(PartRows(output), Layout.CLIP_RETRIEVAL, to)
         assert sorted(path.name for path in to.parent.iterdir()) == ["out"]
 

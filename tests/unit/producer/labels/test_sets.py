@@ -11,7 +11,7 @@ import pytest
 from clipfleet.commands.submitting import chosen_label_sets
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
-from clipfleet.labels.sets import label_sets_of, read_label_set
+from clipfleet.labels.sets import label_sets_of, read_label_set, warnings_of
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -57,12 +57,21 @@ class TestFromPrograms:
             ({"a b": LabelSet(labels=("a",))}, [], "label set 'a b': its name"),
             ([LabelSet(labels=("a",))], ["{}"], "templates apply to labels"),
             ([LabelSet(labels=("a",)), "b"], [], "label"),
-            ([1, 2], [], "labels.0: Input should be a valid string"),
+            ([1, 2], [], "labels.0: 1 is not text"),
         ],
     )
     def test_what_cannot_be_used_is_told(self, labels: Any, templates: list[str], problem: str) -> None:
         with pytest.raises(UsageError, match=problem):
             label_sets_of(labels, templates)
+
+
+def test_a_set_of_one_label_is_warned_of() -> None:
+    (alone,) = warnings_of(label_sets_of(["cat"]))
+    (beside,) = warnings_of(label_sets_of({"animals": ["cat", "dog"], "colours": ["red"]}))
+
+    assert "there is one label only: every image gets 'cat', with score 1.000" in alone
+    assert "label set 'colours' has one label only: every image gets 'red'" in beside
+    assert not [*warnings_of(label_sets_of("imagenet1k"))]
 
 
 class TestFiles:
@@ -128,7 +137,7 @@ class TestFiles:
             read_label_set("missing.yaml")
         with pytest.raises(UsageError, match=r"latin\.yaml: not UTF-8"):
             read_label_set("latin.yaml")
-        with pytest.raises(UsageError, match=r"--label-set imagenet: neither imagenet1k nor a \.yaml"):
+        with pytest.raises(UsageError, match=r"label set imagenet: neither imagenet1k nor a \.yaml"):
             read_label_set("imagenet")
 
 

@@ -233,7 +233,7 @@ class TestTakingOver:
     def test_a_forgotten_job_of_the_same_id_is_another_job(self, bench: Bench) -> None:
         submit = bench.submit("before", top_k=3)
         bench.ledger_has(None)
-        with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
+        with pytest.raises(OutputConflictError, match="holds job before: choose another `output=`"):
             submit.is_due(is_wanted=False)
 
         assert submit.is_due(is_wanted=True)

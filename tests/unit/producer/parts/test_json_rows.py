@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract.parts import VectorType, part_schema
+from clipfleet.contract.columns import VectorType
+from clipfleet.contract.parts import part_schema
 from clipfleet.parts.json_rows import as_json, from_json, inferred_schema, json_line, json_lines, json_schema
 
 MOMENT = datetime(2026, 11, 24, 12, 30, 15, 250_000, tzinfo=UTC)

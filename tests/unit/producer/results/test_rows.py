@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.parts import PartCounts, PartIdentity, label_columns, part_schema
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
@@ -32,7 +33,7 @@ from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import formats as result_formats
 from clipfleet.results import rows as results
-from clipfleet.results.formats import ResultFormat
+from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job

@@ -11,7 +11,8 @@ import pytest
 
 from clipfleet.errors import UsageError
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results.formats import ResultFormat, write
+from clipfleet.results.formats import write
+from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.selection import Selection
 from tests.support.rows import add_part, classified, failed

@@ -357,7 +357,7 @@ class TestCsv:
     def test_a_chosen_column_that_is_not_there(self, tmp_path: Path, option: str) -> None:
         path = write(tmp_path / "a.csv", "url,name\nhttps://a/1.jpg,x\n")
 
-        assert_problem(path, "'nope'", "url, name", "--" + option.replace("_", "-"), **{option: "nope"})
+        assert_problem(path, "'nope'", "url, name", f"`{option}=`", **{option: "nope"})
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -368,7 +368,7 @@ class TestCsv:
             ("url,label,source_label\na,b,c\n", "a.csv:1: two columns would be named 'source_label'"),
             ("link,name\na,x\n", "a.csv:1: no column named url, uri,"),
             ("url,name,name\na,b,c\n", "a.csv:1: column 'name' appears twice"),
-            ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 fields, the header names 2"),
+            ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 field, the header names 2 columns"),
             ("url,name\na,b,c\n", "a.csv:2: the row has 3 fields"),
             ('url,name\na,b\na,"never closed\nb,c\n', "a.csv:3: not a well-formed row"),
             ('url,name\na,"' + "x" * 200_000, "a.csv:2: not a well-formed row"),
@@ -384,7 +384,7 @@ class TestCsv:
         batches = open_source(str(path)).batches()
 
         assert next(batches).num_rows == 512
-        with pytest.raises(SourceError, match=r"a\.csv:602: the row has 1 fields"):
+        with pytest.raises(SourceError, match=r"a\.csv:602: the row has 1 field, the header names 2 columns"):
             list(batches)
 
     @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -432,7 +432,7 @@ class TestChoice:
     def test_column_options_apply_to_tables_only(self, tmp_path: Path, source: str, option: str) -> None:
         touch(tmp_path, "a.jpg")
 
-        assert_problem(source.format(folder=tmp_path), "--url-column", **{option: "x"})
+        assert_problem(source.format(folder=tmp_path), "`url_column=`", **{option: "x"})
 
     def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))

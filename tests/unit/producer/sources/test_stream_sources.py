@@ -147,7 +147,7 @@ class TestStdin:
                 os.close(folder)
 
     def test_columns_apply_to_json_only(self, pipe: Pipe) -> None:
-        assert "--url-column" in stdin_problem(pipe, "/1.jpg\n", url_column="x")
+        assert "`url_column=`" in stdin_problem(pipe, "/1.jpg\n", url_column="x")
 
 
 class TestIterable:

@@ -88,11 +88,16 @@ def test_an_errors_file_of_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text_column", "problem"),
     [
-        ("t.csv", "a,b\n1,2\n", None, "no column named text, caption; the columns are a, b: .*--text-column"),
-        ("t.csv", "a,b\n1,2\n", "c", "--text-column 'c' not found; the columns are a, b"),
+        (
+            "t.csv",
+            "a,b\n1,2\n",
+            None,
+            "no column named text, caption; the columns are a, b: .*`text_column=`",
+        ),
+        ("t.csv", "a,b\n1,2\n", "c", "`text_column=` 'c' not found; the columns are a, b"),
         ("t.csv", "text\n", None, "no rows"),
         ("t.txt", "", None, "empty"),
-        ("t.txt", "one\n", "text", "--text-column and --id-column apply to tables only"),
+        ("t.txt", "one\n", "text", "`text_column=` and `id_column=` apply to tables only"),
     ],
 )
 def test_what_has_no_texts(tmp_path: Path, name: str, content: str, text_column: Any, problem: str) -> None:

@@ -153,17 +153,20 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"chunk_size": 0}, "chunk_size: Input should be greater"),
+        ({"chunk_size": 0}, "chunk_size: 0 is less than 1"),
         ({"lane": "urgent"}, "lane: .*'high'"),
-        ({"max_error_rate": 2}, "max_error_rate: Input should be less"),
-        ({"max_error_rate": -0.1}, "max_error_rate: Input should be greater"),
-        ({"max_error_rate": math.nan}, "max_error_rate: Input should be a finite number"),
-        ({"embeddings": True}, "embeddings: Extra inputs"),
+        ({"max_error_rate": 2}, "max_error_rate: 2 is more than 1"),
+        ({"max_error_rate": -0.1}, "max_error_rate: -0.1 is less than 0"),
+        ({"max_error_rate": math.nan}, "max_error_rate: nan is not a finite number"),
+        ({"embeddings": True}, "there is no option embeddings=; did you mean store_embeddings="),
+        ({"chunk_size": "many"}, "chunk_size: 'many' is not a whole number"),
     ],
 )
 def test_options_that_cannot_be_are_told_as_any_other_mistake(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         JobOptions(**values)
+    with pytest.raises(UsageError, match=problem.replace("store_embeddings", "embedding")):
+        JobSpec(source="photos", embedding=True, **values)
 
 
 @pytest.mark.parametrize(

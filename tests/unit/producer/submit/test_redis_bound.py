@@ -44,7 +44,7 @@ def test_as_many_as_may_be_pass_unchanged(clock: Clock, look_ahead: bool) -> Non
 
 
 def test_too_many_are_told_before_the_first_is_used(clock: Clock) -> None:
-    with pytest.raises(TooManyItemsError, match=r"more than 49 items.* give an --output"):
+    with pytest.raises(TooManyItemsError, match=r"more than 49 items.* give an `output=`"):
         bounded(Batches(5, clock), clock)
 
 

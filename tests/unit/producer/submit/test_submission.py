@@ -202,7 +202,7 @@ class TestOccupiedOutput:
     def test_another_jobs_is_refused_and_the_ways_out_are_told(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
 
-        refuses(bench, OutputConflictError, "holds job other: choose another --output.*--overwrite")
+        refuses(bench, OutputConflictError, "holds job other: choose another `output=`.*`overwrite=True`")
         assert bench.writes == []
 
     def test_parts_of_an_unknown_job_are_refused_too(self, bench: Bench) -> None:
@@ -214,7 +214,7 @@ class TestOccupiedOutput:
     def test_a_job_file_that_cannot_be_read_is_refused(self, bench: Bench, overwrite: bool) -> None:
         bench.output.create(objects.JOB_FILE, b"{}")
 
-        refuses(bench, OutputConflictError, "choose another --output", overwrite=overwrite)
+        refuses(bench, OutputConflictError, "choose another `output=`", overwrite=overwrite)
 
     def test_other_files_are_no_hindrance_and_stay(self, bench: Bench) -> None:
         bench.output.create("notes.txt", b"mine")
@@ -241,13 +241,13 @@ class TestOccupiedOutput:
     def test_a_job_does_not_overwrite_itself(self, bench: Bench) -> None:
         bench.submit()
 
-        refuses(bench, UsageError, "--overwrite needs a new job id", overwrite=True)
+        refuses(bench, UsageError, "`overwrite=True` needs a new job id", overwrite=True)
 
     def test_a_job_that_has_ended_does_not_overwrite_its_successor(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
         bench.know(bench.job, JobState.COMPLETED)
 
-        refuses(bench, JobConflictError, "is completed: --overwrite needs a new job id", overwrite=True)
+        refuses(bench, JobConflictError, "is completed: `overwrite=True` needs a new job id", overwrite=True)
 
     def test_a_submit_that_is_refused_has_removed_nothing(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)

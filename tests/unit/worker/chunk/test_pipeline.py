@@ -18,8 +18,9 @@ import pyarrow as pa
 import pytest
 from PIL import AvifImagePlugin, Image
 
+from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision
-from clipfleet.contract.parts import PartCounts, PartIdentity, VectorType
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger.jobs import Lease
 from clipfleet.outputs.folder import FolderOutput

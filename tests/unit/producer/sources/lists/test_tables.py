@@ -109,7 +109,7 @@ class TestJsonl:
         path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
 
         assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
-        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
+        assert "`id_column=` 'nope'" in problem(path, url_column="link", id_column="nope")
 
     def test_what_comes_late_is_kept_as_json(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clipfleet.sources.lists.jsonl._SAMPLE_RECORDS", 2)
@@ -412,4 +412,4 @@ class TestBaseUri:
     def test_a_folder_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "1.jpg").touch()
 
-        assert "--base-uri applies to lists" in problem(tmp_path, base_uri="s3://b/")
+        assert "`base_uri=` applies to lists" in problem(tmp_path, base_uri="s3://b/")

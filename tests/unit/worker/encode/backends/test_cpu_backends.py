@@ -84,7 +84,7 @@ class TestChoice:
 
     @pytest.mark.usefixtures("missing")
     def test_a_missing_extra_is_named_with_the_line_that_mends_it(self) -> None:
-        with pytest.raises(UsageError, match=r'pip install "clipfleet\[openvino\]"'):
+        with pytest.raises(UsageError, match=r"pip install -e '\.\[openvino\]'"):
             cpu_backends.cpu_backends("openvino")
 
     @pytest.mark.usefixtures("installed")

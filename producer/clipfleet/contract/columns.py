@@ -1,0 +1,19 @@
+"""Names of the columns of a label set, and types of vectors, without pyarrow: `--help` needs them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+LABEL_COLUMNS = ("label", "score", "labels", "scores")
+
+
+class VectorType(StrEnum):
+    """Type of the numbers of a vector in a part."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"  # for programs that read no float16, such as Spark
+
+
+def label_columns(set_name: str) -> tuple[str, ...]:
+    """Names of the columns of one label set, in the order of `LABEL_COLUMNS`."""
+    return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)

@@ -1,0 +1,35 @@
+"""What a program may hand to the client, and what it reads back."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipfleet.client import Client
+from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.wording import counted
+
+
+def test_a_url_stands_for_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://elsewhere.invalid/0")
+
+    with (
+        Client("redis://:s3cret@127.0.0.1:1/5") as client,
+        pytest.raises(
+            RedisUnavailableError,
+            match=r"^cannot connect to Redis at redis://\*\*\*@127\.0\.0\.1:1/5: connection refused; is it",
+        ),
+    ):
+        client.jobs()
+
+
+def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"CLIPFLEET_REDIS_URL cannot be used: .*redis://") as caught:
+        Client("http://:s3cret@localhost")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2000, "2,000 rows")]
+)
+def test_a_number_has_its_noun(number: int, words: str) -> None:
+    assert counted(number, "row") == words
