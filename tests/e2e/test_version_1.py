@@ -75,7 +75,7 @@ def test_an_unfinished_job_is_finished_by_new_workers(forgetful: Cluster, place:
 
     is_of_version_1(output, parts=5)
     assert before.items() <= files_of(output).items()  # the part of the dead worker too
-    found = rows(output)
+    found = forgetful.rows(output)
     assert [row["item_index"] for row in found] == list(range(ITEMS))
     assert [row["item_index"] for row in found if row["status"] == "failed"] == [LARGE, BROKEN]
     assert ends(forgetful, "unfinished") == [("0", "completed_with_errors")]
