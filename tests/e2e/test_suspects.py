@@ -30,9 +30,13 @@ def test_images_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
     assert 1 <= len(ending.exit_codes) <= 6
 
 
-def test_a_worker_that_isolates_its_decoders_loses_nothing_but_the_rows(tmp_path: Path) -> None:
-    with Cluster(tmp_path, SETTINGS | {"CLIPFLEET_ISOLATE_DECODE": "1"}) as cluster:
-        write_hostile_images(tmp_path / "images", 40, DEEDS, image_format="WEBP")
+@pytest.mark.parametrize(("isolates", "image_format"), [("1", "WEBP"), ("0", "AVIF"), ("0", "HEIF")])
+def test_a_worker_that_isolates_its_decoders_loses_nothing_but_the_rows(
+    tmp_path: Path, isolates: str, image_format: str
+) -> None:
+    """That of AVIF and HEIF it isolates in any case."""
+    with Cluster(tmp_path, SETTINGS | {"CLIPFLEET_ISOLATE_DECODE": isolates}) as cluster:
+        write_hostile_images(tmp_path / "images", 40, DEEDS, image_format=image_format)
         ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=40)
 
     assert (ending.codes, ending.decode_children, ending.exit_codes) == (expected(40), [], [])
