@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import DEFAULT_CHUNK_SIZE
 
-# At least so many, unless they were smaller than `_LEAST`. Not more: a chunk costs its worker some 10 ms of CPU,
-# which is as much as ten images of the smallest models.
+# At least so many, unless they were smaller than `_LEAST`. Not more: a chunk costs 10 ms of CPU, as much
+# as ten images of the smallest models.
 _CHUNKS = 8
 _LEAST = 16  # items that a worker decodes at a time
 _ONE_CHUNK = 2 * _LEAST  # so few items are not worth sharing
