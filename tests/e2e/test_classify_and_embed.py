@@ -28,7 +28,7 @@ def test_classify_a_folder(cluster: Cluster, folder: Path) -> None:
     )  # fmt: skip
 
     assert [*answer] == [
-        "job_id", "state", "total", "ok", "failed", "output", "seconds", "already_ended", "limit",
+        "job_id", "state", "total", "ok", "failed", "codes", "output", "seconds", "already_ended", "limit",
         "estimate",
     ]  # fmt: skip
     assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 9, 9, 0)

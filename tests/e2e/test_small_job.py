@@ -26,7 +26,7 @@ ITEMS = 300
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Cluster]:
-    """A worker that needs about fifteen seconds for these items."""
+    """A worker that needs about 25 seconds for these items."""
     with Cluster(tmp_path, {"CLIPFLEET_BATCH_SIZE": "4"}) as cluster:
         cluster.start_worker(program=("tests.support.altered_worker", "throttle", str(tmp_path / "no-file")))
         yield cluster

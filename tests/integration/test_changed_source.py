@@ -154,7 +154,7 @@ def test_one_item_of_a_thousand_is_noticed(bed: Bed, ledger: Ledger, pile: Pile)
 
     job = bed.submit(pile.source)
     assert (job.had_ended, job.status().total) == (False, ITEMS), "unchanged, it is returned"
-    assert len(work_off(ledger)) == 21
+    assert len(work_off(ledger)) == 9
 
     pile.touch("0500")
     bed.check_refuses(pile.source, f"1,000 items, {CHANGED}")

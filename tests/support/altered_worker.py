@@ -40,7 +40,7 @@ from tests.support.hostile_decoder import HostileDecoder
 
 SLOW_TO_DECODE = b"~slow"  # behind the end of an image
 _DECODE_SECONDS = 0.06
-_ENCODE_SECONDS = 0.05
+_ENCODE_SECONDS = 0.08
 _WRITE_SECONDS = 1.0
 
 

@@ -65,7 +65,7 @@ class JobDescription(BaseModel):
     decode: DecodeRoute = DecodeRoute.FAST
     exif: Exif = Exif.IGNORE
     lane: Lane = Lane.NORMAL
-    # Default: 512; fewer in a job of less than 8,192 items, so that several workers share it.
+    # Default: 512; fewer in a job of less than 4,096 items, so that several workers share it.
     chunk_size: Annotated[int | None, Field(ge=1, le=MAX_CHUNK_SIZE)] = None
     job_id: str | None = None  # repeat it to resume a submit, or to get the existing job
     overwrite: bool = False  # replace the results of another, ended job

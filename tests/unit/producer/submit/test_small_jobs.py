@@ -14,7 +14,7 @@ from tests.support.doubles import Clock
 
 @pytest.mark.parametrize(
     ("items", "size"),
-    [(1, 32), (32, 32), (33, 16), (300, 16), (1000, 48), (8191, 496), (8192, 512), (10_000_000, 512)],
+    [(1, 32), (32, 32), (33, 16), (300, 32), (1000, 112), (4095, 496), (4096, 512), (10_000_000, 512)],
 )
 def test_a_small_job_has_small_chunks(items: int, size: int) -> None:
     assert chunk_size_of(items) == size
