@@ -23,12 +23,12 @@ def find_job(client: Client, name: str) -> JobHandle:
         JobNotFoundError: no such job in Redis; the message names the way out.
         JobConflictError: the job in Redis is not the one of the output.
     """
-    from clipfleet.outputs import open_output
-    from clipfleet.outputs.job_file import job_of
-
     found = _named(client, name)
     if not isinstance(found, str):
         return found
+    from clipfleet.outputs import open_output
+    from clipfleet.outputs.job_file import job_of
+
     output = open_output(found)
     job = job_of(output)
     if job is None:

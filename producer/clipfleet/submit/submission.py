@@ -77,8 +77,7 @@ class Submission:
         """
         contents = Contents()
         batches = self._first_batches(source, contents)
-        overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
-        overwriting.job = self.job
+        overwriting = self._overwriting()
         with naming_the_way_out():
             must_clear = overwriting.is_due(is_wanted=overwrite)
         is_new, state = self._known(overwriting)
@@ -122,6 +121,11 @@ class Submission:
             size, batches = look_ahead(batches)
             self.job = self.job.model_copy(update={"chunk_size": size})
         return batches
+
+    def _overwriting(self) -> Overwriting:
+        overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
+        overwriting.job = self.job  # which may have its chunk size now
+        return overwriting
 
     def _known(self, overwriting: Overwriting) -> tuple[bool, JobState]:
         """Make the ledger know the job; one that it knows goes on as it is, maybe from an older version."""

@@ -61,6 +61,25 @@ Directory = Annotated[
     typer.Option("--dir", help="folder for data and logs of the embedded servers", rich_help_panel=MACHINE),
 ]
 
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="the worker reads and writes files below it, in place of the current folder; repeatable",
+        rich_help_panel=MACHINE,
+    ),
+]
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep",
+        help="leave all of it running in the background, for further commands",
+        rich_help_panel=MACHINE,
+    ),
+]
+
 
 def _set_models(models: str | None) -> None:
     """Override CLIPFLEET_MODELS by the option; an error names the option."""
@@ -156,24 +175,8 @@ def up(
         ),
     ] = False,
     models: Models = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="the worker reads and writes files below it, in place of the current folder; repeatable",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    keep: Annotated[
-        bool,
-        typer.Option(
-            "--keep",
-            help="leave all of it running in the background, for further commands",
-            rich_help_panel=MACHINE,
-        ),
-    ] = False,
+    root: Roots = None,
+    keep: Keep = False,
     stop: Annotated[
         bool, typer.Option("--stop", help="stop what runs in the background", rich_help_panel=MACHINE)
     ] = False,

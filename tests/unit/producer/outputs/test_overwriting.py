@@ -152,7 +152,7 @@ class TestWithoutOverwrite:
     def test_any_other_job_keeps_its_output(self, bench: Bench, facts: dict[str, Any]) -> None:
         bench.left_by_a_job_without_rows(**facts)
 
-        with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
+        with pytest.raises(OutputConflictError, match="holds job before: choose another `output=`"):
             bench.submit().is_due(is_wanted=False)
 
         assert bench.output.read(objects.LAYOUT.staged_file(0, 1)) == b"theirs"
