@@ -321,7 +321,7 @@ class TestMachine:
         found = list(examine(site.checks("decode")))
 
         assert {finding.level for finding in found} == {Level.OK}
-        assert 'run `pip install "clipfleet[heif]"`' in found[1].what
+        assert "run `pip install -e '.[heif]'`" in found[1].what
 
 
 class TestWeights:

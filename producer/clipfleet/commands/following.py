@@ -23,6 +23,8 @@ from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words
 from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said
+from clipfleet.terminal.up_around import afterwards
+from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
@@ -106,7 +108,8 @@ def _say_summary(
     client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None, *, had_ended: bool
 ) -> None:
     if not snapshot.state.is_final:
-        say(f"submitted {snapshot.total:,} items; follow the job with `clipfleet watch {job.job_id}`")
+        watch = afterwards("clipfleet", "watch", job.job_id)
+        say(f"submitted {counted(snapshot.total, 'item')}; follow the job with `{watch}`")
         problem = missing_worker_words(snapshot, client.workers())
         if problem:
             say(problem, style="yellow")

@@ -5,39 +5,12 @@ A job pauses if `clipfleet-worker up` ends with this command; else it goes on wi
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
 
 from clipfleet.ledger.status import JobStatus
-
-UP_VARIABLE = "_CLIPFLEET_UP"  # no setting: `up` sets it for its command
-
-
-@dataclass(frozen=True, slots=True)
-class UpAround:
-    """The `up` under which a command runs, as an environment variable carries it."""
-
-    pid: int  # 0: its Redis is not its own, and outlives it
-    again: str  # the command line of that `up`, for a shell, without its command
-
-    @classmethod
-    def of_environment(cls) -> Self | None:
-        """The `up` of this process; None: there is none."""
-        pid, _, again = os.environ.get(UP_VARIABLE, "").partition(" ")
-        return cls(int(pid), again) if pid.isdecimal() else None
-
-    def value(self) -> str:
-        """Value of the variable."""
-        return f"{self.pid} {self.again}"
-
-    @property
-    def ends_with_us(self) -> bool:
-        """Whether it ends with this very process, as this is its command, not a child of its command."""
-        return self.pid == os.getppid()
+from clipfleet.terminal.up_around import UpAround
 
 
 def words_after_watching(job_id: str, last: JobStatus | None) -> str:
@@ -48,7 +21,7 @@ def words_after_watching(job_id: str, last: JobStatus | None) -> str:
         cancel = shlex.join(["clipfleet", "cancel", job_id])
         return f"The job goes on without this terminal. Watch it again with `{watch}`, end it with `{cancel}`"
     if up.ends_with_us:
-        done = "" if last is None else f": {last.ok + last.failed:,} of {last.total:,} done"
+        done = "" if last is None else f": {last.done:,} of {last.total:,} done"
         return f"Paused{done}. Continue with `{up.again} -- {watch}`"
     return (
         f"The job goes on while a worker runs. Watch it again with `{watch}`; "

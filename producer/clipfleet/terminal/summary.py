@@ -9,6 +9,7 @@ from clipfleet.contract.bottleneck import LimitingStep
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.progress import rate_words
+from clipfleet.terminal.up_around import afterwards
 
 _MENTIONED_LOAD_SECONDS = 10.0  # the load of a shorter job is not worth a line
 
@@ -36,7 +37,7 @@ def earlier_headline(job: Job, snapshot: JobStatus, *, nothing_was_run: bool) ->
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     run = "; nothing was run" if nothing_was_run else ""
     if nothing_was_run and snapshot.state in (JobState.FAILED, JobState.CANCELLED):
-        run += f", continue it with `{shlex.join(['clipfleet', 'retry', job.job_id])}`"
+        run += f", continue it with `{afterwards('clipfleet', 'retry', job.job_id)}`"
     state = snapshot.state.replace("_", " ")
     return f"Already {state}{when}{run}: {_counts(job, snapshot)}.{_view(job, snapshot)}"
 
@@ -65,5 +66,6 @@ def _counts(job: Job, snapshot: JobStatus) -> str:
 def _view(job: Job, snapshot: JobStatus) -> str:
     if not snapshot.ok + snapshot.failed:
         return ""
-    place = job.job_id if job.output_is_redis else job.output
-    return f" View them: `clipfleet results {shlex.quote(place)}`"
+    if job.output_is_redis:
+        return f" View them: `{afterwards('clipfleet', 'results', job.job_id)}`"
+    return f" View them: `{shlex.join(['clipfleet', 'results', job.output])}`"

@@ -19,7 +19,7 @@ def missing_codec(image_format: str) -> str | None:
     if image_format == "AVIF" and not AvifImagePlugin.SUPPORTED:
         return "the worker's Pillow was built without AVIF; run `pip install --force-reinstall pillow`"
     if image_format == "HEIF" and find_spec("pillow_heif") is None:
-        return 'the worker reads HEIC and HEIF with pillow-heif; run `pip install "clipfleet[heif]"`'
+        return "the worker reads HEIC and HEIF with pillow-heif; run `pip install -e '.[heif]'` in its clone"
     return None
 
 

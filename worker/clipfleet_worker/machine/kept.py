@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from clipfleet.commands.interrupted import UP_VARIABLE
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.redis.connection import masked
 from clipfleet.terminal.console import say, say_error
+from clipfleet.terminal.up_around import UP_VARIABLE
 from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from clipfleet_worker.machine.signals import SignalRecorder

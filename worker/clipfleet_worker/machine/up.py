@@ -18,10 +18,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from clipfleet.commands.interrupted import UP_VARIABLE, UpAround
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.redis.connection import masked
 from clipfleet.terminal.console import say_error
+from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey

@@ -6,12 +6,8 @@ import os
 
 import pytest
 
-from clipfleet.commands.interrupted import (
-    UP_VARIABLE,
-    UpAround,
-    words_after_submitting,
-    words_after_watching,
-)
+from clipfleet.commands.interrupted import words_after_submitting, words_after_watching
+from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import make_status
 
 UP = "clipfleet-worker up --dir 'a b'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import REDIS_OUTPUT, JobState, Task
 from clipfleet.terminal.summary import earlier_headline, headline, limit_lines
+from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import JOB_ID, make_job, make_status
 
 LABELS = ("cat", "dog")
@@ -66,6 +68,18 @@ def test_the_command_that_is_named_can_be_pasted(job: dict[str, Any], words: str
     line = headline(make_job(**job), make_status(state=JobState.COMPLETED, ok=3, ran=3), None)
 
     assert line.endswith(words)
+
+
+def test_rows_in_a_redis_that_ends_with_this_command_are_viewed_below_another_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(UP_VARIABLE, UpAround(os.getppid(), "clipfleet-worker up").value())
+    done = make_status(state=JobState.COMPLETED, ok=3, ran=3)
+
+    line = headline(make_job(output=REDIS_OUTPUT), done, None)
+
+    assert line.endswith(f"View them: `clipfleet-worker up -- clipfleet results {JOB_ID}`")
+    assert headline(make_job(), done, None).endswith("View them: `clipfleet results /out`")
 
 
 def test_a_job_over_texts_has_no_images() -> None:
