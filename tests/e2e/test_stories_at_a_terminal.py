@@ -139,7 +139,7 @@ def test_a_job_is_named_by_its_output(user: User) -> None:
     for command in ("pause", "resume", "cancel"):
         assert f"job {user.folder.name} is completed already" in user.types(f"clipfleet {command} results/a")
     shutil.rmtree(user.folder / "results")
-    assert "no job has this output" in user.types("clipfleet status results/a", code=1)
+    assert "no job has this output" in user.types("clipfleet status results/a", code=2)
 
 
 def test_python_says_which_option_is_wrong_and_shows_a_job_by_name(user: User) -> None:
