@@ -177,10 +177,13 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
 
 
 def _plain_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
-    cells = {
-        name: ["" if row[name] is None else str(_csv_value(row[name])) for row in rows] for name in names
-    }
-    return _table([_Column(name, cells[name]) for name in names])
+    return _table([_Column(name, [_plain_cell(row[name]) for row in rows]) for name in names])
+
+
+def _plain_cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"  # as `show` writes it
+    return "" if value is None else str(_csv_value(value))
 
 
 def _table(columns: Sequence[_Column]) -> Table:

@@ -70,13 +70,13 @@ def test_columns_are_those_that_were_named_in_that_order(output: FolderOutput) -
 
 def test_a_table_of_chosen_columns(output: FolderOutput) -> None:
     stream = io.BytesIO()
-    selection = Selection(columns=("item_index", "labels"), failed=False, sort="score")
+    selection = Selection(columns=("item_index", "labels", "score"), failed=False, sort="score")
     write(PartRows(output), ResultFormat.TABLE, stream, limit=1, selection=selection)
 
     heading, _, first, note = stream.getvalue().decode().splitlines()
 
-    assert heading.split() == ["item_index", "labels"]
-    assert first.split()[0] == "3"
+    assert heading.split() == ["item_index", "labels", "score"]
+    assert (first.split()[0], first.split()[-1]) == ("3", "0.1")
     assert "raise --limit" in note
 
 
