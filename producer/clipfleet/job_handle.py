@@ -240,8 +240,8 @@ class JobHandle:
 def _unknown_code(code: str, status: JobStatus) -> UsageError:
     near = difflib.get_close_matches(code, list(ErrorCode), n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    counted = ", ".join(sorted(status.codes)) or "no code"
+    codes = ", ".join(sorted(status.codes))
+    found = f"rows of this job failed with {codes}" if codes else "no row of this job has failed"
     return UsageError(
-        f"unknown error code {code!r}: {meant}rows of this job failed with {counted}; "
-        "docs/reference/errors.md lists all codes"
+        f"unknown error code {code!r}: {meant}{found}; docs/reference/errors.md lists all codes"
     )

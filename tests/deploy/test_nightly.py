@@ -119,6 +119,8 @@ def test_kubernetes_takes_the_cron_job() -> None:
     (worker,) = workers["spec"]["template"]["spec"]["containers"]
     assert container()["envFrom"][0] in worker["envFrom"]
     assert container()["securityContext"] == worker["securityContext"]
+    # The root file system is read-only, and an output in S3 needs scratch files.
+    assert {"name": "tmp", "mountPath": "/tmp"} in container()["volumeMounts"]
 
 
 def test_the_exit_codes_are_treated_alike() -> None:

@@ -121,7 +121,7 @@ def _say_summary(
         say(headline(job.job, snapshot, seconds), style=style)
     if snapshot.reason and (had_ended or not reason_is_said(snapshot)):
         say(f"reason: {snapshot.reason}", style="red")
-    for line in limit_lines(snapshot, None if had_ended else seconds):
+    for line in () if had_ended else limit_lines(snapshot, seconds):
         say(line)
     examples = job.failure_examples() if snapshot.codes else {}
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):

@@ -21,7 +21,7 @@ def words_after_watching(job_id: str, last: JobStatus | None) -> str:
         cancel = shlex.join(["clipfleet", "cancel", job_id])
         return f"The job goes on without this terminal. Watch it again with `{watch}`, end it with `{cancel}`"
     if up.ends_with_us:
-        done = "" if last is None else f": {last.done:,} of {last.total:,} done"
+        done = "" if last is None else f": {last.done:,} of {last.total:,} done so far"
         return f"Paused{done}. Continue with `{up.again} -- {watch}`"
     return (
         f"The job goes on while a worker runs. Watch it again with `{watch}`; "

@@ -34,17 +34,26 @@ def local_scratch() -> Iterator[Path]:
         OutputUnavailableError: the disk for temporary files is full.
         OutputUnreachableError: the folder for temporary files is unusable.
     """
-    with output_errors(Path(tempfile.gettempdir())):
+    with output_errors(_temporary_folder()):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - errors inside the context are not the folder's
     with file:
         path = OPEN_FILES / str(file.fileno())
         if path.exists():
             yield path  # unlinked already, so a killed process leaves nothing
             return
-    with output_errors(Path(tempfile.gettempdir())):
+    with output_errors(_temporary_folder()):
         folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
     with folder as name:
         yield Path(name) / "scratch"
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:  # of a container whose file system is read-only
+        raise OutputUnreachableError(
+            f"{error.strerror}: an output in S3 needs one; mount one at /tmp, or set TMPDIR"
+        ) from error
 
 
 @contextmanager

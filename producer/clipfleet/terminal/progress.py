@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from clipfleet.contract.bottleneck import Limit
+from clipfleet.contract.bottleneck import Limit, LimitingStep
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import WorkerFacts
@@ -132,7 +132,7 @@ class _Bar(Progress):
     def show(self, status: JobStatus, pace: str, limit: Limit | None) -> None:
         """Draw a snapshot."""
         failed = failed_words(status) if status.failed else ""
-        self._below = printable("; ".join(filter(None, (failed, str(limit) if limit else ""))))
+        self._below = printable("; ".join(filter(None, (failed, _limit_words(status, limit)))))
         self.update(
             self._job,
             total=status.total or None,
@@ -152,7 +152,13 @@ def _plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
     line = (
         f"{status.job_id} {status.state}: {status.done:,} of {status.total:,}{so_far}, {failed_words(status)}"
     )
-    return "; ".join(filter(None, (f"{line}, {pace}" if pace else line, str(limit) if limit else "")))
+    return "; ".join(filter(None, (f"{line}, {pace}" if pace else line, _limit_words(status, limit))))
+
+
+def _limit_words(status: JobStatus, limit: Limit | None) -> str:
+    """What limits a job that runs. Not its load, which `activity` shows, nor that of one that has ended."""
+    is_shown = limit is not None and limit.step is not LimitingStep.LOAD and not status.state.is_final
+    return str(limit) if is_shown else ""
 
 
 def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:

@@ -30,7 +30,7 @@ def around(monkeypatch: pytest.MonkeyPatch, pid: int | None) -> None:
             "The job goes on without this terminal. Watch it again with `clipfleet watch j`, "
             "end it with `clipfleet cancel j`",
         ),
-        (ITS_COMMAND, f"Paused: 1,256 of 30,000 done. Continue with `{UP} -- clipfleet watch j`"),
+        (ITS_COMMAND, f"Paused: 1,256 of 30,000 done so far. Continue with `{UP} -- clipfleet watch j`"),
         (
             BELOW_ITS_COMMAND,
             "The job goes on while a worker runs. Watch it again with `clipfleet watch j`; "
