@@ -50,7 +50,7 @@ def processes_of(folder: Path) -> list[str]:
             is_inside = (process / "cwd").readlink().is_relative_to(folder)
         except OSError:  # it has ended, or belongs to the kernel
             continue
-        if is_inside or str(folder) in command:
+        if command and (is_inside or str(folder) in command):  # one without a command is ending
             found.append(command)
     return found
 

@@ -12,7 +12,13 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 
 from clipfleet.contract.jobs import Job, JobState
-from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, UsageError
+from clipfleet.errors import (
+    JobConflictError,
+    JobNotFoundError,
+    JobUnreadableError,
+    OutputConflictError,
+    UsageError,
+)
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import job_of, put_if, put_note, read_note
@@ -88,7 +94,9 @@ class Overwriting:
         """
         if holder is None:
             return False
-        with suppress(JobNotFoundError):
+        with suppress(JobNotFoundError, JobUnreadableError):
+            if not self.ledger.job(holder.job_id).is_same(holder):  # that of another Redis
+                return False
             status = self.ledger.status(holder.job_id)
             is_given_up = status.state is JobState.FAILED or (status.state.is_final and not status.sealed)
             if is_given_up and not (status.ok or status.failed or status.generation):

@@ -129,7 +129,15 @@ class Submission:
 
     def _known(self, overwriting: Overwriting) -> tuple[bool, JobState]:
         """Make the ledger know the job; one that it knows goes on as it is, maybe from an older version."""
-        is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
+        try:
+            is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
+        except JobConflictError:
+            if not self.chooses_chunk_size:
+                raise
+            # A submit at the same time may have read more, or less, ahead, and have chosen another size.
+            size = self.ledger.job(self.job.job_id).chunk_size
+            self.job = self.job.model_copy(update={"chunk_size": size})
+            is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
         if not is_new:
             self.job = overwriting.job = self.ledger.job(self.job.job_id)
         return is_new, state

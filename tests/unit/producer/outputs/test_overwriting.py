@@ -69,6 +69,7 @@ class Bench:
         for name in (objects.LAYOUT.part(0), objects.SUCCESS):
             self.output.remove(name)
         self.ledger.replies["status"] = make_status(job_id="before", **facts)
+        self.ledger.replies["job"] = make_job("before", output=self.output.uri)
 
     def _sleep(self, _: float) -> None:
         self.pauses += 1
@@ -156,6 +157,13 @@ class TestWithoutOverwrite:
             bench.submit().is_due(is_wanted=False)
 
         assert bench.output.read(objects.LAYOUT.staged_file(0, 1)) == b"theirs"
+
+    def test_a_failed_job_of_this_id_in_another_redis_says_nothing_about_this_one(self, bench: Bench) -> None:
+        bench.left_by_a_job_without_rows(state=JobState.FAILED)
+        bench.ledger.replies["job"] = make_job("before", output="/elsewhere")
+
+        with pytest.raises(OutputConflictError, match="holds job before"):
+            bench.submit().is_due(is_wanted=False)
 
     @pytest.mark.parametrize("layout", objects.LAYOUTS, ids=["today", "the first"])
     def test_a_part_that_comes_late_is_a_row(self, bench: Bench, layout: objects.Layout) -> None:

@@ -316,3 +316,16 @@ class TestMeanwhile:
         bench.submit()
 
         assert bench.ledger.status(job_id).sealed
+
+
+def test_of_two_submits_at_once_the_second_takes_the_chunk_size_that_the_first_has_chosen(
+    bench: Bench,
+) -> None:
+    bench.ledger.submit(bench.job.model_copy(update={"chunk_size": 16}))
+    late = Submission(
+        bench.ledger, cast(Hints, bench.hints), bench.output, bench.job, chooses_chunk_size=True
+    )
+
+    assert not late.run(FakeSource())
+
+    assert late.job.chunk_size == 16
