@@ -18,6 +18,7 @@
         ├── SourceUnavailableError the source cannot be read now
         └── OutputUnavailableError the output cannot be read or written now
             └── OutputUnreachableError  until settings or mounts change
+                ├── OutputRefusedError      until this worker's settings, or the job, change
                 ├── OutputDamagedError      an object has unexpected content
                 └── OutputTooNewError       the job or its items were written by a newer clipfleet
 
@@ -106,6 +107,10 @@ class OutputUnavailableError(WorldError):
 
 class OutputUnreachableError(OutputUnavailableError):
     """The output stays unreachable: a mount, a permission or a setting is missing."""
+
+
+class OutputRefusedError(OutputUnreachableError):
+    """This worker cannot use the output until its settings, or the job, are changed."""
 
 
 class OutputDamagedError(OutputUnreachableError):

@@ -381,7 +381,7 @@ FIELDS = (
     "finish_token", "sweeps_left", "reason", "retry_codes", "draft_token", "seconds:write",
     "max_error_rate", "carried", "ran", "ran_failed", "meters", "measured", "measured:0", "starved_since",
     "starved_ms", "has_troubles", "job_ttl_ms", "result_ttl_ms", "row_schema", "chunk_size", "last_file",
-    "untold", "traceparent",
+    "untold", "traceparent", "settled", "doing:encode", "brief",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     "x", "", "nan", "inf", "1e400", "-1", "1.5", "0x10", " 1", "9" * 30, "99999999999999", "x" * 50_000,

@@ -114,7 +114,12 @@ class JobStatus:
 
     @property
     def activity(self) -> str:
-        """What all chunks in progress wait for, such as `loading ViT-B-32`; empty once one has its model."""
+        """What all chunks in progress wait for, such as `loading ViT-B-32`; empty once one has its model.
+
+        Empty, too, while one has not reported yet.
+        """
+        if sum(self.doing.values()) < self.leased_chunks:
+            return ""
         steps = {Step(name) for name in self.doing if name in list(Step)}
         if steps - {Step.READ, Step.LABELS} or _COMPLETE in self.doing:
             return ""

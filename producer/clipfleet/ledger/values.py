@@ -11,6 +11,7 @@ from clipfleet.contract.jobs import JobState, Lane
 
 MAX_LOSSES = 5
 MAX_FAILURES = 5
+_MOST_UP_SECONDS = 1e10  # centuries: no worker has reported more
 FINISH = "finish"  # in place of the chunk, in the lease of a job that is being finished
 
 
@@ -117,7 +118,7 @@ class WorkerFacts:
     models: tuple[str, ...]
     device: str = "cpu"
     held_chunks: int = 0
-    up_seconds: float | None = None  # since it started; None from an older version
+    up_seconds: float | None = None  # since it started; None from an older version, or if it is absurd
     silent_seconds: float = field(default=0.0, compare=False)  # since this heartbeat, by the server's clock
 
     @classmethod
@@ -140,7 +141,7 @@ class WorkerFacts:
             models=tuple(facts.get("models", ())),
             device=facts.get("device", "cpu"),
             held_chunks=facts.get("held_chunks", 0),
-            up_seconds=facts.get("up_seconds"),
+            up_seconds=_sane_seconds(facts.get("up_seconds")),
             silent_seconds=silent_seconds,
         )
 
@@ -237,3 +238,9 @@ def _are_facts(facts: Mapping[str, Any]) -> bool:
         and all(isinstance(facts.get(name, 0), int) for name in ("pid", "held_chunks"))
         and isinstance(facts.get("up_seconds"), int | float | None)
     )
+
+
+def _sane_seconds(value: float | None) -> float | None:
+    """A time that a worker can have been up, or None: NaN and the like were planted."""
+    is_sane = value is not None and not isinstance(value, bool) and 0 <= value <= _MOST_UP_SECONDS
+    return value if is_sane else None

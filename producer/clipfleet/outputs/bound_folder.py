@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipfleet.errors import OutputUnreachableError
+from clipfleet.errors import OutputRefusedError, OutputUnreachableError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import OPEN_FILES
 
@@ -56,9 +56,9 @@ class BoundFolderOutput(FolderOutput):
             os.close(pin)
 
 
-def outside_the_roots(path: str | Path) -> OutputUnreachableError:
+def outside_the_roots(path: str | Path) -> OutputRefusedError:
     """The error for a path that a worker must not write to. It names no root: any producer may read it."""
-    return OutputUnreachableError(
+    return OutputRefusedError(
         f"{path} is outside this worker's output roots; start the worker with a folder above it: "
         "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker, not of this shell)"
     )

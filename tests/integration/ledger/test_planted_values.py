@@ -17,7 +17,7 @@ from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
 from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Errands
-from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.ledger.jobs import Claim, LeaseReport, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_worker.finish.errands import Announcer
@@ -85,6 +85,18 @@ def test_facts_of_nobody_hide_no_worker(ledger: Ledger, redis_client: redis.Redi
     redis_client.hset(keys.WORKER_FACTS, "planted", planted)
 
     assert ledger.workers() == [ME]
+
+
+@pytest.mark.parametrize("planted", ["NaN", "Infinity", "1e308", "-1", "9" * 400, "true"])
+def test_a_time_that_no_worker_was_up_is_unknown(
+    ledger: Ledger, redis_client: redis.Redis, planted: str
+) -> None:
+    ledger.heartbeat(ME)
+    redis_client.hset(keys.WORKER_FACTS, ME.worker_id, f'{{"worker_id": "me", "up_seconds": {planted}}}')
+
+    (found,) = ledger.workers()
+
+    assert (found.worker_id, found.up_seconds) == ("me", None)
 
 
 @pytest.mark.parametrize("planted", ["", ":", "garbage", "a:b:c", "nobody:1", "job:finish", "planted:0"])
@@ -158,6 +170,23 @@ def test_planted_facts_stop_no_job(ledger: Ledger, redis_client: redis.Redis, fa
 
     assert [measured(ledger, claim(ledger)) for _ in range(2)] == ["done", "finishing"]
     assert ledger.status("job").ok == 20
+
+
+@pytest.mark.parametrize("name", ["settled", "doing:encode", "doing:", "leased", "brief", "spec"])
+@pytest.mark.parametrize("value", ["x", "7"])
+def test_planted_names_of_what_status_computes_change_nothing(
+    ledger: Ledger, redis_client: redis.Redis, name: str, value: str
+) -> None:
+    add_job(ledger)
+    redis_client.hset(keys.job("job"), name, value)
+    idle = ledger.status("job")
+    held = claim(ledger)
+    ledger.report([LeaseReport(steps.lease_of(held), 3, "encode")])
+    busy = ledger.status("job")
+
+    assert (idle.settled, idle.doing, idle.brief) == (0, {}, None)
+    assert (busy.settled, busy.doing, busy.brief) == (3, {"encode": 1}, None)
+    assert [listed.job_id for listed in ledger.jobs()] == ["job"]
 
 
 def test_planted_measures_keep_no_chunk_open(ledger: Ledger, redis_client: redis.Redis) -> None:

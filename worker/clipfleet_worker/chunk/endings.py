@@ -15,7 +15,10 @@ from typing import TypeVar
 
 from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet.errors import (
+    JobNotFoundError,
+    JobUnreadableError,
     OutputConflictError,
+    OutputRefusedError,
     OutputTooNewError,
     OutputUnavailableError,
     OutputUnreachableError,
@@ -23,7 +26,7 @@ from clipfleet.errors import (
     SourceUnavailableError,
 )
 from clipfleet.ledger.answers import CompleteAnswer, PostponeAnswer, ReleaseAnswer, RenewAnswer
-from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger, WorkerFacts
+from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.chunk.held_chunk import HeldChunk
 from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.chunk.tally import ChunkEnd, ChunkTally
@@ -203,15 +206,19 @@ class Endings:
             self._release(claim, "failures", error)
 
     def _release_unreachable(self, claim: Claim, error: BaseException) -> None:
-        """Other workers may reach the output; fail the job if there is none, or all have tried.
+        """Leave the job to other workers, which may reach its output, or to a mount that returns.
 
-        Each of them shuns the job then, so that the next one to try is another one.
+        Fails it after so many failures of one chunk; at once if neither can help.
         """
-        if claim.failures + 1 >= min(MAX_FAILURES, 1 + len(self._others())):
+        is_alone = self._is_alone_with(claim.job_id)
+        if claim.failures + 1 >= MAX_FAILURES or (is_alone and isinstance(error, OutputRefusedError)):
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
+            return
+        self._release(claim, "failures", error)
+        if is_alone:
+            self.shunned_jobs.wait(claim.job_id)  # after the release: this chunk is the first to be due again
         else:
             self.shunned_jobs.add(claim.job_id)
-            self._release(claim, "failures", error)
 
     def _release(self, claim: Claim, kind: str, error: BaseException) -> None:
         word = self._ledger.release(
@@ -269,10 +276,15 @@ class Endings:
 
     def _is_alone(self, model: str) -> bool:
         """Whether no other worker that serves the model has a recent heartbeat."""
-        return not any(facts.serves(model) for facts in self._others())
+        workers = self._ledger.workers()
+        return not any(facts.serves(model) for facts in workers if facts.worker_id != self._worker_id)
 
-    def _others(self) -> list[WorkerFacts]:
-        return [facts for facts in self._ledger.workers() if facts.worker_id != self._worker_id]
+    def _is_alone_with(self, job_id: str) -> bool:
+        """Whether no other worker could do the job; False if its model is unknown."""
+        try:
+            return self._is_alone(self._ledger.status(job_id).model)
+        except (JobNotFoundError, JobUnreadableError):
+            return False
 
 
 def _end_of(error: BaseException) -> ChunkEnd:

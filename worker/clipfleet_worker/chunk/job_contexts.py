@@ -15,6 +15,7 @@ from clipfleet.contract.jobs import Job, read_job
 from clipfleet.errors import (
     JobTooNewError,
     JobUnreadableError,
+    OutputRefusedError,
     OutputTooNewError,
     OutputUnreachableError,
     UsageError,
@@ -94,7 +95,8 @@ class JobContexts:
 
         Raises:
             OutputTooNewError: a newer clipfleet submitted the job.
-            OutputUnreachableError: the output is outside the roots, not mounted here, or holds another job.
+            OutputRefusedError: the output is outside the roots, or this version cannot read the job.
+            OutputUnreachableError: the output is not mounted here, or holds another job.
             OutputUnavailableError: the output cannot be read now.
         """
         key = (claim.job_id, claim.job_fingerprint, claim.job_created_ms)
@@ -118,11 +120,11 @@ class JobContexts:
         except JobTooNewError as error:
             raise OutputTooNewError(f"job {job_id}: {error}") from error
         except JobUnreadableError as error:
-            raise OutputUnreachableError(f"job {job_id}: {error}") from error
+            raise OutputRefusedError(f"job {job_id}: {error}") from error
         try:
             output = output_of(job, self._store)
         except UsageError as error:  # S3 is not configured here, or another program wrote the job
-            raise OutputUnreachableError(str(error)) from error
+            raise OutputRefusedError(str(error)) from error
         if output.uri.startswith(SCHEME):
             self._check_bucket(output.uri)
         elif isinstance(output, FolderOutput):
@@ -145,7 +147,7 @@ class JobContexts:
     def _check_bucket(self, output: str) -> None:
         bucket, _ = split_s3_uri(output)
         if self._s3_buckets and bucket not in self._s3_buckets:
-            raise OutputUnreachableError(
+            raise OutputRefusedError(
                 f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"
             )
 

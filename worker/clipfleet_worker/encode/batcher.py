@@ -203,7 +203,8 @@ class Batcher:
         batch.finish(self._finished_at)
         self._finished_at = time.monotonic()
         encoder, is_text = batch.kind
-        self._sizes.note(encoder, is_text=is_text, seconds_each=batch.seconds_each)
+        if batch.seconds_each is not None:
+            self._sizes.note(encoder, is_text=is_text, seconds_each=batch.seconds_each)
         self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
 
     def _may_begin(self) -> bool:

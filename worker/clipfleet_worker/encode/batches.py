@@ -96,7 +96,8 @@ class Batch:
         self._items: list[Any] = [item for segment in segments for item in segment.items]
         self.size = len(self._items)
         self.kind = self._encoder, self._is_text = segments[0].slice.kind
-        self.seconds_each = 0.0  # on the device, once it is finished
+        # On the device; None until it is finished, and if the device has failed.
+        self.seconds_each: float | None = None
         self._begun_at = time.monotonic()
         self._pending: PendingFeatures | None = self._begin()
         self.leaves_room = False  # the next batch may be begun

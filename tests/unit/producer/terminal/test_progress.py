@@ -119,9 +119,14 @@ class TestLines:
         ],
     )
     def test_what_all_chunks_wait_for(self, said: Said, doing: dict[str, int], words: str) -> None:
-        Bench().after(10, make_status(leased_chunks=1, doing=doing))
+        Bench().after(10, make_status(leased_chunks=sum(doing.values()), doing=doing))
 
         assert said() == [f"{JOB_ID} running: 0 of 100, 0 failed, {words}"]
+
+    def test_what_an_unreported_chunk_waits_for_is_unknown(self, said: Said) -> None:
+        Bench().after(10, make_status(leased_chunks=3, doing={"loading ViT-B-32": 2}))
+
+        assert said() == [f"{JOB_ID} running: 0 of 100, 0 failed, ?/s, ? left"]
 
     def test_quiet_is_quiet_as_long_as_somebody_works(self, said: Said) -> None:
         bench = Bench(quiet=True)

@@ -24,7 +24,7 @@ from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
 from tests.support.doubles import Clock
-from tests.support.jobs import JOB_ID, make_claim, make_finish_claim, make_job
+from tests.support.jobs import JOB_ID, make_claim, make_finish_claim, make_job, make_status
 from tests.support.recording_ledger import OTHER_WORKER, RecordingLedger
 
 RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})
@@ -32,11 +32,14 @@ RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})
 
 OUTAGE_SECONDS = 3600
 LIMITS = {"outage_seconds": OUTAGE_SECONDS, "ttl_seconds": 60}
+PEERS = [OTHER_WORKER]
+ELSEWHERE = WorkerFacts("elsewhere", "host", 3, ("another",))  # serves another model
 
 
 class Bench:
     def __init__(self) -> None:
         self.ledger, self.clock = RecordingLedger(), Clock()
+        self.ledger.replies["status"] = make_status(model="demo")
         self.models = Models(
             ("demo",), lambda name, *_: cast(LoadedModel, FakeEncoder(name)), kept=1,
             default_precision=Precision.FP32,
@@ -101,28 +104,52 @@ def test_what_this_worker_lacks_makes_the_job_wait(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("error", "failures", "others", "told"),
     [
-        (errors.OutputConflictError("of x"), 0, 1, ("fail", JOB_ID, "output_conflict: of x")),
-        (errors.OutputUnreachableError("no"), 0, 0, ("fail", JOB_ID, "output_unreachable: no")),
-        (errors.OutputUnreachableError("no"), 0, 1, ("failures", "OutputUnreachableError: no")),
-        # All have tried:
-        (errors.OutputUnreachableError("no"), 1, 1, ("fail", JOB_ID, "output_unreachable: no")),
-        (errors.OutputUnreachableError("no"), 4, 9, ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputConflictError("of x"), 0, PEERS, ("fail", JOB_ID, "output_conflict: of x")),
+        # Nobody else could do it, and waiting does not help:
+        (errors.OutputRefusedError("no"), 0, [], ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputRefusedError("no"), 0, [ELSEWHERE], ("fail", JOB_ID, "output_unreachable: no")),
+        # One that serves the model may reach it:
+        (errors.OutputRefusedError("no"), 3, PEERS, ("failures", "OutputRefusedError: no")),
+        (errors.OutputRefusedError("no"), 4, PEERS, ("fail", JOB_ID, "output_unreachable: no")),
+        # A mount may return:
+        (errors.OutputUnreachableError("no"), 3, [], ("failures", "OutputUnreachableError: no")),
+        (errors.OutputUnreachableError("no"), 4, [], ("fail", JOB_ID, "output_unreachable: no")),
+        (errors.OutputUnreachableError("no"), 4, PEERS, ("fail", JOB_ID, "output_unreachable: no")),
         # Not even failed rows could be written:
-        (ValueError("bug"), 9, 1, ("fail", JOB_ID, "chunk_failed: bug")),
-        (ValueError("bug"), 8, 0, ("failures", "ValueError: bug")),
-        (errors.OutputTooNewError("update it"), 4, 0, ("drain", "OutputTooNewError: update it")),
+        (ValueError("bug"), 9, PEERS, ("fail", JOB_ID, "chunk_failed: bug")),
+        (ValueError("bug"), 8, [], ("failures", "ValueError: bug")),
+        (errors.OutputTooNewError("update it"), 4, [], ("drain", "OutputTooNewError: update it")),
     ],
     ids=repr,
 )
 def test_a_job_whose_rows_cannot_be_written_fails_and_no_other(
-    bench: Bench, error: Exception, failures: int, others: int, told: tuple[str, ...]
+    bench: Bench, error: Exception, failures: int, others: list[WorkerFacts], told: tuple[str, ...]
 ) -> None:
-    bench.ledger.others += [OTHER_WORKER] * others
+    bench.ledger.others += others
 
     assert bench.release(error, failures) == [told]
     for keywords in bench.ledger.keywords("fail"):  # else it ended a job that another worker holds by now
         assert (keywords["holder"].chunk_id, keywords["ttl_seconds"]) == (7, 60)
         assert bench.endings.tally.totals().ends == {ChunkEnd.FAILED: 1}
+
+
+@pytest.mark.parametrize(("others", "is_soon"), [([], True), ([ELSEWHERE], True), (PEERS, False)])
+def test_a_missing_mount_is_tried_again_soon_unless_another_worker_may_have_it(
+    bench: Bench, others: list[WorkerFacts], is_soon: bool
+) -> None:
+    bench.ledger.others += others
+    bench.release(errors.OutputUnreachableError("no mount"))
+
+    bench.clock.now += 5
+
+    assert bench.endings.shunned_jobs.current() == ([] if is_soon else [JOB_ID])
+
+
+@pytest.mark.parametrize("error", [errors.JobNotFoundError("none"), errors.JobUnreadableError("damaged")])
+def test_a_job_of_an_unknown_model_may_be_of_another_worker(bench: Bench, error: Exception) -> None:
+    bench.ledger.replies["status"] = error
+
+    assert bench.release(errors.OutputRefusedError("no")) == [("failures", "OutputRefusedError: no")]
 
 
 def test_a_long_reason_is_cut(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, read_job
+from clipfleet.errors import OutputRefusedError as Refused
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.errors import OutputUnreachableError as Unreachable
 from clipfleet.ledger.jobs import Ledger
@@ -146,7 +147,7 @@ class TestOpening:
 class TestRoots:
     @pytest.mark.parametrize("roots", [[], ["elsewhere"], ["ro"]])
     def test_an_output_outside_is_rejected(self, job: Job, ledger: FakeLedger, roots: list[str]) -> None:
-        with pytest.raises(Unreachable, match="CLIPFLEET_OUTPUT_ROOTS"):
+        with pytest.raises(Refused, match="CLIPFLEET_OUTPUT_ROOTS"):
             ledger.with_roots(*(ledger.folder / root for root in roots)).get(make_claim(job))
 
     def test_the_root_itself_is_inside(self, job: Job, ledger: FakeLedger) -> None:
@@ -166,7 +167,7 @@ class TestRoots:
         job = ledger.add(make_job(output.format(tmp_path)))
         place_job(FolderOutput(tmp_path / "out"), job)
 
-        with pytest.raises(Unreachable, match="outside this worker's output roots"):
+        with pytest.raises(Refused, match="outside this worker's output roots"):
             ledger.open(job)
 
     @pytest.mark.parametrize("name", [objects.INTERNAL, objects.TMP])
@@ -178,7 +179,7 @@ class TestRoots:
             link.rename(ledger.folder / "outside")
         link.symlink_to(ledger.folder / "outside")
 
-        with pytest.raises(Unreachable, match="outside"):
+        with pytest.raises(Refused, match="outside"):
             ledger.open(job)
 
     def test_a_root_may_be_a_link(self, ledger: FakeLedger, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ class TestBuckets:
     @pytest.mark.usefixtures("output")
     @pytest.mark.parametrize("bucket", ["images", "result", "results-2", "Results"])
     def test_another_is_refused_with_the_way_out(self, ledger: FakeLedger, job: Job, bucket: str) -> None:
-        with pytest.raises(Unreachable, match="add results to CLIPFLEET_S3_BUCKETS"):
+        with pytest.raises(Refused, match="add results to CLIPFLEET_S3_BUCKETS"):
             ledger.with_roots(buckets=(bucket,)).get(make_claim(job))
 
     def test_without_its_file_it_is_another_store(self, ledger: FakeLedger, job: Job, output: Any) -> None:
@@ -223,7 +224,7 @@ class TestBuckets:
     def test_why_s3_cannot_be_used_is_named(self, ledger: FakeLedger, job: Job, monkeypatch: Any) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "nonsense")
 
-        with pytest.raises(Unreachable, match=r"cannot use S3.*nonsense"):
+        with pytest.raises(Refused, match=r"cannot use S3.*nonsense"):
             ledger.open(job)
 
 

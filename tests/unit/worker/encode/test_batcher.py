@@ -170,6 +170,19 @@ class TestBatches:
 
         assert [len(one) for one in encoder.passes] == sizes
 
+    def test_a_batch_that_the_device_cannot_encode_measures_nothing(self, make: Make) -> None:
+        encoder = Recorder(lambda values: None if len(encoder.passes) > 2 else RuntimeError("the device"))
+        lost, good = part(encoder, range(1, 17)), part(encoder, range(1, 41))
+
+        start(batcher := make(32, least_batch=8), lost)
+        with pytest.raises(RuntimeError, match="the device"):
+            lost.outcomes.wait()
+        batcher.submit(good)
+        wait(good)
+
+        first = encoder.passes[2]
+        assert len(first) == 16  # not 32, as if the model were infinitely fast
+
     def test_every_item_gets_its_own_features(self, make: Make) -> None:
         values, positions = [10, 60, 120, 180, 240], [4, 0, 3, 1, 2]
         images = [make_image(value) for value in values]
