@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipfleet.errors import UsageError
 from clipfleet_worker.machine.child import POLL_SECONDS
-from clipfleet_worker.machine.embedded.private_files import holder, note_holder, try_lock, write_private
+from clipfleet_worker.machine.embedded.private_files import (
+    holder,
+    note_holder,
+    try_lock,
+    write_private,
+)
 
 FOLDER_VARIABLE = "_CLIPFLEET_UP_FOLDER"  # no setting: whose `env` a shell has sourced
 DEFAULT = ".clipfleet"  # in the current folder
@@ -30,9 +37,42 @@ class RunningUp(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     pid: int
+    pid_space: str = ""  # see `_pid_space`; empty: not known
+    host: str = ""  # for messages
+    started: str = ""  # see `_start_of`
     has_command: bool  # it ends with its command, so nobody else can use it
     options: tuple[str, ...] = ()  # of its command line
     is_ready: bool = False
+
+    @classmethod
+    def this_process(
+        cls, *, has_command: bool, options: tuple[str, ...] = (), is_ready: bool = False
+    ) -> Self:
+        """Describe the `up` that this process is."""
+        return cls(
+            pid=os.getpid(),
+            pid_space=_pid_space(),
+            host=socket.gethostname(),
+            started=_start_of(os.getpid()),
+            has_command=has_command,
+            options=options,
+            is_ready=is_ready,
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its pid means anything to this process: same machine, same container."""
+        return self.pid_space in ("", _pid_space())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process with its pid is still the same one; only if it `is_here`."""
+        return _start_of(self.pid) == self.started and _is_there(self.pid)
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether other commands of this machine can use and stop it."""
+        return self.is_here and not self.has_command
 
 
 class UpFolder:
@@ -83,15 +123,16 @@ class UpFolder:
         try:
             while (descriptor := try_lock(self._lock)) is None:
                 if time.monotonic() >= deadline:
-                    raise self.is_in_use()
+                    raise self.is_in_use(self.running())
                 time.sleep(POLL_SECONDS)
         except OSError as error:
             raise UsageError(f"cannot lock {self._lock}: {error.strerror}") from error
         return descriptor
 
-    def is_in_use(self) -> UsageError:
-        """The error for a second `up` that cannot use the first."""
-        up = self.running()
+    def is_in_use(self, up: RunningUp | None) -> UsageError:
+        """The error for a command that can neither use nor stop an `up`; None: it has just ended."""
+        if up is not None and not up.is_here:
+            return UsageError(f"{self.path}: `up` runs on {up.host}; stop it there, or give another --dir")
         if up is not None and up.has_command:
             way_out = "wait for the end of its command, or give another --dir"
         else:
@@ -124,12 +165,13 @@ class UpFolder:
     def _holder(self) -> RunningUp | None:
         deadline = time.monotonic() + _NOTE_SECONDS
         while (descriptor := try_lock(self._lock)) is None:
-            pid = holder(self._lock)
+            pid, is_late = holder(self._lock), time.monotonic() >= deadline
             with suppress(OSError, ValidationError):
                 up = RunningUp.model_validate_json(self._note.read_bytes())
-                if str(up.pid) == pid and _is_there(up.pid):
+                # Late: the note may be an old one, of another machine, while one of this machine starts
+                if str(up.pid) == pid and (up.is_alive if up.is_here else is_late):
                     return up
-            if pid.isdecimal() and time.monotonic() >= deadline:  # of an older version
+            if pid.isdecimal() and is_late:  # of an older version
                 return RunningUp(pid=int(pid), has_command=True)
             time.sleep(POLL_SECONDS)  # it has just locked, and records itself next
         os.close(descriptor)
@@ -147,6 +189,24 @@ class UpFolder:
             words = shlex.split(os.fsdecode(self.env_file.read_bytes()))
             return dict(word.split("=", 1) for word in words if word != "export")
         return {}
+
+
+def _pid_space() -> str:
+    """Where a pid means one process: a boot of a machine, and a PID namespace (container) of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def _start_of(pid: int) -> str:
+    """Clock ticks from the boot to the start of a process; empty if it does not run, or outside Linux."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return ""
+    return status.rpartition(b")")[2].split()[19].decode()  # field 22; its name, field 2, may have blanks
 
 
 def _is_there(pid: int) -> bool:
