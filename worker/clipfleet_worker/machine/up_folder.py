@@ -6,6 +6,7 @@ It is how other commands find an `up` that runs, and how they use it.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import socket
 import time
@@ -20,13 +21,31 @@ from clipfleet.errors import UsageError
 from clipfleet_worker.machine.child import POLL_SECONDS
 from clipfleet_worker.machine.embedded.private_files import (
     holder,
+    is_private,
     note_holder,
+    read_private,
     try_lock,
     write_private,
 )
 
 FOLDER_VARIABLE = "_CLIPFLEET_UP_FOLDER"  # no setting: whose `env` a shell has sourced
 DEFAULT = ".clipfleet"  # in the current folder
+# All that `env` has. Not any AWS_*: clients run programs that the file AWS_CONFIG_FILE names
+_NAMES = frozenset(
+    {
+        "CLIPFLEET_REDIS_URL",
+        "CLIPFLEET_FILE_ROOTS",
+        "CLIPFLEET_OUTPUT_ROOTS",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_DEFAULT_REGION",
+        "AWS_REGION",
+        FOLDER_VARIABLE,
+    }
+)
 _LOCK_SECONDS = 0.5  # `running` takes the lock for a moment
 _NOTE_SECONDS = 2.0
 
@@ -89,7 +108,7 @@ class UpFolder:
         """Create the folder with mode 0700, unless it exists.
 
         Raises:
-            UsageError: the folder cannot be used.
+            UsageError: the folder cannot be used, or another user can write to it.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True)
@@ -97,6 +116,19 @@ class UpFolder:
         except OSError as error:
             if not (isinstance(error, FileExistsError) and self.path.is_dir()):
                 raise UsageError(f"cannot use {self.path}: {error.strerror}; give another --dir") from error
+        self._require_private()
+
+    def _require_private(self) -> None:
+        """Raise if another user can choose which servers are used, or which process is stopped."""
+        for path in (self.path, self._lock, self._note, self.env_file):
+            try:
+                status = path.stat()
+            except OSError:  # it is not there, or `make` reports it
+                continue
+            if status.st_uid != os.geteuid():
+                raise UsageError(f"{path}: it belongs to {_user(status.st_uid)}; give another --dir")
+            if not is_private(status):
+                raise UsageError(f"{path}: other users can write to it; give another --dir")
 
     def command(self, *options: str) -> str:
         """The command line of an `up` on this folder, for a shell in the current one."""
@@ -150,8 +182,9 @@ class UpFolder:
         """The `up` that holds the folder; None if there is none, whatever files a killed one has left.
 
         Raises:
-            UsageError: the folder is another user's.
+            UsageError: another user can write to the folder.
         """
+        self._require_private()
         try:
             if not self._lock.exists():
                 return None
@@ -167,7 +200,7 @@ class UpFolder:
         while (descriptor := try_lock(self._lock)) is None:
             pid, is_late = holder(self._lock), time.monotonic() >= deadline
             with suppress(OSError, ValidationError):
-                up = RunningUp.model_validate_json(self._note.read_bytes())
+                up = RunningUp.model_validate_json(read_private(self._note))
                 # Late: the note may be an old one, of another machine, while one of this machine starts
                 if str(up.pid) == pid and (up.is_alive if up.is_here else is_late):
                     return up
@@ -184,11 +217,19 @@ class UpFolder:
         write_private(self.env_file, text)
 
     def settings(self) -> dict[str, str]:
-        """Read what `write_settings` wrote last; empty if it is not there."""
+        """Read what `write_settings` wrote last; empty if another user can have written it, or without it."""
         with suppress(OSError, ValueError):
-            words = shlex.split(os.fsdecode(self.env_file.read_bytes()))
-            return dict(word.split("=", 1) for word in words if word != "export")
+            words = shlex.split(os.fsdecode(read_private(self.env_file)))
+            read = dict(word.split("=", 1) for word in words if word != "export")
+            return {name: value for name, value in read.items() if name in _NAMES}
         return {}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def _pid_space() -> str:
