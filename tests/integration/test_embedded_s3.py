@@ -21,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
+from clipfleet_worker.machine.up_folder import UpFolder
 from tests.conftest import service_is_missing
 from tests.support.processes import is_gone
 from tests.support.s3 import S3Bucket
@@ -55,6 +56,13 @@ def server(installed: None, tmp_path: Path) -> Iterator[EmbeddedS3]:
 
 
 class TestOneServer:
+    def test_its_variables_are_among_those_that_a_later_command_reads(
+        self, server: EmbeddedS3, tmp_path: Path
+    ) -> None:
+        folder = UpFolder(tmp_path)
+        folder.write_settings(server.environment())
+        assert server.environment().items() <= folder.settings().items()
+
     def test_objects_keys_and_endpoint_survive_a_kill_and_a_stop(self, server: EmbeddedS3) -> None:
         before = server.environment()
         assert client(before).list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,66 @@ def test_a_ctrl_c_while_it_stops_kills_a_stuck_worker(site: Site) -> None:
     stopping.send_signal(signal.SIGINT)
     assert stopping.stdout.read().startswith("Stopped. ")
     site.check_nothing_runs()
+
+
+def test_a_second_signal_leaves_a_stop_whose_up_is_frozen(site: Site) -> None:
+    assert site.start("true", worker=None, keep=True).wait(60) == 0
+    up = running(site)
+    assert up is not None
+    os.kill(up.pid, signal.SIGSTOP)
+    stopping = site.start_to_stop()
+    assert stopping.stdout is not None
+    assert stopping.stdout.readline().startswith("Finishing the work in progress")
+    stopping.send_signal(signal.SIGINT)
+    stopping.send_signal(signal.SIGTERM)
+    assert stopping.wait(60) == 128 + signal.SIGTERM
+    assert stopping.stdout.read() == f"`up` (pid {up.pid}) still runs on {site.directory}\n"
+
+    os.kill(up.pid, signal.SIGCONT)
+    site.check_nothing_runs()
+
+
+def test_a_stop_leaves_an_up_with_a_command_alone(site: Site) -> None:
+    process = site.start("sh", "-c", "echo ready; exec sleep 1000", worker=None)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    stopping = site.start_to_stop()
+
+    said, _ = stopping.communicate(timeout=60)
+    assert stopping.returncode == 2
+    assert f"already runs on it (pid {process.pid}); wait for the end of its command" in said
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("noted", "problem"),
+    [
+        (
+            {"host": "elsewhere", "pid_space": "its own"},
+            "`up` runs on elsewhere; stop it there, or give another",
+        ),
+        ({"started": "1"}, "`up` already runs on it"),
+    ],
+)
+def test_a_stop_leaves_a_process_alone_that_has_the_pid_only(
+    site: Site, noted: dict[str, str], problem: str
+) -> None:
+    """That of an `up` on another machine, and one that has got the pid of an `up` that has ended."""
+    folder = UpFolder(site.directory)
+    folder.make()
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        up = RunningUp.this_process(has_command=False).model_copy(update={"pid": stranger.pid, **noted})
+        try:
+            with folder.held(up):
+                stopping = site.start_to_stop()
+                said, _ = stopping.communicate(timeout=60)
+                command = site.start("echo", "never", worker=None)
+                assert command.communicate(timeout=60)[0] == ""
+            assert (stopping.returncode, stranger.poll()) == (2, None)
+            assert problem in said and problem in site.said
+        finally:
+            stranger.kill()
 
 
 def test_after_a_command_only_a_long_drain_is_announced(site: Site) -> None:

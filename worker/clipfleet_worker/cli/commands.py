@@ -190,8 +190,7 @@ def up(
     if stop:
         if command or keep or options:
             raise UsageError("--stop goes with --dir only")
-        kept.stop()
-        return
+        raise typer.Exit(kept.stop())
     if not no_worker:
         require_extra()
     from clipfleet_worker.machine.up import PROGRAM, RUN_WORKER, Up

@@ -40,9 +40,9 @@ class KeptUp:
         self._options = tuple(options)
 
     def can_be_used(self) -> bool:
-        """Whether one runs here that does not end with a command."""
+        """Whether one runs on this machine that does not end with a command."""
         up = self._folder.running()
-        return up is not None and not up.has_command
+        return up is not None and up.is_for_all
 
     def run(self, argv: Sequence[str], command: Sequence[str]) -> int:
         """Start one in the background, unless one runs; then become the command.
@@ -55,7 +55,8 @@ class KeptUp:
             The exit code, where there is no command, or an unknown one.
 
         Raises:
-            UsageError: what runs here ends with a command, has other options, or uses another Redis.
+            UsageError: what runs here ends with a command, has other options, uses another Redis, or is on
+                another machine.
             WorldError: it could not be started; the message quotes the end of its log.
         """
         if command and not shutil.which(command[0]):
@@ -64,8 +65,8 @@ class KeptUp:
         running = self._folder.running()
         if running is None:
             self._start(argv)
-        elif running.has_command:
-            raise self._folder.is_in_use()
+        elif not running.is_for_all:
+            raise self._folder.is_in_use(running)
         running = self._wait_until_ready()
         settings = self._folder.settings()
         self._require_same(running, settings)
@@ -128,27 +129,44 @@ class KeptUp:
                 return up
             time.sleep(POLL_SECONDS)
 
-    def stop(self) -> None:
-        """Stop what runs on the folder, and wait for its end. A Ctrl-C kills the worker."""
+    def stop(self) -> int:
+        """Stop what runs on the folder, and wait for its end.
+
+        The first signal meanwhile, a Ctrl-C for example, kills the worker; the second one ends the wait.
+
+        Returns:
+            The exit code: 0, or 128 + N if signal N ended the wait.
+
+        Raises:
+            UsageError: what runs ends with a command, or is on another machine.
+        """
         up = self._folder.running()
         if up is None:
             say(f"nothing runs on {self._folder.path}")
-            return
+            return 0
+        if not up.is_for_all:
+            raise self._folder.is_in_use(up)
         began, is_announced = time.monotonic(), False
+        received: list[signal.Signals] = []
         with SignalRecorder() as signals:
             _terminate(up.pid)
-            while self._runs(up.pid):
+            while self._runs(up):
                 if not is_announced and time.monotonic() - began >= _QUIET_SECONDS:
                     is_announced = True
                     say("Finishing the work in progress. Press Ctrl-C to stop at once")
-                if signals.take():
+                if new := signals.take():
+                    received += new
+                    if len(received) > 1:
+                        say(f"`up` (pid {up.pid}) still runs on {self._folder.path}")
+                        return 128 + received[1]
                     _terminate(up.pid)
                 time.sleep(POLL_SECONDS)
         say(f"Stopped. Jobs that have not ended go on with the next `up` on {self._folder.path}")
+        return 0
 
-    def _runs(self, pid: int) -> bool:
+    def _runs(self, stopped: RunningUp) -> bool:
         up = self._folder.running()
-        return up is not None and up.pid == pid
+        return up is not None and (up.pid, up.started) == (stopped.pid, stopped.started)
 
 
 def _warn_outside(roots: str) -> None:

@@ -114,8 +114,8 @@ class Up:
             raise WorldError(str(error)) from error
 
     def _as_running(self, *, is_ready: bool = False) -> RunningUp:
-        return RunningUp(
-            pid=os.getpid(), has_command=bool(self._command), options=self._options, is_ready=is_ready
+        return RunningUp.this_process(
+            has_command=bool(self._command), options=self._options, is_ready=is_ready
         )
 
     def _run(self, children: ExitStack) -> int:

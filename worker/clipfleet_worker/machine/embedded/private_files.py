@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,23 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else can write to it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        PermissionError: another user can have written it.
+    """
+    with path.open("rb") as file:
+        if not is_private(os.fstat(file.fileno())):
+            raise PermissionError(errno.EACCES, "another user can have written it", str(path))
+        return file.read()
 
 
 def try_lock(path: Path) -> int | None:
