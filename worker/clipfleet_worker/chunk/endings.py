@@ -49,6 +49,7 @@ _POSTPONE_SECONDS = 5.0
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 _SHUN_SECONDS = 60.0  # for a job whose output this worker cannot reach
 _WAIT_SECONDS = (1.0, 15.0)  # for an output that is away for now: at first, and at most
+_LONE_WAIT_SECONDS = 2.0  # at most, for a mount that only this worker needs: the job fails in half a minute
 
 
 class ShunnedJobs:
@@ -63,10 +64,10 @@ class ShunnedJobs:
         """Shun a job for a minute."""
         self._until[job_id] = self._monotonic() + _SHUN_SECONDS
 
-    def wait(self, job_id: str) -> None:
-        """Shun a job, longer each time: else all its chunks would be tried in vain."""
+    def wait(self, job_id: str, most: float = _WAIT_SECONDS[1]) -> None:
+        """Shun a job, longer each time up to this: else all its chunks would be tried in vain."""
         if job_id not in self.current():
-            first, most = _WAIT_SECONDS
+            first = _WAIT_SECONDS[0]
             self._waits[job_id] = min(most, 2 * self._waits.get(job_id, first / 2))
             self._until[job_id] = self._monotonic() + self._waits[job_id]
 
@@ -216,7 +217,8 @@ class Endings:
             return
         self._release(claim, "failures", error)
         if is_alone:
-            self.shunned_jobs.wait(claim.job_id)  # after the release: this chunk is the first to be due again
+            # After the release, so that this chunk is the first to be due again.
+            self.shunned_jobs.wait(claim.job_id, _LONE_WAIT_SECONDS)
         else:
             self.shunned_jobs.add(claim.job_id)
 
