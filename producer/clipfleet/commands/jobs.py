@@ -6,14 +6,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow
-from clipfleet.commands.naming import find_job, restored_job
+from clipfleet.commands.naming import find_job, is_file, restored_job
 from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState
@@ -124,7 +123,7 @@ def retry(
 
 def rebuild(job: JobOrOutput, wait: Wait = True, as_json: AsJson = False) -> None:
     """Restore a job that Redis has lost from its output, and resume it."""
-    if Path(job).is_file():
+    if is_file(job):
         raise UsageError(f"{job} is a file: give the folder of the results")
     started = time.monotonic()
     with open_client() as client:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from clipfleet.contract.jobs import MAX_CHUNK_SIZE, MAX_SAMPLE
+from clipfleet.contract.jobs import LAST, MAX_CHUNK_SIZE, MAX_SAMPLE
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.settings import Settings
@@ -21,7 +21,11 @@ def _not_empty(value: str | None) -> str | None:
     return value
 
 
-LAST = "last"  # in place of the id of the newest job
+def _named(value: str) -> str:
+    """Refuse a blank name, which would be the current folder."""
+    if not value.strip():
+        raise typer.BadParameter("empty value: give a job id, `last` or an output")
+    return value
 
 
 def _folder(value: str | None) -> str | None:
@@ -174,6 +178,7 @@ JobOrOutput = Annotated[
     str,
     typer.Argument(
         metavar="JOB|OUTPUT",
+        callback=_named,
         help="job id, `last` for the newest job, or the folder or S3 prefix of the results",
         autocompletion=job_ids,
     ),
@@ -182,7 +187,7 @@ Job = Annotated[
     str,
     typer.Option(
         metavar="JOB|OUTPUT",
-        callback=_not_empty,
+        callback=_named,
         help="job id, `last`, or the folder or S3 prefix of the results",
         rich_help_panel=SOURCE,
         autocompletion=job_ids,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipfleet.commands.connecting import open_client
-from clipfleet.commands.naming import find_job, is_output
-from clipfleet.commands.options import LAST, AsJson, ExportFolder, Job, JobOrOutput
+from clipfleet.commands.naming import find_job, is_folder, is_output
+from clipfleet.commands.options import AsJson, ExportFolder, Job, JobOrOutput
+from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
@@ -133,8 +134,7 @@ def row_reader(job: str) -> Iterator[RowReader]:
     from clipfleet.outputs import open_output
     from clipfleet.results.part_rows import PartRows
 
-    path = Path(job)
-    if is_output(job) or (path.is_dir() and not _is_job(job)):
+    if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:

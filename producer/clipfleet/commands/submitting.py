@@ -15,6 +15,7 @@ import typer
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
+from clipfleet.commands.naming import is_file
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
@@ -177,7 +178,7 @@ def read_labels(text: str) -> list[str]:
     if not text.strip():
         raise UsageError("--labels is empty: give comma-separated names, or a file with one per line")
     path = Path(text)
-    if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
+    if is_file(text) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
         try:
             names = read_label_lines(path)
         except UsageError as error:
@@ -196,10 +197,3 @@ def read_labels(text: str) -> list[str]:
     if not names:
         raise UsageError(f"--labels {text!r} contains no label: give comma-separated names, or a file")
     return names
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long for a file
-        return False

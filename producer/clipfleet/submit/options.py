@@ -26,6 +26,7 @@ from clipfleet.contract.jobs import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
+    LAST,
     MAX_CHUNK_SIZE,
     MAX_SAMPLE,
     REDIS_OUTPUT,
@@ -132,6 +133,8 @@ def make_job(
             f"job id {job_id!r} is invalid: it must start with a letter or digit, and have at most 64 "
             "letters, digits, dots, underscores and hyphens"
         )
+    if job_id == LAST:
+        raise UsageError(f"job id {LAST!r} is reserved: it names the newest job; choose another `job_id=`")
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
         raise UsageError(

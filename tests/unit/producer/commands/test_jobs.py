@@ -74,16 +74,58 @@ def test_a_job_is_named_by_its_id_as_the_last_one_or_by_its_output(
     assert ledger.status("older").state == "running"
 
 
-def test_a_job_that_is_called_last_has_priority_over_the_last_job_and_a_job_over_a_folder(
-    run: Run, ledger: MemoryLedger, newest: Job, clock: Clock
+def test_last_is_the_newest_job_whatever_is_called_so_and_a_job_has_priority_over_a_folder(
+    run: Run, ledger: MemoryLedger, newest: Job, clock: Clock, folder: Path
 ) -> None:
-    for name in ("last", "out", "later"):
+    for name in ("last", "out", "later"):  # the first one is of an older version
         clock.now += 1
         add_job(ledger, name)
+    place_job(FolderOutput(folder / "last"), make_job("other", output=str(folder / "last")))
 
-    for name in ("last", "out"):
-        assert json.loads(run("status", name, "--json")[1])["job_id"] == name
-    assert json.loads(run("status", "./out", "--json")[1])["job_id"] == "newer"
+    for name, job_id in (("last", "later"), ("out", "out"), ("./out", "newer")):
+        assert json.loads(run("status", name, "--json")[1])["job_id"] == job_id
+    assert "/out: no results yet" in run("results", "last")[2]  # of the job, not of the folder
+
+
+def test_a_new_job_cannot_be_called_last(run: Run, folder: Path) -> None:
+    (folder / "a.jpg").touch()
+
+    code, _, err = run("embed", "a.jpg", "--job-id", "last")
+
+    assert (code, err) == (
+        2, "error: job id 'last' is reserved: it names the newest job; choose another --job-id\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status", "watch", "cancel", "pause", "resume", "retry", "rebuild", "results",
+        "export --layout csv --to new", "show 0 --job",
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(
+    run: Run, ledger: MemoryLedger, folder: Path, command: str, name: str
+) -> None:
+    job = add_job(ledger, job=make_job("job", output=str(folder)))
+    place_job(FolderOutput(folder), job)
+
+    code, out, err = run(*command.split(), name)
+
+    assert (code, out) == (2, "")
+    assert "empty value: give a job id, `last` or an output" in err
+    assert ledger.status("job").state == "running"
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "retry", "rebuild", "results", "export --layout csv --to new"])
+@pytest.mark.parametrize("start", ["", "./"])
+def test_a_name_that_is_too_long_for_a_file_is_an_error(run: Run, command: str, start: str) -> None:
+    code, out, err = run(*command.split(), start + "x" * 300)
+
+    assert (code in (1, 2), out, err.count("\n")) == (True, "", 1), err
+    assert ("File name too long" if start else "No job 'xxx") in err
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "cancel", "pause", "resume", "retry", "results"])
