@@ -14,7 +14,7 @@ from clipfleet.settings import Settings
 from clipfleet.terminal.help import GENERAL, MODEL, OUTPUT, SCHEDULING, SOURCE
 
 
-def _not_empty(value: str | None) -> str | None:
+def not_empty(value: str | None) -> str | None:
     """Refuse an empty value: usually an unset shell variable."""
     if value == "":
         raise typer.BadParameter("empty value: give one, or leave the option out")
@@ -34,7 +34,7 @@ def _folder(value: str | None) -> str | None:
         raise typer.BadParameter(
             "- would be a folder: name one; to print rows, use `clipfleet results JOB --format csv`"
         )
-    return _not_empty(value)
+    return not_empty(value)
 
 
 _NEWEST_JOBS = 50
@@ -94,7 +94,7 @@ JOB_OPTIONS: dict[str, Any] = {
         rich_help_panel=SCHEDULING,
     ),
     "job_id": typer.Option(
-        callback=_not_empty,
+        callback=not_empty,
         help="job id; repeat it to resume an interrupted submit",
         rich_help_panel=SCHEDULING,
     ),
@@ -108,10 +108,10 @@ JOB_OPTIONS: dict[str, Any] = {
         rich_help_panel=SCHEDULING,
     ),
     "url_column": typer.Option(
-        callback=_not_empty, help="table column that holds the URL or path", rich_help_panel=SOURCE
+        callback=not_empty, help="table column that holds the URL or path", rich_help_panel=SOURCE
     ),
     "id_column": typer.Option(
-        callback=_not_empty, help="table column that holds the item id", rich_help_panel=SOURCE
+        callback=not_empty, help="table column that holds the item id", rich_help_panel=SOURCE
     ),
     "base_uri": typer.Option(
         metavar="URI",

@@ -6,6 +6,7 @@ import csv
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from clipfleet.commands.naming import is_file
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
-from clipfleet.errors import UsageError
+from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.submit.options import JobOptions, read_job_spec
 from clipfleet.terminal.help import LABELS, SOURCE
@@ -138,14 +139,19 @@ def run(
 
 
 def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool) -> None:
-    """Submit, then follow the job; its seconds count from here."""
+    """Submit, then follow the job; its seconds count from here, unless it ran before."""
     started = time.monotonic()
+    is_older = False
     with open_client() as client:
         with interruptible(lambda: words_after_submitting(job_id)):
             job = submit(client)
-        follow(client, job, wait=wait, as_json=as_json, started=started)
+        with suppress(RedisUnavailableError):  # `follow` waits for Redis
+            lasted = job.status().lasted_seconds
+            is_older = lasted > time.monotonic() - started + _INEXACT_SECONDS
+        follow(client, job, wait=wait, as_json=as_json, started=None if is_older else started)
 
 
+_INEXACT_SECONDS = 0.1  # between the clock of Redis and ours
 _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +18,8 @@ from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.doubles import Clock
 from tests.support.jobs import place_job
-from tests.support.ledger import add_job, claim, complete, make_job
+from tests.support.ledger import add_job, claim, complete, draft, make_job
+from tests.support.rows import add_part, row
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -264,6 +266,73 @@ def test_an_unknown_error_code_is_an_error_that_names_the_codes_of_the_job(
     exit_code, _, err = run("retry", "job", "--codes", code)
 
     assert (exit_code, words in err, len(err) < 200) == (2, True, True), err
+
+
+@pytest.mark.parametrize("command", ["retry", "rebuild"])
+def test_a_job_whose_submit_was_interrupted_is_not_waited_for(
+    run: Run, ledger: MemoryLedger, command: str
+) -> None:
+    add_job(ledger, sealed=False)
+    begin_retry(ledger)
+
+    code, out, err = run(command, "job")
+
+    assert (code, out, err) == (
+        1, "", "not all items of job job are staged: submit again with the same command and `--job-id job`\n",
+    )  # fmt: skip
+    assert run(command, "job", "--no-wait")[0] == 0
+
+
+def begin_retry(ledger: MemoryLedger) -> None:
+    """Retry a job with one chunk."""
+    ledger.cancel("job", ttl_seconds=600)
+    ledger.drafts.begin("job", "token")
+    assert ledger.drafts.retry("job", "token", draft(1), generation=1)[0] == "started"
+
+
+def test_seconds_are_of_the_job_where_a_command_joins_it(
+    run: Run, ledger: MemoryLedger, clock: Clock, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfleet.hints.Hints", Mock())
+    (folder / "a.jpg").touch()
+    submit = ("embed", "a.jpg", "-o", "out", "--job-id", "job", "--json")
+    first = json.loads(run(*submit, "--no-wait")[1])
+    clock.now += 60
+    monkeypatch.setattr(ledger, "wait_for_progress", lambda *_: ledger.cancel("job", ttl_seconds=600))
+
+    joined = json.loads(run(*submit)[1])
+
+    assert (first["seconds"] < 60, joined["seconds"], joined["already_ended"]) == (True, 60.0, False)
+    begin_retry(ledger)
+    assert json.loads(run("retry", "job", "--json")[1])["seconds"] is None
+
+
+def test_only_words_of_the_library_are_put_as_options_of_the_command_line(
+    run: Run, ledger: MemoryLedger, clock: Clock, folder: Path
+) -> None:
+    output = str(folder / "q `output=` x")
+    add_job(ledger, job=make_job(output=output))
+    ledger.pause("job", "full: give another `output=`")
+
+    lines = run("status", "job")[1].splitlines()
+
+    assert f"output   {output}" in lines
+    assert "state    paused (full: give another --output)" in lines
+    assert f"-> {output}\n" in run("rebuild", "job", "--no-wait")[2]
+
+
+def test_chosen_columns_are_printed_once_each_and_may_have_a_comma_in_their_name(
+    run: Run, folder: Path
+) -> None:
+    rows = [{**row(0), "x,y": "far"}]
+    add_part(FolderOutput(folder / "out"), 0, rows, extra=["x,y"])
+
+    for layout, printed in (("csv", 'item_id,"x,y",status\nimg0,far,ok\n'), ("jsonl", None)):
+        columns = 'item_id, "x,y",item_id,status'
+        code, out, err = run("results", "./out", "--format", layout, "--columns", columns)
+        assert (code, err) == (0, "")
+        assert printed is None or out == printed
+    assert json.loads(out) == {"item_id": "img0", "x,y": "far", "status": "ok"}
 
 
 def test_a_handle_shows_its_job(ledger: MemoryLedger, run: Run, newest: Job) -> None:
