@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -12,6 +13,9 @@ from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import GENERAL, MODEL, OUTPUT, SCHEDULING, SOURCE
+
+if TYPE_CHECKING:
+    import redis
 
 
 def not_empty(value: str | None) -> str | None:
@@ -43,17 +47,27 @@ _PATIENCE_SECONDS = 0.5
 
 def job_ids(incomplete: str) -> list[str]:
     """Names of jobs with this prefix: ids, newest first, then `last`; none if Redis is down or slow."""
+    newest = _quickly(lambda client: client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True))
+    names = [*map(str, newest or ()), *([LAST] if newest else [])]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def is_known(job_id: str) -> bool:
+    """Whether Redis knows a job; True also if Redis is down or slow."""
+    return bool(_quickly(lambda client: client.exists(keys.job(job_id))) != 0)
+
+
+def _quickly(ask: Callable[[redis.Redis], Any]) -> Any:
+    """The answer of Redis; None if it is down or slow."""
     from redis.exceptions import RedisError
 
     from clipfleet.redis.connection import connect
 
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
-            newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
+            return ask(client)
     except (ValidationError, UsageError, RedisError, OSError):
-        return []  # the command itself reports the error
-    names = [*map(str, newest), *([LAST] if newest else [])]
-    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+        return None  # the command itself reports the error
 
 
 # Keyed by the field of `JobDescription` that each sets; the field has the type and the default.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 from clipfleet.terminal.help import OUTPUT, ROWS
 from clipfleet.terminal.lists import row_lines
+from clipfleet.terminal.program import discard_stdout
 from clipfleet.wording import counted
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def results(
         try:
             write(reader, result_format, sys.stdout.buffer, limit=limit, selection=selection)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has closed the pipe: discard what is left to flush
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `| head` has closed the pipe
+            discard_stdout()
 
 
 def _column_names(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.naming import is_file
-from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
+from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.errors import RedisUnavailableError, UsageError
@@ -143,7 +143,7 @@ def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool
     started = time.monotonic()
     is_older = False
     with open_client() as client:
-        with interruptible(lambda: words_after_submitting(job_id)):
+        with interruptible(lambda: words_after_submitting(job_id, is_known=is_known(job_id))):
             job = submit(client)
         with suppress(RedisUnavailableError):  # `follow` waits for Redis
             lasted = job.status().lasted_seconds

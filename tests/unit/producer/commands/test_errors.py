@@ -222,7 +222,10 @@ def test_names_from_an_unquoted_glob_are_told_as_such(
 
     answer = run("clipfleet", *command.split(), *chain.from_iterable(expanded))
 
-    expected = said.replace("SOURCE", "FILE") if command == "embed-text" else said
+    expected = said
+    if command == "embed-text":  # which takes neither a pattern, nor a list of files
+        what, _, _ = said.partition(": ")
+        expected = f"{what.replace('SOURCE', 'FILE')}: submit them one by one, or put the texts into one .txt"
     assert answer == Answer(2, "", f"error: {expected}\n")
 
 
@@ -230,6 +233,7 @@ def test_names_from_an_unquoted_glob_are_told_as_such(
     ("words", "unexpected"),
     [
         ("images a.jpg", "argument (a.jpg)"),
+        ("images images", "argument (images)"),
         ("images cat dog", "arguments (cat dog)"),
         ("a.jpg nowhere.jpg", "argument (nowhere.jpg)"),
         ("a.jpg b c d e f", "arguments (b c d and 2 more)"),
