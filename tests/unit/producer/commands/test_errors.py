@@ -165,7 +165,9 @@ class TestEveryCommand:
         ("clipfleet embed images --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
         ("clipfleet embed images --job-id a/b", ["a/b"]),
         ("clipfleet embed images --output gopher://h/x", ["gopher://", "folder"]),
+        ("clipfleet embed images --output S3:///x", ["'s3:///x' is not an S3 URI: write s3://BUCKET/PATH"]),
         # the source
+        ("clipfleet embed S3:///x", ["'s3:///x' is not an S3 URI: write s3://BUCKET/PATH"]),
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed images --url-column link", ["--url-column"]),
         # jobs
