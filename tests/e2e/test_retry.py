@@ -263,7 +263,7 @@ def test_only_what_was_asked_for_is_run_again(fragile: Cluster, source: Source, 
     nothing = fragile.run("retry", job_id, "--codes", "timeout")
     assert (nothing.returncode, "no failed rows with timeout" in nothing.stderr) == (3, True)
     assert (
-        "unknown error code 'tiemout'; did you mean timeout?"
+        "unknown error code 'tiemout': did you mean timeout?"
         in fragile.run("retry", job_id, "--codes", "tiemout").stderr
     )
 

@@ -78,7 +78,7 @@ def test_ctrl_c_under_up_pauses_the_job_and_names_the_command_that_continues_it(
     assert "Finishing the work in progress. Press Ctrl-C again to stop at once" in seen
     wait_until(lambda: processes_of(user.home) == [], "all that was started has ended")
     # Why the command is not `clipfleet watch` alone
-    assert "Connection refused" in user.run("source 'my up/env'; clipfleet watch j1", 1)
+    assert "connection refused" in user.run("source 'my up/env'; clipfleet watch j1", 1)
 
     continued = user.run(paused[2])  # the exit code says that all rows are ok
 
