@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError
+from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
 from clipfleet.labels.sets import Labels, label_sets_of, warnings_of
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
+from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.settings import Settings, checked
 from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
@@ -60,7 +61,11 @@ class Client:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
         if isinstance(settings, str):
+            connect(settings, origin="the URL given to Client").close()
             settings = checked(Settings, redis_url=settings)
+        elif settings is not None and not isinstance(settings, Settings):
+            kind = type(settings).__name__
+            raise UsageError(f"Client(settings={kind}): give the URL of the Redis as text, or Settings")
         self._settings = settings or checked(Settings)
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)

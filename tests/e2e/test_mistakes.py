@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -9,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -276,6 +279,36 @@ def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, 
         f"The submit was interrupted. Resume it with `clipfleet embed {source} --output {out} --job-id s1 "
         "--chunk-size 1`, or end the job with `clipfleet cancel s1`\n"
     )
+
+
+def test_a_ctrl_c_before_the_job_is_known_offers_no_cancel(cluster: Cluster) -> None:
+    with cluster.start("embed", "-", "--job-id", "never", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write("https://example.org/1.jpg\n")
+        process.stdin.flush()
+        wait_until(lambda: is_empty(process.stdin), "the source is read")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said == "Nothing was submitted. Run it again with `clipfleet embed - --job-id never`\n"
+
+
+def is_empty(pipe: IO[str]) -> bool:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) == 0
+
+
+@pytest.mark.parametrize("command", ["status last", "jobs", "results ./out --format csv"])
+def test_a_full_disk_behind_stdout_is_one_line(shell: Shell, command: str) -> None:
+    assert shell.run(*EMBED, "out").code == 0
+    program = Path(sys.executable).with_name("clipfleet")
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [program, *command.split()], cwd=shell.folder, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (
+        1, "error: stdout: No space left on device; write to a place with more space\n",
+    )  # fmt: skip
 
 
 def test_a_reader_that_closes_the_pipe_early_is_no_error(shell: Shell) -> None:

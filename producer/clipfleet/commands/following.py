@@ -22,7 +22,7 @@ from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words
-from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said
+from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said, reason_lines
 from clipfleet.terminal.up_around import afterwards
 from clipfleet.wording import counted
 
@@ -44,8 +44,7 @@ def follow(
 ) -> None:
     """Print the progress of a job, and exit with the code for how it ended.
 
-    Seconds count from `started`, or from the submit without it (`watch`). For a job that had ended before,
-    they are how long it took.
+    Seconds count from `started`, or from the submit without it: for a job that ran or had ended before.
     """
     had_ended = job.had_ended
     progress = JobProgress(client.workers, quiet=as_json)
@@ -77,8 +76,8 @@ def follow(
             "estimate": estimate and asdict(estimate),
         }
         typer.echo(json.dumps(summary))
-        if snapshot.reason:
-            say(f"reason: {snapshot.reason}", style="red")
+        for line in reason_lines(snapshot):
+            say(line, style="red")
     else:
         _say_summary(client, job, snapshot, seconds, had_ended=had_ended)
         if estimate is not None:
@@ -119,8 +118,9 @@ def _say_summary(
         say(earlier_headline(job.job, snapshot, nothing_was_run=job.had_ended), style=style)
     else:
         say(headline(job.job, snapshot, seconds), style=style)
-    if snapshot.reason and (had_ended or not reason_is_said(snapshot)):
-        say(f"reason: {snapshot.reason}", style="red")
+    if had_ended or not reason_is_said(snapshot):
+        for line in reason_lines(snapshot):
+            say(line, style="red")
     for line in () if had_ended else limit_lines(snapshot, seconds):
         say(line)
     examples = job.failure_examples() if snapshot.codes else {}

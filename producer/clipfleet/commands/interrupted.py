@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from clipfleet.ledger.status import JobStatus
-from clipfleet.terminal.up_around import UpAround
+from clipfleet.terminal.up_around import UpAround, afterwards
 
 
 def words_after_watching(job_id: str, last: JobStatus | None) -> str:
@@ -29,9 +29,19 @@ def words_after_watching(job_id: str, last: JobStatus | None) -> str:
     )
 
 
-def words_after_submitting(job_id: str, arguments: Sequence[str] | None = None) -> str:
-    """For a Ctrl-C during the submit; `arguments` are those of this program, by default `sys.argv[1:]`."""
+def words_after_submitting(
+    job_id: str, arguments: Sequence[str] | None = None, *, is_known: bool = True
+) -> str:
+    """For a Ctrl-C during the submit.
+
+    Args:
+        job_id: of the job.
+        arguments: of this program, by default `sys.argv[1:]`.
+        is_known: whether Redis knows the job, or that cannot be said.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if not is_known:
+        return f"Nothing was submitted. Run it again with `{afterwards('clipfleet', *given)}`"
     if not any(word == "--job-id" or word.startswith("--job-id=") for word in given):
         given[1:1] = ["--job-id", job_id]  # behind the command's name
     submit = shlex.join(["clipfleet", *given])

@@ -6,22 +6,23 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow
-from clipfleet.commands.naming import find_job, restored_job
+from clipfleet.commands.naming import find_job, is_file, restored_job
 from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.terminal.console import print_table, printable, say, terminal_width, with_options
+from clipfleet.terminal.console import print_table, printable, say, terminal_width
 from clipfleet.terminal.help import ROWS
 from clipfleet.terminal.lists import job_lines, job_object, job_table, worker_object, worker_table
+from clipfleet.terminal.program import EXIT_FAILED
 from clipfleet.terminal.progress import missing_worker_words, no_worker_words
+from clipfleet.terminal.summary import unstaged_words
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
@@ -36,7 +37,7 @@ def status(job: JobOrOutput, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(job_object(snapshot)))
             return
         for line in job_lines(snapshot):
-            typer.echo(printable(with_options(line)))
+            typer.echo(printable(line))
         problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")
@@ -114,29 +115,30 @@ def retry(
     started = time.monotonic()
     with open_client() as client:
         handle = restored_job(client, job)
+        is_joined = not handle.had_ended  # a retry in progress
         named = [code.strip() for code in codes.split(",") if code.strip()]
         is_under_way = handle.retry(named, max_error_rate=max_error_rate)
         if not is_under_way:
             which = f" with {codes}" if codes else ""
             say(f"job {handle.job_id} has no failed rows{which}: nothing to retry")
-        _follow(client, handle, wait=wait, as_json=as_json, started=started)
+        _follow(client, handle, wait=wait, as_json=as_json, started=None if is_joined else started)
 
 
 def rebuild(job: JobOrOutput, wait: Wait = True, as_json: AsJson = False) -> None:
     """Restore a job that Redis has lost from its output, and resume it."""
-    if Path(job).is_file():
+    if is_file(job):
         raise UsageError(f"{job} is a file: give the folder of the results")
     started = time.monotonic()
     with open_client() as client:
-        _follow(client, restored_job(client, job), wait=wait, as_json=as_json, started=started)
+        handle = restored_job(client, job)
+        is_joined = handle.status().ran > 0
+        _follow(client, handle, wait=wait, as_json=as_json, started=None if is_joined else started)
 
 
-def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
-    is_sealed = job.status().sealed
-    if not is_sealed:
-        say(
-            f"not all items of job {job.job_id} are staged: resume with the same submit command and "
-            f"`--job-id {job.job_id}`",
-            style="yellow",
-        )
-    follow(client, job, wait=wait and is_sealed, as_json=as_json, started=started)
+def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float | None) -> None:
+    """Follow a job, unless it cannot end because its submit was interrupted."""
+    if not job.status().sealed:
+        say(unstaged_words(job.job_id), style="yellow")
+        if wait:
+            raise typer.Exit(EXIT_FAILED)
+    follow(client, job, wait=wait, as_json=as_json, started=started)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipfleet.commands.options import LAST
+from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobConflictError, JobNotFoundError, UsageError
 from clipfleet.settings import Settings, checked
 
@@ -17,7 +18,7 @@ _UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
 
 
 def find_job(client: Client, name: str) -> JobHandle:
-    """Return the job of a name. A job id has priority over `last`, and both over a folder of this name.
+    """Return the job of a name: `last`, else a job id, else a folder of this name.
 
     Raises:
         JobNotFoundError: no such job in Redis; the message names the way out.
@@ -60,15 +61,17 @@ def restored_job(client: Client, name: str) -> JobHandle:
 
 def _named(client: Client, name: str) -> JobHandle | str:
     """The job of a name, or the name of an output."""
+    if not name.strip():
+        raise UsageError("the name of a job is empty: give a job id, `last` or an output")
+    if name == LAST:
+        return client.last()
     if "/" in name:
         _require_no_file(name)
         return name
     try:
         return client.job(name)
     except JobNotFoundError:
-        if name == LAST:
-            return client.last()
-        if Path(name).is_dir():
+        if is_folder(name):
             return name
     kept = _duration(checked(Settings).job_ttl_seconds)
     raise JobNotFoundError(
@@ -78,24 +81,40 @@ def _named(client: Client, name: str) -> JobHandle | str:
 
 
 def is_output(name: str) -> bool:
-    """Whether a name is that of an output: it has a slash, or is a folder with results.
+    """Whether a name is that of an output: it has a slash, or is a folder with results, but not `last`.
 
     Raises:
         UsageError: it is a file.
     """
     from clipfleet.outputs import objects
 
-    path = Path(name)
     if "/" in name:
         _require_no_file(name)
         return True
+    if name == LAST or not is_folder(name):
+        return False
+    path = Path(name)
     if (path / objects.INTERNAL).is_dir():
         return True
     return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is a folder of this name; no name is too long to ask."""
+    with suppress(OSError):
+        return Path(name).is_dir()
+    return False
+
+
+def is_file(name: str) -> bool:
+    """Whether there is a file of this name; no name is too long to ask."""
+    with suppress(OSError):
+        return Path(name).is_file()
+    return False
+
+
 def _require_no_file(name: str) -> None:
-    if Path(name).is_file():
+    if is_file(name):
         raise UsageError(f"{name} is a file: give the folder of the results, or a job id")
 
 

@@ -14,6 +14,7 @@ from typing_extensions import override
 from clipfleet.errors import UsageError
 from clipfleet.terminal.help import Command
 
+_ONE_LIST = "submit them one by one, or put the texts into one .txt"
 _SHOWN = 3  # unexpected arguments in a message
 
 
@@ -30,6 +31,7 @@ class OneSourceCommand(Command):
             name = next(one.metavar for one in self.params if one.name == "source")
             if explained := _explained([ctx.params["source"], *extra]):
                 what, way_out = explained
+                way_out = _ONE_LIST if name == "FILE" else way_out
                 raise UsageError(f"{len(extra) + 1:,} {what} were given, {name} is one: {way_out}")
             rest = len(extra) - _SHOWN
             shown = " ".join(extra[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
@@ -54,7 +56,9 @@ def _explained(given: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _pattern_of(names: Sequence[str]) -> str | None:
-    """The shortest glob that matches these names and no others; None if there is none."""
+    """The shortest glob that matches these names and no others; None if there is none, or one is repeated."""
+    if len({*names}) < len(names):
+        return None
     split = [name.split("/") for name in names]
     if len({*map(len, split)}) > 1:
         return None

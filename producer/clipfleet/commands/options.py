@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from clipfleet.contract.jobs import MAX_CHUNK_SIZE, MAX_SAMPLE
+from clipfleet.contract.jobs import LAST, MAX_CHUNK_SIZE, MAX_SAMPLE
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import GENERAL, MODEL, OUTPUT, SCHEDULING, SOURCE
 
+if TYPE_CHECKING:
+    import redis
 
-def _not_empty(value: str | None) -> str | None:
+
+def not_empty(value: str | None) -> str | None:
     """Refuse an empty value: usually an unset shell variable."""
     if value == "":
         raise typer.BadParameter("empty value: give one, or leave the option out")
     return value
 
 
-LAST = "last"  # in place of the id of the newest job
+def _named(value: str) -> str:
+    """Refuse a blank name, which would be the current folder."""
+    if not value.strip():
+        raise typer.BadParameter("empty value: give a job id, `last` or an output")
+    return value
 
 
 def _folder(value: str | None) -> str | None:
@@ -30,7 +38,7 @@ def _folder(value: str | None) -> str | None:
         raise typer.BadParameter(
             "- would be a folder: name one; to print rows, use `clipfleet results JOB --format csv`"
         )
-    return _not_empty(value)
+    return not_empty(value)
 
 
 _NEWEST_JOBS = 50
@@ -39,17 +47,27 @@ _PATIENCE_SECONDS = 0.5
 
 def job_ids(incomplete: str) -> list[str]:
     """Names of jobs with this prefix: ids, newest first, then `last`; none if Redis is down or slow."""
+    newest = _quickly(lambda client: client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True))
+    names = [*map(str, newest or ()), *([LAST] if newest else [])]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def is_known(job_id: str) -> bool:
+    """Whether Redis knows a job; True also if Redis is down or slow."""
+    return bool(_quickly(lambda client: client.exists(keys.job(job_id))) != 0)
+
+
+def _quickly(ask: Callable[[redis.Redis], Any]) -> Any:
+    """The answer of Redis; None if it is down or slow."""
     from redis.exceptions import RedisError
 
     from clipfleet.redis.connection import connect
 
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
-            newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
+            return ask(client)
     except (ValidationError, UsageError, RedisError, OSError):
-        return []  # the command itself reports the error
-    names = [*map(str, newest), *([LAST] if newest else [])]
-    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+        return None  # the command itself reports the error
 
 
 # Keyed by the field of `JobDescription` that each sets; the field has the type and the default.
@@ -90,7 +108,7 @@ JOB_OPTIONS: dict[str, Any] = {
         rich_help_panel=SCHEDULING,
     ),
     "job_id": typer.Option(
-        callback=_not_empty,
+        callback=not_empty,
         help="job id; repeat it to resume an interrupted submit",
         rich_help_panel=SCHEDULING,
     ),
@@ -104,10 +122,10 @@ JOB_OPTIONS: dict[str, Any] = {
         rich_help_panel=SCHEDULING,
     ),
     "url_column": typer.Option(
-        callback=_not_empty, help="table column that holds the URL or path", rich_help_panel=SOURCE
+        callback=not_empty, help="table column that holds the URL or path", rich_help_panel=SOURCE
     ),
     "id_column": typer.Option(
-        callback=_not_empty, help="table column that holds the item id", rich_help_panel=SOURCE
+        callback=not_empty, help="table column that holds the item id", rich_help_panel=SOURCE
     ),
     "base_uri": typer.Option(
         metavar="URI",
@@ -174,6 +192,7 @@ JobOrOutput = Annotated[
     str,
     typer.Argument(
         metavar="JOB|OUTPUT",
+        callback=_named,
         help="job id, `last` for the newest job, or the folder or S3 prefix of the results",
         autocompletion=job_ids,
     ),
@@ -182,7 +201,7 @@ Job = Annotated[
     str,
     typer.Option(
         metavar="JOB|OUTPUT",
-        callback=_not_empty,
+        callback=_named,
         help="job id, `last`, or the folder or S3 prefix of the results",
         rich_help_panel=SOURCE,
         autocompletion=job_ids,

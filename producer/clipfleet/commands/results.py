@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipfleet.commands.connecting import open_client
-from clipfleet.commands.naming import find_job, is_output
-from clipfleet.commands.options import LAST, AsJson, ExportFolder, Job, JobOrOutput
+from clipfleet.commands.naming import find_job, is_folder, is_output
+from clipfleet.commands.options import AsJson, ExportFolder, Job, JobOrOutput, not_empty
+from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 from clipfleet.terminal.help import OUTPUT, ROWS
 from clipfleet.terminal.lists import row_lines
+from clipfleet.terminal.program import discard_stdout
 from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     from clipfleet.results.one_row import FoundRow
     from clipfleet.results.rows import RowReader
+
+_MOST_ROWS = 1_000_000_000  # to print
 
 # The readers of rows import pyarrow, `--help` must not: their imports are in the functions.
 
@@ -38,35 +42,54 @@ def results(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="print at most this many rows (default for a table: 20)", rich_help_panel=ROWS
+            min=1,
+            max=_MOST_ROWS,
+            help="print at most this many rows (default for a table: 20)",
+            rich_help_panel=ROWS,
         ),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="failed rows only", rich_help_panel=ROWS)] = False,
     label: Annotated[str | None, typer.Option(help="rows with this label only", rich_help_panel=ROWS)] = None,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="sort by a column, such as score", rich_help_panel=ROWS),
+        typer.Option(
+            metavar="COLUMN", callback=not_empty, help="sort by a column, such as score", rich_help_panel=ROWS
+        ),
     ] = None,
     desc: Annotated[bool, typer.Option("--desc", help="sort from high to low", rich_help_panel=ROWS)] = False,
     columns: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="columns to print, separated by commas", rich_help_panel=ROWS),
+        typer.Option(
+            metavar="A,B,...",
+            help="columns to print, separated by commas (double-quote a name that contains a comma)",
+            rich_help_panel=ROWS,
+        ),
     ] = None,
 ) -> None:
     """Print the rows written so far, in source order unless sorted."""
     from clipfleet.results.formats import write
     from clipfleet.results.selection import Selection
 
-    chosen = tuple(filter(None, (name.strip() for name in (columns or "").split(","))))
-    selection = Selection(failed=failed, label=label, sort=sort, descending=desc, columns=chosen)
+    selection = Selection(
+        failed=failed, label=label, sort=sort, descending=desc, columns=_column_names(columns or "")
+    )
     with row_reader(job) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
             raise UsageError("cannot print Parquet to a terminal: add `> rows.parquet`")
         try:
             write(reader, result_format, sys.stdout.buffer, limit=limit, selection=selection)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has closed the pipe: discard what is left to flush
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `| head` has closed the pipe
+            discard_stdout()
+
+
+def _column_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once; double quotes keep a comma inside a name."""
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error:
+        raise UsageError(f'--columns: unbalanced double quotes in {text!r}: write "a, b",c') from None
+    return tuple(dict.fromkeys(name.strip() for row in rows for name in row if name.strip()))
 
 
 def show(
@@ -133,8 +156,7 @@ def row_reader(job: str) -> Iterator[RowReader]:
     from clipfleet.outputs import open_output
     from clipfleet.results.part_rows import PartRows
 
-    path = Path(job)
-    if is_output(job) or (path.is_dir() and not _is_job(job)):
+    if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:

@@ -6,6 +6,7 @@ import csv
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,11 @@ import typer
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
-from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
+from clipfleet.commands.naming import is_file
+from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
-from clipfleet.errors import UsageError
+from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.submit.options import JobOptions, read_job_spec
 from clipfleet.terminal.help import LABELS, SOURCE
@@ -137,14 +139,19 @@ def run(
 
 
 def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool) -> None:
-    """Submit, then follow the job; its seconds count from here."""
+    """Submit, then follow the job; its seconds count from here, unless it ran before."""
     started = time.monotonic()
+    is_older = False
     with open_client() as client:
-        with interruptible(lambda: words_after_submitting(job_id)):
+        with interruptible(lambda: words_after_submitting(job_id, is_known=is_known(job_id))):
             job = submit(client)
-        follow(client, job, wait=wait, as_json=as_json, started=started)
+        with suppress(RedisUnavailableError):  # `follow` waits for Redis
+            lasted = job.status().lasted_seconds
+            is_older = lasted > time.monotonic() - started + _INEXACT_SECONDS
+        follow(client, job, wait=wait, as_json=as_json, started=None if is_older else started)
 
 
+_INEXACT_SECONDS = 0.1  # between the clock of Redis and ours
 _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 
 
@@ -177,7 +184,7 @@ def read_labels(text: str) -> list[str]:
     if not text.strip():
         raise UsageError("--labels is empty: give comma-separated names, or a file with one per line")
     path = Path(text)
-    if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
+    if is_file(text) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
         try:
             names = read_label_lines(path)
         except UsageError as error:
@@ -196,10 +203,3 @@ def read_labels(text: str) -> list[str]:
     if not names:
         raise UsageError(f"--labels {text!r} contains no label: give comma-separated names, or a file")
     return names
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long for a file
-        return False

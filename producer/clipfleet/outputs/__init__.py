@@ -19,7 +19,7 @@ from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.outputs.s3 import s3_output
-from clipfleet.s3.client import SCHEME, default_client
+from clipfleet.s3.client import SCHEME, default_client, with_s3_scheme
 
 
 class Output(Protocol):
@@ -125,6 +125,7 @@ def open_output(uri: str) -> Output:
     """
     if uri.startswith(REDIS_OUTPUT):
         raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: give a job id")
+    uri = with_s3_scheme(uri)
     if uri.startswith(SCHEME):
         return s3_output(uri, default_client())
     if "://" in uri and not uri.startswith("file://"):

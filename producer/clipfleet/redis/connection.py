@@ -25,7 +25,14 @@ from clipfleet.redis.url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, s
 _UNCONNECTED = re.compile(r"(?:Error -?\d+ connecting to .*?\. (.+?)|Timeout connecting to server)\.?")
 
 
-def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds: float = 10) -> redis.Redis:
+def connect(
+    url: str,
+    *,
+    decode: bool = True,
+    retries: int = 3,
+    patience_seconds: float = 10,
+    origin: str = "CLIPFLEET_REDIS_URL",
+) -> redis.Redis:
     """Make a client for the ledger's Redis, without connecting.
 
     Args:
@@ -33,6 +40,7 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
         decode: whether answers are text, not bytes.
         retries: number of retries of a command whose connection was lost.
         patience_seconds: timeout of one answer; must be longer than a blocking read.
+        origin: of the URL, for messages.
 
     Raises:
         UsageError: the URL cannot be used.
@@ -62,7 +70,7 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
         )  # unknown options raise here, not with the first command
     except (ValueError, TypeError, AttributeError, RedisError) as error:
         message = str(error).rpartition("__init__() ")[2].partition("\n")[0]
-        raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {message}") from None
+        raise UsageError(f"{origin} cannot be used: {message}") from None
     return client
 
 

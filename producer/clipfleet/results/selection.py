@@ -37,7 +37,7 @@ class Selection:
         """
         stored = reader.read()
         wanted = self.columns or tuple(stored.schema.names)
-        for name in (*wanted, *([self.sort] if self.sort else [])):
+        for name in (*wanted, *([] if self.sort is None else [self.sort])):
             if name not in stored.schema.names:
                 known = ", ".join(stored.schema.names)
                 raise UsageError(f"the rows have no column {name!r}; their columns are {known}")

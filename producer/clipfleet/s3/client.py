@@ -38,6 +38,11 @@ def is_bucket_name(text: str) -> bool:
     return _BUCKET.fullmatch(text) is not None
 
 
+def with_s3_scheme(uri: str) -> str:
+    """The URI with the scheme `s3` in lower case; others are left unchanged."""
+    return SCHEME + uri[len(SCHEME) :] if uri[: len(SCHEME)].lower() == SCHEME else uri
+
+
 def split_s3_uri(uri: str) -> tuple[str, str]:
     """Split `s3://bucket/key`. The key is used verbatim, not decoded; it may be empty.
 

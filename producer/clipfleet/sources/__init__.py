@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from clipfleet.errors import SourceError
 from clipfleet.s3.client import SCHEME as S3_SCHEME
+from clipfleet.s3.client import with_s3_scheme
 from clipfleet.sources.batches import Source
 from clipfleet.sources.files import BY_NAME, ReadOptions
 from clipfleet.sources.iterable import FrameRows, Item, IterableSource, is_frame
@@ -46,6 +47,7 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
         raise SourceError(f"the source is empty; {SUPPORTED}")
     if text == STDIN:
         return StdinSource(options)
+    text = with_s3_scheme(text)
     if text.startswith(S3_SCHEME):
         return open_s3(text, options)
     if has_scheme(text):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ from clipfleet.contract.jobs import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
+    LAST,
     MAX_CHUNK_SIZE,
     MAX_SAMPLE,
     REDIS_OUTPUT,
@@ -53,13 +55,22 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
+def _require_output(value: str | None) -> str | None:
+    """Refuse an empty output, usually an unset variable, and `-`, which would become a folder."""
+    if value == "":
+        raise ValueError("empty value: give one, or leave the option out")
+    if value == "-":
+        raise ValueError("- would be a folder: name one")
+    return value
+
+
 class JobDescription(BaseModel):
     """Options of a job of any task. Invalid values raise `UsageError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # A folder or s3://BUCKET/PREFIX; default: the ledger's Redis, for up to 100,000 items.
-    output: Annotated[str | None, BeforeValidator(_as_text)] = None
+    output: Annotated[str | None, BeforeValidator(_as_text), AfterValidator(_require_output)] = None
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
@@ -132,6 +143,8 @@ def make_job(
             f"job id {job_id!r} is invalid: it must start with a letter or digit, and have at most 64 "
             "letters, digits, dots, underscores and hyphens"
         )
+    if job_id == LAST:
+        raise UsageError(f"job id {LAST!r} is reserved: it names the newest job; choose another `job_id=`")
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
         raise UsageError(

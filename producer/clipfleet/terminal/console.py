@@ -43,12 +43,12 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(text: str, style: str = "") -> None:
     """Print a message."""
-    stderr.print(printable_lines(with_options(text)), style=style, markup=False, emoji=False)
+    stderr.print(printable_lines(text), style=style, markup=False, emoji=False)
 
 
 def say_trouble(text: str) -> None:
-    """Print a warning about a condition that may pass by itself."""
-    say(text, style="yellow")
+    """Print a warning of the library, about a condition that may pass by itself."""
+    say(with_options(text), style="yellow")
 
 
 def terminal_width() -> int | None:
@@ -65,7 +65,6 @@ def print_table(table: Table) -> None:
 
 
 def say_error(error: Exception | str) -> None:
-    """Print an error."""
-    stderr.print(
-        f"error: {printable_lines(with_options(str(error)))}", style="red", markup=False, emoji=False
-    )
+    """Print an error; in the text of an exception, options are named as on the command line."""
+    text = error if isinstance(error, str) else with_options(str(error))
+    say(f"error: {text}", style="red")

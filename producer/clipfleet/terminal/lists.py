@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import WorkerFacts
-from clipfleet.terminal.console import printable
+from clipfleet.terminal.console import printable, with_options
 from clipfleet.terminal.progress import duration_words
 
 _GAP = 2  # terminal columns between two columns of a table
@@ -52,7 +52,7 @@ def job_lines(status: JobStatus) -> Iterator[str]:
         if status.brief.labels:
             yield f"labels   {status.brief.labels}"
     yield f"model    {status.model}"
-    yield f"state    {status.state}" + (f" ({status.reason})" if status.reason else "")
+    yield f"state    {status.state}" + (f" ({with_options(status.reason)})" if status.reason else "")
     yield f"created  {_utc(status.created_ms)} UTC ({duration_words(_age_seconds(status))} ago)"
     took = _took_seconds(status)
     if took is not None:

@@ -5,6 +5,7 @@ A usage or environment error is one line on stderr; only a bug prints a tracebac
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -94,7 +95,18 @@ def _exit_code(app: typer.Typer, name: str) -> int:
     except BrokenPipeError:  # `clipfleet results ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        say_error(f"stdout: {error.strerror}; write to a place with more space")
+        discard_stdout()
+        return EXIT_FAILED
     return EXIT_USAGE
+
+
+def discard_stdout() -> None:
+    """Discard what is left to flush, which would fail again at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from clipfleet.contract.bottleneck import Limit, LimitingStep
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import WorkerFacts
-from clipfleet.terminal.console import printable, say, stderr
+from clipfleet.terminal.console import printable, say, stderr, with_options
 from clipfleet.terminal.pace import Pace
 
 _PLAIN_SECONDS = 10.0
@@ -93,7 +93,7 @@ class JobProgress:
 def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> str | None:
     """Why no worker can run a job, and the way out; None if one can."""
     if status.state is JobState.PAUSED:
-        reason = f" ({status.reason})" if status.reason else ""
+        reason = f" ({with_options(status.reason)})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
     run = f"clipfleet-worker run --models {shlex.quote(status.model)}"
     if not workers:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from clipfleet.contract.bottleneck import LimitingStep
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.ledger.status import JobStatus
+from clipfleet.terminal.console import with_options
 from clipfleet.terminal.progress import rate_words
 from clipfleet.terminal.up_around import afterwards
 
@@ -21,7 +22,7 @@ def headline(job: Job, snapshot: JobStatus, seconds: float | None) -> str:
     """
     if snapshot.state is JobState.FAILED and not snapshot.ok + snapshot.failed:
         noun = "text" if job.task is Task.EMBED_TEXT else "image"
-        return f"Job failed before any {noun} was processed: {snapshot.reason}"
+        return f"Job failed before any {noun} was processed: {with_options(snapshot.reason)}"
     if snapshot.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
         lasted = ""
         if seconds is not None:
@@ -37,9 +38,33 @@ def earlier_headline(job: Job, snapshot: JobStatus, *, nothing_was_run: bool) ->
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     run = "; nothing was run" if nothing_was_run else ""
     if nothing_was_run and snapshot.state in (JobState.FAILED, JobState.CANCELLED):
-        run += f", continue it with `{afterwards('clipfleet', 'retry', job.job_id)}`"
+        again = f"submit again with the same command and {_same_id(job.job_id)}"
+        then = "" if snapshot.sealed else f", then {again}"
+        run += f", continue it with `{afterwards('clipfleet', 'retry', job.job_id)}`{then}"
     state = snapshot.state.replace("_", " ")
     return f"Already {state}{when}{run}: {_counts(job, snapshot)}.{_view(job, snapshot)}"
+
+
+def reason_lines(snapshot: JobStatus) -> Iterator[str]:
+    """Why a job has ended early, and what else its submit has to do."""
+    if snapshot.reason:
+        yield f"reason: {with_options(snapshot.reason)}"
+    if snapshot.has_stopped_itself and not snapshot.sealed:
+        yield (
+            "not all items are staged: after the retry, submit again with the same command and "
+            f"{_same_id(snapshot.job_id)}"
+        )
+
+
+def unstaged_words(job_id: str) -> str:
+    """That the submit of a job must be resumed."""
+    return (
+        f"not all items of job {job_id} are staged: submit again with the same command and {_same_id(job_id)}"
+    )
+
+
+def _same_id(job_id: str) -> str:
+    return f"`--job-id {job_id}`"
 
 
 def reason_is_said(snapshot: JobStatus) -> bool:

@@ -23,9 +23,17 @@ def test_a_url_stands_for_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_url_of_another_kind_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"CLIPFLEET_REDIS_URL cannot be used: .*redis://") as caught:
-        Client("http://:s3cret@localhost")
-    assert "s3cret" not in str(caught.value)
+    for url in ("http://:s3cret@localhost", "localhost:6379", ""):
+        with pytest.raises(
+            UsageError, match=r"^the URL given to Client cannot be used: .*redis://"
+        ) as caught:
+            Client(url)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_anything_but_a_url_and_settings_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^Client\(settings=int\): give the URL"):
+        Client(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,10 @@ class TestEveryCommand:
         ("clipfleet embed . --precision int8", ["--precision", "bf16"]),
         ("clipfleet results . --format xml", ["--format", "jsonl"]),
         ("clipfleet results . --limit 0", ["--limit"]),
+        ("clipfleet results . --limit 9223372036854775807", ["--limit", "1000000000"]),
+        ("clipfleet results . --limit 99999999999999999999", ["--limit", "1000000000"]),
+        ("clipfleet results . --sort=", ["--sort", "empty"]),
+        ('clipfleet results . --columns "a', ["--columns", "unbalanced double quotes"]),
         ("clipfleet jobs --limit 10000000000000000000", ["--limit"]),
         ("clipfleet embed images --job-id=", ["--job-id", "empty"]),
         ("clipfleet embed images --output=", ["--output", "empty"]),
@@ -161,7 +165,9 @@ class TestEveryCommand:
         ("clipfleet embed images --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
         ("clipfleet embed images --job-id a/b", ["a/b"]),
         ("clipfleet embed images --output gopher://h/x", ["gopher://", "folder"]),
+        ("clipfleet embed images --output S3:///x", ["'s3:///x' is not an S3 URI: write s3://BUCKET/PATH"]),
         # the source
+        ("clipfleet embed S3:///x", ["'s3:///x' is not an S3 URI: write s3://BUCKET/PATH"]),
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed images --url-column link", ["--url-column"]),
         # jobs
@@ -218,7 +224,10 @@ def test_names_from_an_unquoted_glob_are_told_as_such(
 
     answer = run("clipfleet", *command.split(), *chain.from_iterable(expanded))
 
-    expected = said.replace("SOURCE", "FILE") if command == "embed-text" else said
+    expected = said
+    if command == "embed-text":  # which takes neither a pattern, nor a list of files
+        what, _, _ = said.partition(": ")
+        expected = f"{what.replace('SOURCE', 'FILE')}: submit them one by one, or put the texts into one .txt"
     assert answer == Answer(2, "", f"error: {expected}\n")
 
 
@@ -226,6 +235,7 @@ def test_names_from_an_unquoted_glob_are_told_as_such(
     ("words", "unexpected"),
     [
         ("images a.jpg", "argument (a.jpg)"),
+        ("images images", "argument (images)"),
         ("images cat dog", "arguments (cat dog)"),
         ("a.jpg nowhere.jpg", "argument (nowhere.jpg)"),
         ("a.jpg b c d e f", "arguments (b c d and 2 more)"),

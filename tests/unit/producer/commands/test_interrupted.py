@@ -73,3 +73,13 @@ def test_before_anything_was_shown_no_count_is_said() -> None:
 )
 def test_after_submitting(given: list[str], said: str) -> None:
     assert words_after_submitting("j", given) == said
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize(
+    ("pid", "before"), [(ALONE, ""), (ITS_COMMAND, f"{UP} -- "), (BELOW_ITS_COMMAND, "")]
+)
+def test_before_there_is_a_job_no_cancel_is_offered(before: str) -> None:
+    said = words_after_submitting("j", ["embed", "-", "--sample", "9"], is_known=False)
+
+    assert said == f"Nothing was submitted. Run it again with `{before}clipfleet embed - --sample 9`"

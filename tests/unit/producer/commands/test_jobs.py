@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +18,8 @@ from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.doubles import Clock
 from tests.support.jobs import place_job
-from tests.support.ledger import add_job, claim, complete, make_job
+from tests.support.ledger import add_job, claim, complete, draft, make_job
+from tests.support.rows import add_part, row
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -74,16 +76,58 @@ def test_a_job_is_named_by_its_id_as_the_last_one_or_by_its_output(
     assert ledger.status("older").state == "running"
 
 
-def test_a_job_that_is_called_last_has_priority_over_the_last_job_and_a_job_over_a_folder(
-    run: Run, ledger: MemoryLedger, newest: Job, clock: Clock
+def test_last_is_the_newest_job_whatever_is_called_so_and_a_job_has_priority_over_a_folder(
+    run: Run, ledger: MemoryLedger, newest: Job, clock: Clock, folder: Path
 ) -> None:
-    for name in ("last", "out", "later"):
+    for name in ("last", "out", "later"):  # the first one is of an older version
         clock.now += 1
         add_job(ledger, name)
+    place_job(FolderOutput(folder / "last"), make_job("other", output=str(folder / "last")))
 
-    for name in ("last", "out"):
-        assert json.loads(run("status", name, "--json")[1])["job_id"] == name
-    assert json.loads(run("status", "./out", "--json")[1])["job_id"] == "newer"
+    for name, job_id in (("last", "later"), ("out", "out"), ("./out", "newer")):
+        assert json.loads(run("status", name, "--json")[1])["job_id"] == job_id
+    assert "/out: no results yet" in run("results", "last")[2]  # of the job, not of the folder
+
+
+def test_a_new_job_cannot_be_called_last(run: Run, folder: Path) -> None:
+    (folder / "a.jpg").touch()
+
+    code, _, err = run("embed", "a.jpg", "--job-id", "last")
+
+    assert (code, err) == (
+        2, "error: job id 'last' is reserved: it names the newest job; choose another --job-id\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status", "watch", "cancel", "pause", "resume", "retry", "rebuild", "results",
+        "export --layout csv --to new", "show 0 --job",
+    ],
+)  # fmt: skip
+def test_an_empty_name_is_not_the_current_folder(
+    run: Run, ledger: MemoryLedger, folder: Path, command: str, name: str
+) -> None:
+    job = add_job(ledger, job=make_job("job", output=str(folder)))
+    place_job(FolderOutput(folder), job)
+
+    code, out, err = run(*command.split(), name)
+
+    assert (code, out) == (2, "")
+    assert "empty value: give a job id, `last` or an output" in err
+    assert ledger.status("job").state == "running"
+    assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "retry", "rebuild", "results", "export --layout csv --to new"])
+@pytest.mark.parametrize("start", ["", "./"])
+def test_a_name_that_is_too_long_for_a_file_is_an_error(run: Run, command: str, start: str) -> None:
+    code, out, err = run(*command.split(), start + "x" * 300)
+
+    assert (code in (1, 2), out, err.count("\n")) == (True, "", 1), err
+    assert ("File name too long" if start else "No job 'xxx") in err
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "cancel", "pause", "resume", "retry", "results"])
@@ -222,6 +266,73 @@ def test_an_unknown_error_code_is_an_error_that_names_the_codes_of_the_job(
     exit_code, _, err = run("retry", "job", "--codes", code)
 
     assert (exit_code, words in err, len(err) < 200) == (2, True, True), err
+
+
+@pytest.mark.parametrize("command", ["retry", "rebuild"])
+def test_a_job_whose_submit_was_interrupted_is_not_waited_for(
+    run: Run, ledger: MemoryLedger, command: str
+) -> None:
+    add_job(ledger, sealed=False)
+    begin_retry(ledger)
+
+    code, out, err = run(command, "job")
+
+    assert (code, out, err) == (
+        1, "", "not all items of job job are staged: submit again with the same command and `--job-id job`\n",
+    )  # fmt: skip
+    assert run(command, "job", "--no-wait")[0] == 0
+
+
+def begin_retry(ledger: MemoryLedger) -> None:
+    """Retry a job with one chunk."""
+    ledger.cancel("job", ttl_seconds=600)
+    ledger.drafts.begin("job", "token")
+    assert ledger.drafts.retry("job", "token", draft(1), generation=1)[0] == "started"
+
+
+def test_seconds_are_of_the_job_where_a_command_joins_it(
+    run: Run, ledger: MemoryLedger, clock: Clock, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfleet.hints.Hints", Mock())
+    (folder / "a.jpg").touch()
+    submit = ("embed", "a.jpg", "-o", "out", "--job-id", "job", "--json")
+    first = json.loads(run(*submit, "--no-wait")[1])
+    clock.now += 60
+    monkeypatch.setattr(ledger, "wait_for_progress", lambda *_: ledger.cancel("job", ttl_seconds=600))
+
+    joined = json.loads(run(*submit)[1])
+
+    assert (first["seconds"] < 60, joined["seconds"], joined["already_ended"]) == (True, 60.0, False)
+    begin_retry(ledger)
+    assert json.loads(run("retry", "job", "--json")[1])["seconds"] is None
+
+
+def test_only_words_of_the_library_are_put_as_options_of_the_command_line(
+    run: Run, ledger: MemoryLedger, clock: Clock, folder: Path
+) -> None:
+    output = str(folder / "q `output=` x")
+    add_job(ledger, job=make_job(output=output))
+    ledger.pause("job", "full: give another `output=`")
+
+    lines = run("status", "job")[1].splitlines()
+
+    assert f"output   {output}" in lines
+    assert "state    paused (full: give another --output)" in lines
+    assert f"-> {output}\n" in run("rebuild", "job", "--no-wait")[2]
+
+
+def test_chosen_columns_are_printed_once_each_and_may_have_a_comma_in_their_name(
+    run: Run, folder: Path
+) -> None:
+    rows = [{**row(0), "x,y": "far"}]
+    add_part(FolderOutput(folder / "out"), 0, rows, extra=["x,y"])
+
+    for layout, printed in (("csv", 'item_id,"x,y",status\nimg0,far,ok\n'), ("jsonl", None)):
+        columns = 'item_id, "x,y",item_id,status'
+        code, out, err = run("results", "./out", "--format", layout, "--columns", columns)
+        assert (code, err) == (0, "")
+        assert printed is None or out == printed
+    assert json.loads(out) == {"item_id": "img0", "x,y": "far", "status": "ok"}
 
 
 def test_a_handle_shows_its_job(ledger: MemoryLedger, run: Run, newest: Job) -> None:

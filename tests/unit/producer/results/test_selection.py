@@ -43,6 +43,11 @@ def indexes(output: FolderOutput, limit: int | None = None, **selection: Any) ->
     return [row["item_index"] for row in found(output, limit, **selection)]
 
 
+def test_an_empty_name_is_no_column(output: FolderOutput) -> None:
+    with pytest.raises(UsageError, match="no column ''"):
+        found(output, sort="")
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [

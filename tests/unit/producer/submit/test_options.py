@@ -123,6 +123,8 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nembedding: perhaps\n", "job.yaml:2: embedding: give true or false$"),
         ("source: 7\nembedding: true\n", 'job.yaml:1: source: 7 is a number; quote it: "7"$'),
         ("source: p\nsource: q\n", "job.yaml:2: 'source' appears twice"),
+        ('source: p\nembedding: true\noutput: ""\n', "job.yaml:3: output: empty value: give one"),
+        ("source: p\nembedding: true\noutput: '-'\n", "job.yaml:3: output: - would be a folder"),
         ("source: [p\n", "not YAML"),
     ],
 )
@@ -159,6 +161,8 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
         ({"max_error_rate": -0.1}, "max_error_rate: -0.1 is less than 0"),
         ({"max_error_rate": math.nan}, "max_error_rate: nan is not a finite number"),
         ({"embeddings": True}, "there is no option embeddings=; did you mean store_embeddings="),
+        ({"output": ""}, "output: empty value: give one, or leave the option out"),
+        ({"output": "-"}, "output: - would be a folder: name one"),
         ({"chunk_size": "many"}, "chunk_size: 'many' is not a whole number"),
     ],
 )

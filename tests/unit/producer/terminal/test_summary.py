@@ -9,7 +9,7 @@ import pytest
 
 from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import REDIS_OUTPUT, JobState, Task
-from clipfleet.terminal.summary import earlier_headline, headline, limit_lines
+from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_lines
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import JOB_ID, make_job, make_status
 
@@ -100,6 +100,19 @@ def test_a_job_that_had_ended_is_not_reported_as_if_it_had_run() -> None:
         "Already completed with errors on 2025-11-30 22:00 UTC; nothing was run: 90 embedded, 10 failed. "
         "View them: `clipfleet results /out`"
     )
+
+
+def test_a_job_that_ended_during_its_submit_is_continued_by_a_retry_and_the_same_submit() -> None:
+    status = make_status(state=CANCELLED, sealed=False, failed=60, reason="60 of 60 failed: `overwrite=True`")
+    submit = f"submit again with the same command and `--job-id {JOB_ID}`"
+
+    line = earlier_headline(make_job(), status, nothing_was_run=True)
+
+    assert f"continue it with `clipfleet retry {JOB_ID}`, then {submit}: 0 embedded, 60 failed." in line
+    assert list(reason_lines(status)) == [
+        "reason: 60 of 60 failed: --overwrite",
+        f"not all items are staged: after the retry, {submit}",
+    ]
 
 
 @pytest.mark.parametrize(
