@@ -131,7 +131,7 @@ def until_it_succeeds(fragile: Cluster, *arguments: str | Path) -> subprocess.Co
 def test_an_outage_is_waited_for_and_ends_by_itself(fragile: Cluster, front: S3Front) -> None:
     # Given a job in work, and a store that is gone
     submit(fragile, "outage")
-    front.place(Rule(fault=Fault.RESET, method="PUT", path="*/outage/part-*", skip=3))
+    front.place(Rule(fault=Fault.RESET, method="PUT", path="*/outage/data/part-*", skip=3))
     fragile.living_worker()
     wait_for_reason(fragile, "outage", "s3://")
     front.place(Rule(fault=Fault.RESET))
@@ -154,7 +154,7 @@ def test_an_outage_is_waited_for_and_ends_by_itself(fragile: Cluster, front: S3F
 
 
 def test_an_outage_that_lasts_too_long_pauses_the_job_until_resume(fragile: Cluster, front: S3Front) -> None:
-    front.place(Rule(fault=Fault.UNAVAILABLE, path="*/paused/part-*"))
+    front.place(Rule(fault=Fault.UNAVAILABLE, path="*/paused/data/part-*"))
     submit(fragile, "paused")
     fragile.living_worker()
     wait_for_reason(fragile, "paused", "503")
