@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipfleet.contract.jobs import ErrorCode, Job, JobState
-from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError
+from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError, WorldError
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.ledger.status import EarlyEnd
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
@@ -141,8 +141,11 @@ class JobHandle:
         return export(self.rows_reader(), layout, Path(folder))
 
     def failure_examples(self) -> dict[str, str]:
-        """One example detail per error code. Best effort, fast."""
-        return self.rows_reader().failure_examples()
+        """One example detail per error code. Best effort, fast; none once the rows have expired or moved."""
+        try:
+            return self.rows_reader().failure_examples()
+        except (UsageError, WorldError):
+            return {}
 
     def estimate(self) -> Estimate | None:
         """Estimate the result for the whole source of a sample, once the job is completed.

@@ -71,7 +71,7 @@ def test_ctrl_c_under_up_pauses_the_job_and_names_the_command_that_continues_it(
         terminal.wait_for(r"[1-9][\d,]*/1,?500")
         terminal.press_ctrl_c()
         seen = terminal.ends(130)
-    paused = re.search(r"^Paused: ([\d,]+) of 1,500 done\. Continue with `(.+)`$", seen, re.MULTILINE)
+    paused = re.search(r"^Paused: ([\d,]+) of 1,500 done so far\. Continue with `(.+)`$", seen, re.MULTILINE)
     assert paused, seen
     assert 0 < int(paused[1].replace(",", "")) < ITEMS
     assert paused[2] == f"clipfleet-worker up --dir '{user.folder}/my up' --models demo -- clipfleet watch j1"

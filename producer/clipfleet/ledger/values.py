@@ -119,6 +119,7 @@ class WorkerFacts:
     device: str = "cpu"
     held_chunks: int = 0
     up_seconds: float | None = None  # since it started; None from an older version, or if it is absurd
+    refused_jobs: tuple[str, ...] = ()  # the last ones whose output it must not use, by its settings
     silent_seconds: float = field(default=0.0, compare=False)  # since this heartbeat, by the server's clock
 
     @classmethod
@@ -142,6 +143,7 @@ class WorkerFacts:
             device=facts.get("device", "cpu"),
             held_chunks=facts.get("held_chunks", 0),
             up_seconds=_sane_seconds(facts.get("up_seconds")),
+            refused_jobs=tuple(facts.get("refused_jobs", ())),
             silent_seconds=silent_seconds,
         )
 
@@ -230,11 +232,12 @@ NO_QUOTA = Quota()
 
 
 def _are_facts(facts: Mapping[str, Any]) -> bool:
-    models = facts.get("models", [])
+    models, refused = facts.get("models", []), facts.get("refused_jobs", [])
     texts = [facts.get(name, "") for name in ("worker_id", "host", "device")]
     return (
         isinstance(models, list)
-        and all(isinstance(text, str) for text in (*texts, *models))
+        and isinstance(refused, list)
+        and all(isinstance(text, str) for text in (*texts, *models, *refused))
         and all(isinstance(facts.get(name, 0), int) for name in ("pid", "held_chunks"))
         and isinstance(facts.get("up_seconds"), int | float | None)
     )

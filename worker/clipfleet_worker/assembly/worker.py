@@ -348,6 +348,7 @@ class Worker:
             device=self._device.name,
             held_chunks=len(self._claims.held()),
             up_seconds=round(time.monotonic() - self._started, 1),
+            refused_jobs=self._endings.refused_jobs,
         )
 
     def _say_farewell(self) -> bool:

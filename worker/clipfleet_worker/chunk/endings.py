@@ -26,7 +26,7 @@ from clipfleet.errors import (
     SourceUnavailableError,
 )
 from clipfleet.ledger.answers import CompleteAnswer, PostponeAnswer, ReleaseAnswer, RenewAnswer
-from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger
+from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger, WorkerFacts
 from clipfleet_worker.chunk.held_chunk import HeldChunk
 from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.chunk.tally import ChunkEnd, ChunkTally
@@ -48,6 +48,8 @@ _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 _SHUN_SECONDS = 60.0  # for a job whose output this worker cannot reach
+_REFUSED_SECONDS = 15.0  # for one that it must not use: by then the others' heartbeats show what they refuse
+_MOST_REFUSED = 100  # jobs in a heartbeat
 _WAIT_SECONDS = (1.0, 15.0)  # for an output that is away for now: at first, and at most
 _LONE_WAIT_SECONDS = 2.0  # at most, for a mount that only this worker needs: the job fails in half a minute
 
@@ -60,9 +62,9 @@ class ShunnedJobs:
         self._until: dict[str, float] = {}
         self._waits: dict[str, float] = {}  # seconds of the last `wait` of each job
 
-    def add(self, job_id: str) -> None:
-        """Shun a job for a minute."""
-        self._until[job_id] = self._monotonic() + _SHUN_SECONDS
+    def add(self, job_id: str, seconds: float = _SHUN_SECONDS) -> None:
+        """Shun a job for so long."""
+        self._until[job_id] = self._monotonic() + seconds
 
     def wait(self, job_id: str, most: float = _WAIT_SECONDS[1]) -> None:
         """Shun a job, longer each time up to this: else all its chunks would be tried in vain."""
@@ -103,6 +105,7 @@ class Endings:
         self._monotonic = monotonic
         self._draining = threading.Event()
         self.shunned_jobs = ShunnedJobs(monotonic)
+        self.refused_jobs: tuple[str, ...] = ()  # the last ones whose output this worker must not use
         self.tally = ChunkTally()
         self.completed = 0  # chunks, since the process began
 
@@ -209,18 +212,32 @@ class Endings:
     def _release_unreachable(self, claim: Claim, error: BaseException) -> None:
         """Leave the job to other workers, which may reach its output, or to a mount that returns.
 
-        Fails it after so many failures of one chunk; at once if neither can help.
+        Fails it once all workers that serve its model refuse its output by their settings, or after so many
+        failures of one chunk.
         """
-        is_alone = self._is_alone_with(claim.job_id)
-        if claim.failures + 1 >= MAX_FAILURES or (is_alone and isinstance(error, OutputRefusedError)):
+        others = self._others_for(claim.job_id)
+        if isinstance(error, OutputRefusedError) and others is not None:
+            self._release_refused(claim, error, others)
+            return
+        if claim.failures + 1 >= MAX_FAILURES:
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
             return
         self._release(claim, "failures", error)
-        if is_alone:
+        if others == []:
             # After the release, so that this chunk is the first to be due again.
             self.shunned_jobs.wait(claim.job_id, _LONE_WAIT_SECONDS)
         else:
             self.shunned_jobs.add(claim.job_id)
+
+    def _release_refused(self, claim: Claim, error: BaseException, others: list[WorkerFacts]) -> None:
+        job_id = claim.job_id
+        known = [one for one in self.refused_jobs if one != job_id]
+        self.refused_jobs = (*known, job_id)[-_MOST_REFUSED:]
+        if all(job_id in facts.refused_jobs for facts in others):
+            self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
+            return
+        self.shunned_jobs.add(job_id, _REFUSED_SECONDS)
+        self._release(claim, "drain", error)  # no failure of the chunk: another worker may do it
 
     def _release(self, claim: Claim, kind: str, error: BaseException) -> None:
         word = self._ledger.release(
@@ -235,7 +252,7 @@ class Endings:
         Returns:
             None, or, if no other worker serves the model, the error for all rows: the chunk is still held.
         """
-        if self._is_alone(model):
+        if not self._others(model):
             return ItemError(ErrorCode.MODEL_UNAVAILABLE, " ".join(str(error).split())[:300])
         self._models.shun(model)
         self._release(held.claim, "drain", error)
@@ -276,17 +293,17 @@ class Endings:
         else:
             log.warning("job %s waits: %s", claim.job_id, error, extra=context)
 
-    def _is_alone(self, model: str) -> bool:
-        """Whether no other worker that serves the model has a recent heartbeat."""
+    def _others(self, model: str) -> list[WorkerFacts]:
+        """Other workers with a recent heartbeat that serve the model."""
         workers = self._ledger.workers()
-        return not any(facts.serves(model) for facts in workers if facts.worker_id != self._worker_id)
+        return [facts for facts in workers if facts.worker_id != self._worker_id and facts.serves(model)]
 
-    def _is_alone_with(self, job_id: str) -> bool:
-        """Whether no other worker could do the job; False if its model is unknown."""
+    def _others_for(self, job_id: str) -> list[WorkerFacts] | None:
+        """Other workers that could do the job; None if its model is unknown."""
         try:
-            return self._is_alone(self._ledger.status(job_id).model)
+            return self._others(self._ledger.status(job_id).model)
         except (JobNotFoundError, JobUnreadableError):
-            return False
+            return None
 
 
 def _end_of(error: BaseException) -> ChunkEnd:

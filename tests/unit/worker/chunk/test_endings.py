@@ -34,6 +34,7 @@ OUTAGE_SECONDS = 3600
 LIMITS = {"outage_seconds": OUTAGE_SECONDS, "ttl_seconds": 60}
 PEERS = [OTHER_WORKER]
 ELSEWHERE = WorkerFacts("elsewhere", "host", 3, ("another",))  # serves another model
+REFUSING = WorkerFacts("refusing", "host", 4, ("demo",), refused_jobs=("x", JOB_ID))
 
 
 class Bench:
@@ -108,9 +109,12 @@ def test_what_this_worker_lacks_makes_the_job_wait(bench: Bench) -> None:
         # Nobody else could do it, and waiting does not help:
         (errors.OutputRefusedError("no"), 0, [], ("fail", JOB_ID, "output_unreachable: no")),
         (errors.OutputRefusedError("no"), 0, [ELSEWHERE], ("fail", JOB_ID, "output_unreachable: no")),
-        # One that serves the model may reach it:
-        (errors.OutputRefusedError("no"), 3, PEERS, ("failures", "OutputRefusedError: no")),
-        (errors.OutputRefusedError("no"), 4, PEERS, ("fail", JOB_ID, "output_unreachable: no")),
+        # One that serves the model may reach it, whatever the chunk has met before:
+        (errors.OutputRefusedError("no"), 0, PEERS, ("drain", "OutputRefusedError: no")),
+        (errors.OutputRefusedError("no"), 4, PEERS, ("drain", "OutputRefusedError: no")),
+        (errors.OutputRefusedError("no"), 0, [REFUSING, *PEERS], ("drain", "OutputRefusedError: no")),
+        # None of them may:
+        (errors.OutputRefusedError("no"), 0, [REFUSING], ("fail", JOB_ID, "output_unreachable: no")),
         # A mount may return:
         (errors.OutputUnreachableError("no"), 3, [], ("failures", "OutputUnreachableError: no")),
         (errors.OutputUnreachableError("no"), 4, [], ("fail", JOB_ID, "output_unreachable: no")),
@@ -143,6 +147,16 @@ def test_a_missing_mount_is_tried_again_soon_unless_another_worker_may_have_it(
         bench.clock.now += 2.5
 
     assert bench.endings.shunned_jobs.current() == ([] if is_soon else [JOB_ID])
+
+
+def test_what_this_worker_refuses_is_reported_and_tried_again_when_heartbeats_have_come(bench: Bench) -> None:
+    bench.ledger.others += PEERS
+    bench.release(errors.OutputRefusedError("no"))
+    assert bench.endings.refused_jobs == (JOB_ID,)
+    assert bench.endings.shunned_jobs.current() == [JOB_ID]
+
+    bench.clock.now += 16
+    assert bench.endings.shunned_jobs.current() == []
 
 
 @pytest.mark.parametrize("error", [errors.JobNotFoundError("none"), errors.JobUnreadableError("damaged")])
