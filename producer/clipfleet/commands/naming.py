@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobConflictError, JobNotFoundError, UsageError
 from clipfleet.settings import Settings, checked
+from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
@@ -121,5 +122,4 @@ def _require_no_file(name: str) -> None:
 def _duration(seconds: int) -> str:
     """`7 days`, `1 hour` or `90 seconds`."""
     name, size = next((unit for unit in _UNITS if seconds % unit[1] == 0), ("second", 1))
-    count = seconds // size
-    return f"{count:,} {name}" + ("" if count == 1 else "s")
+    return counted(seconds // size, name)

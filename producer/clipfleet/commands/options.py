@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,19 @@ def _folder(value: str | None) -> str | None:
             "- would be a folder: name one; to print rows, use `clipfleet results JOB --format csv`"
         )
     return not_empty(value)
+
+
+def names_between_commas(lines: Iterable[str], unbalanced: str) -> list[str]:
+    """Names separated by commas, without blank ones; double quotes keep a comma inside a name.
+
+    Raises:
+        UsageError: with the message `unbalanced`, if a quote is.
+    """
+    try:
+        rows = list(csv.reader(lines, skipinitialspace=True, strict=True))
+    except csv.Error:
+        raise UsageError(unbalanced) from None
+    return [name.strip() for row in rows for name in row if name.strip()]
 
 
 _NEWEST_JOBS = 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,14 @@ import typer
 
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.naming import find_job, is_folder, is_output
-from clipfleet.commands.options import AsJson, ExportFolder, Job, JobOrOutput, not_empty
+from clipfleet.commands.options import (
+    AsJson,
+    ExportFolder,
+    Job,
+    JobOrOutput,
+    names_between_commas,
+    not_empty,
+)
 from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.results.kinds import Layout, ResultFormat
@@ -70,8 +76,10 @@ def results(
     from clipfleet.results.formats import write
     from clipfleet.results.selection import Selection
 
+    unbalanced = f'--columns: unbalanced double quotes in {columns!r}: write "a, b",c'
+    names = names_between_commas([columns or ""], unbalanced)
     selection = Selection(
-        failed=failed, label=label, sort=sort, descending=desc, columns=_column_names(columns or "")
+        failed=failed, label=label, sort=sort, descending=desc, columns=tuple(dict.fromkeys(names))
     )
     with row_reader(job) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
@@ -81,15 +89,6 @@ def results(
             sys.stdout.flush()
         except BrokenPipeError:  # `| head` has closed the pipe
             discard_stdout()
-
-
-def _column_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, each once; double quotes keep a comma inside a name."""
-    try:
-        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
-    except csv.Error:
-        raise UsageError(f'--columns: unbalanced double quotes in {text!r}: write "a, b",c') from None
-    return tuple(dict.fromkeys(name.strip() for row in rows for name in row if name.strip()))
 
 
 def show(
@@ -140,10 +139,6 @@ def export(
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
         say(note)
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.naming import is_file
-from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known
+from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known, names_between_commas
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.errors import RedisUnavailableError, UsageError
@@ -190,15 +189,10 @@ def read_labels(text: str) -> list[str]:
         except UsageError as error:
             raise UsageError(f"--labels {error}") from None
     else:
-        try:
-            rows = csv.reader(
-                (line.strip() for line in text.splitlines()), skipinitialspace=True, strict=True
-            )
-            names = [name for row in rows for name in row]
-        except csv.Error:
-            raise UsageError(
-                f'--labels: unbalanced double quotes in {text!r}: write "a, b",c or give a file'
-            ) from None
+        names = names_between_commas(
+            (line.strip() for line in text.splitlines()),
+            f'--labels: unbalanced double quotes in {text!r}: write "a, b",c or give a file',
+        )
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise UsageError(f"--labels {text!r} contains no label: give comma-separated names, or a file")
