@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from clipfleet.client import Client
+from tests.peers.listed_images import write_list
 from tests.support.cluster import Cluster
-from tests.support.images import encoded, make_image
 
 pytestmark = pytest.mark.peers
 
@@ -39,7 +39,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("peers")
     with Cluster(folder) as cluster:
         cluster.start_worker()
-        _write_list(folder)
+        write_list(folder, ITEMS, BAD, "page", lambda number: f"https://example.org/{number}")
         done = cluster.run_json(
             "embed", folder / "list.csv", "--model", "demo", "--output", folder / "out",
             "--format", request.param, "--chunk-size", str(CHUNK_SIZE), expect=3,
@@ -52,15 +52,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         with Client(cluster.client_settings()) as client:
             items, vectors = client.job(done["job_id"]).vectors()
         yield Exported(folder / "export", items.tolist(), vectors)
-
-
-def _write_list(folder: Path) -> None:
-    lines = ["id,path,page"]
-    for number in range(ITEMS):
-        if number not in BAD:
-            (folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
-        lines.append(f"id-{number},{number}.jpg,https://example.org/{number}")
-    (folder / "list.csv").write_text("\n".join(lines) + "\n")
 
 
 def test_row_i_of_the_reader_and_of_the_index_is_row_i(

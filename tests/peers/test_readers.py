@@ -17,10 +17,10 @@ from clipfleet.client import JobHandle, JobOptions
 from clipfleet.contract.columns import VectorType
 from clipfleet.exports import Layout
 from tests.conftest import service_is_missing
+from tests.peers.listed_images import write_list
 from tests.peers.read_output import PEERS
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT, table
-from tests.support.images import encoded, make_image
 
 pytestmark = pytest.mark.peers
 
@@ -58,17 +58,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, O
     folder = tmp_path_factory.mktemp("readers")
     with Cluster(folder) as cluster:
         cluster.start_worker()
-        _write_list(folder)
+        write_list(folder, ITEMS, BAD, "shelf", lambda number: number % 3)
         yield {name: _written(job, folder) for name, job in _submitted(cluster).items()}
-
-
-def _write_list(folder: Path) -> None:
-    lines = ["id,path,shelf"]
-    for number in range(ITEMS):
-        if number not in BAD:
-            (folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
-        lines.append(f"id-{number},{number}.jpg,{number % 3}")
-    (folder / "list.csv").write_text("\n".join(lines) + "\n")
 
 
 def _submitted(cluster: Cluster) -> dict[str, JobHandle]:

@@ -1,6 +1,6 @@
 """What a job does after a Ctrl-C, in words, with the commands that continue it.
 
-A job pauses if `clipfleet-worker up` ends with this command; else it goes on without this terminal.
+A job pauses if `clipfleet-worker up` ends with this command; otherwise it continues in the background.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def reason_is_said(snapshot: JobStatus) -> bool:
 
 
 def limit_lines(snapshot: JobStatus, seconds: float | None) -> Iterator[str]:
-    """What limited the job, unless nobody can do anything about it."""
+    """What limited the job, if its user can change it."""
     limit = snapshot.limit
     if limit is None:
         return

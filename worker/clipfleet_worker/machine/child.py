@@ -53,7 +53,7 @@ class Child:
             log: file (mode 0600) that its output is appended to; None: it shares the supervisor's.
             apart: whether it has its own session, so that a Ctrl-C reaches the supervisor only; else it is in
                 the supervisor's group. Default: whether it has a log.
-            outlives_us: whether it goes on after its supervisor has ended.
+            outlives_us: whether it keeps running after its supervisor has ended.
             env: its whole environment; None: the supervisor's.
             cwd: its working directory; None: the supervisor's.
             is_ready: probes whether it can do its work; quick; an OSError means not yet.
