@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 LABEL_COLUMNS = ("label", "score", "labels", "scores")
+ACCEPTED_COLUMN = "accepted"  # only where a label set has thresholds
 
 
 class VectorType(StrEnum):
@@ -17,3 +18,8 @@ class VectorType(StrEnum):
 def label_columns(set_name: str) -> tuple[str, ...]:
     """Names of the columns of one label set, in the order of `LABEL_COLUMNS`."""
     return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
+
+
+def accepted_column(set_name: str) -> str:
+    """Name of the column of one label set with the labels that it accepts."""
+    return f"{ACCEPTED_COLUMN}_{set_name}"

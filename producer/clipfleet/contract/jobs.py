@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from clipfleet.contract.columns import VectorType, label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, VectorType, accepted_column, label_columns
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
@@ -224,8 +224,10 @@ class Job(FrozenModel):
             raise ValueError(
                 f"on-finished-queue {self.on_finished_queue!r} is reserved for clipfleet and Celery"
             )
-        for label_set in self.named_label_sets:
-            clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
+        ours = {name: label_columns(name) for name in (one.name for one in self.named_label_sets)}
+        for label_set in self.label_sets:
+            of_this = {*ours.get(label_set.name, ()), *self._accepted_columns_of(label_set)}
+            clash = sorted(of_this.intersection(self.source.extra_columns))
             if clash:
                 raise ValueError(
                     f"label set {label_set.name!r} would fill the column {clash[0]!r}, which the source has "
@@ -270,13 +272,34 @@ class Job(FrozenModel):
         """
         return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
 
+    @property
+    def accepted_columns(self) -> tuple[str, ...]:
+        """Columns with the labels that a label set with thresholds accepts, in the order of the sets.
+
+        `accepted` is that of the first set, or of the one that the item names; null if it has no thresholds.
+        """
+        return tuple(
+            dict.fromkeys(name for one in self.label_sets for name in self._accepted_columns_of(one))
+        )
+
+    def _accepted_columns_of(self, label_set: LabelSet) -> list[str]:
+        if not label_set.has_thresholds:
+            return []
+        is_first = label_set is self.label_sets[0] or self.label_set_column is not None
+        own = [accepted_column(label_set.name)] if self.named_label_sets else []
+        return [ACCEPTED_COLUMN, *own] if is_first else own
+
     def identity(self) -> dict[str, Any]:
         """Everything that the rows depend on: neither the lane nor the error rate."""
         unlike = {
             "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
             "on_finished_queue",
         }  # fmt: skip
-        return self.model_dump(mode="json", exclude=unlike)
+        found = self.model_dump(mode="json", exclude=unlike)
+        for label_set in found["label_sets"]:
+            for name in ("promises", "certificates"):  # no row depends on them
+                label_set.pop(name, None)
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -312,8 +335,8 @@ def read_job(text: str | bytes) -> Job:
     if version not in READABLE_SCHEMA_VERSIONS:
         is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise (JobTooNewError if is_newer else JobUnreadableError)(
-            f"the job has schema version {version}, this clipfleet reads "
-            f"{' and '.join(str(known) for known in sorted(READABLE_SCHEMA_VERSIONS))}: update it"
+            f"the job has schema version {version}, this clipfleet reads {min(READABLE_SCHEMA_VERSIONS)} to "
+            f"{max(READABLE_SCHEMA_VERSIONS)}: update it"
         )
     try:
         return Job.model_validate_json(text)

@@ -1,16 +1,29 @@
-"""Label sets: labels, the prompt templates around them, and the presets that open_clip ships."""
+"""Label sets: labels, their prompts, and how a score becomes a decision."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 DEFAULT_LABEL_SET_NAME = "labels"
+# Prompts that fit any image: a label must beat them.
+DEFAULT_BACKGROUND = ("a photo", "a drawing", "text", "an object", "a scene")
+DEFAULT_THRESHOLD = 0.5
 LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
@@ -18,6 +31,14 @@ class Preset(StrEnum):
     """Label sets that ship with open_clip."""
 
     IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
+    IMAGENET1K_SIMPLE = "imagenet1k-simple"  # the same names in the 7 templates that do nearly as well
+
+
+class LabelKind(StrEnum):
+    """How many labels of a set one image may have: at most one, or any number."""
+
+    SINGLE = "single"
+    MULTI = "multi"
 
 
 class FrozenModel(BaseModel):
@@ -35,23 +56,104 @@ class FrozenModel(BaseModel):
         return value
 
 
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Claim(StrEnum):
+    """What a threshold promises, see `Promise`."""
+
+    PRECISION = "precision"
+    MISS = "miss"
+
+
+class Promise(FrozenModel):
+    """What the threshold of a label was chosen for.
+
+    `precision`: at least this share of the rows at or above it show the label. `miss`: at most this share of
+    the rows below it do.
+    """
+
+    claim: Claim
+    value: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Look(FrozenModel):
+    """One test of a threshold with all certify marks so far; look j of at most four spends delta / 2^j."""
+
+    marks: Annotated[int, Field(ge=1)]
+    wrong: Annotated[int, Field(ge=0)]
+
+
+class Verdict(StrEnum):
+    """Result of the tests of a threshold."""
+
+    CERTIFIED = "certified"
+    NOT_YET = "not yet"
+    FAILED = "failed"
+
+
+class Certificate(FrozenModel):
+    """What certify marks say about the threshold of one label on one output."""
+
+    label: str
+    threshold: Probability
+    promise: Promise
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    labels_jointly: Annotated[int, Field(ge=1)] = 1  # that share delta; 1: this label separately
+    looks: tuple[Look, ...]  # in order; the last one has the marks that count
+    verdict: Verdict
+    output: str  # URI of the output
+    job_id: str
+    model_fingerprint: str
+    label_set_hash: str  # of the set with this threshold
+    at: datetime
+
+
+# Fields that came with schema version 3, with what there was before.
+_SINCE_VERSION_3: Mapping[str, Any] = {
+    "kind": LabelKind.SINGLE, "none": False, "background": (), "not_prompts": {}, "thresholds": {},
+    "groups": {}, "slope": None, "intercepts": {}, "promises": {}, "certificates": (),
+}  # fmt: skip
+
+
 class LabelSet(FrozenModel):
-    """Labels, and the prompt templates that are averaged for each (open_clip's ensembling).
+    """Labels, the prompt templates that are averaged for each (open_clip's ensembling), and their thresholds.
 
     A preset stands for labels and templates that ship with open_clip, which only workers install.
+
+    A set with `none` or of kind `multi` never uses the softmax, see `has_thresholds`. With s the logits of an
+    image, the score of label l is `p = sigmoid(slope * z + intercept)`, where z is its logit less those of
+    the background: `z = s_l - logsumexp(s_b for b in background and not_prompts[l])`. It is accepted where
+    `p >= thresholds[l]`. Without a calibration the slope is 1 and the intercept 0.
     """
 
     name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     preset: Preset | None = None
+    kind: LabelKind = LabelKind.SINGLE
+    none: bool = False  # of a single set: an image may have no label
+    background: tuple[str, ...] = ()  # prompts, used as they are
+    not_prompts: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # by label: more background
+    thresholds: dict[str, Probability] = Field(default_factory=dict)  # by label; others: 0.5
+    groups: dict[str, str] = Field(default_factory=dict)  # by label: a name for labels that belong together
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # None: not calibrated
+    intercepts: dict[str, Number] = Field(default_factory=dict)  # by label, of a calibrated set
+    promises: dict[str, Promise] = Field(default_factory=dict)  # by label: what its threshold is for
+    certificates: tuple[Certificate, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("preset") and not values.get("templates"):
-            return {**values, "templates": (DEFAULT_TEMPLATE,)}
-        return values
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        if not values.get("preset") and not values.get("templates"):
+            filled["templates"] = (DEFAULT_TEMPLATE,)
+        if (values.get("none") or values.get("kind") == LabelKind.MULTI) and "background" not in values:
+            filled["background"] = DEFAULT_BACKGROUND
+        return filled
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,11 +174,64 @@ class LabelSet(FrozenModel):
                 raise ValueError(
                     f"template {template!r} must contain {{}} exactly once, in place of the label"
                 )
+        self._check_decisions()
         return self
+
+    def _check_decisions(self) -> None:
+        if self.none and self.kind is LabelKind.MULTI:
+            raise ValueError(
+                "`none` is for sets of kind single: images without a label are normal in a multi set"
+            )
+        if self.has_thresholds and not any(prompt.strip() for prompt in self.background):
+            raise ValueError("the background is empty: leave `background` out to get the default prompts")
+        if any(not prompt.strip() for prompt in self.background):
+            raise ValueError("a background prompt is empty")
+        by_label: dict[str, Mapping[str, Any]] = {
+            "not": self.not_prompts, "threshold": self.thresholds, "intercept": self.intercepts,
+            "promise": self.promises,
+        }  # fmt: skip
+        for what, values in {**by_label, "background": dict.fromkeys(self.background)}.items():
+            if values and not self.has_thresholds:
+                raise ValueError(
+                    f"`{what}` has no meaning for a softmax, which always chooses a label: "
+                    "add `none: true` or `kind: multi`"
+                )
+        for what, values in {**by_label, "group": self.groups}.items():
+            unknown = [label for label in values if label not in self.labels]
+            if unknown and self.preset is None:
+                raise ValueError(f"{what}: there is no label {unknown[0]!r}")
+        if (self.slope is not None) != bool(self.intercepts):
+            raise ValueError("a calibrated set has a slope and an intercept for each label")
+        if self.slope is not None and (missing := set(self.labels).difference(self.intercepts)):
+            raise ValueError(f"a slope needs an intercept for each label: {min(missing)!r} has none")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the fields of version 3 at their defaults: older workers refuse unknown keys."""
+        found: dict[str, Any] = handler(self)
+        given = {name for name, default in _SINCE_VERSION_3.items() if getattr(self, name) != default}
+        return {name: value for name, value in found.items() if name in given or name not in _SINCE_VERSION_3}
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether labels are accepted by their thresholds, rather than the best one by a softmax."""
+        return self.none or self.kind is LabelKind.MULTI
+
+    def threshold(self, label: str) -> float:
+        """The threshold of a label, a probability."""
+        return self.thresholds.get(label, DEFAULT_THRESHOLD)
 
     @property
     def hash(self) -> str:
-        """Short hash of the content, equal on every machine; the name is not part of it."""
+        """Short hash of all that rows depend on, equal on every machine; the name is not part of it."""
+        if not self.has_thresholds:
+            return self.prompts_hash
+        values = self.model_dump(mode="json", exclude={"name", "groups", "promises", "certificates"})
+        return short_hash(values)
+
+    @property
+    def prompts_hash(self) -> str:
+        """Short hash of what the text matrix depends on."""
         return short_hash([list(self.labels), list(self.templates), self.preset])
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract.columns import LABEL_COLUMNS, VectorType, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    LABEL_COLUMNS,
+    VectorType,
+    accepted_column,
+    label_columns,
+)
 from clipfleet.errors import OutputConflictError
 
 
@@ -83,6 +89,7 @@ INLINE_COLUMN = "_bytes"  # of staged items: the image itself if the source cont
 VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; not staged
 # In the order of `LABEL_COLUMNS`.
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
+ACCEPTED_TYPE = pa.list_(pa.string())
 
 UNKNOWN_DIMENSION = 1  # if all vectors are null and the model is unknown
 
@@ -110,6 +117,7 @@ def part_schema(
     extra_fields: Sequence[pa.Field[Any]] = (),
     named_label_sets: Sequence[str] = (),
     vector_type: VectorType = VectorType.FLOAT16,
+    accepted_columns: Collection[str] = (),
 ) -> pa.Schema:
     """Schema of the parts of one job.
 
@@ -119,6 +127,7 @@ def part_schema(
         extra_fields: columns of the source, already renamed by `extra_column_name`.
         named_label_sets: label sets with their own columns, see `Job.named_label_sets`.
         vector_type: of the numbers of a vector.
+        accepted_columns: see `Job.accepted_columns`.
     """
     embedding = [] if embedding_dimension is None else [embedding_field(embedding_dimension, vector_type)]
     return pa.schema(
@@ -127,7 +136,7 @@ def part_schema(
             pa.field("status", pa.string(), nullable=False),
             pa.field("error_code", pa.string()),
             pa.field("error_detail", pa.string()),
-            *map(pa.field, LABEL_COLUMNS, LABEL_TYPES),
+            *_label_fields(LABEL_COLUMNS, ACCEPTED_COLUMN, accepted_columns),
             *embedding,
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
@@ -136,11 +145,21 @@ def part_schema(
             *(
                 field
                 for set_name in named_label_sets
-                for field in map(pa.field, label_columns(set_name), LABEL_TYPES)
+                for field in _label_fields(
+                    label_columns(set_name), accepted_column(set_name), accepted_columns
+                )
             ),
             *extra_fields,
         ]
     )
+
+
+def _label_fields(
+    names: Sequence[str], accepted: str, accepted_columns: Collection[str]
+) -> list[pa.Field[Any]]:
+    """The columns of one label set."""
+    fields = [*map(pa.field, names, LABEL_TYPES)]
+    return [*fields, pa.field(accepted, ACCEPTED_TYPE)] if accepted in accepted_columns else fields
 
 
 PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part of any job

@@ -7,9 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet, Preset
+from clipfleet.contract.label_sets import (
+    LABEL_SET_NAME_PATTERN,
+    Certificate,
+    LabelKind,
+    LabelSet,
+    Number,
+    Preset,
+    Probability,
+    Promise,
+)
 from clipfleet.errors import UsageError, first_problem
 from clipfleet.labels.written_files import read_text_file, read_yaml_file
 
@@ -20,15 +30,41 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+_Prompts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class LabelSpec(BaseModel):
+    """A label as users write it: a name, or a name with what only this label has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    not_prompts: _Prompts = Field((), alias="not")
+    threshold: Probability | None = None
+    group: str | None = None
+    intercept: Number | None = None
+    promise: Promise | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return value if isinstance(value, Mapping | LabelSpec) else {"name": value}
+
+
 class LabelSetSpec(BaseModel):
     """A label set as users write it: labels, a file with one per line, or a preset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    labels: tuple[str, ...] = ()
+    kind: LabelKind = LabelKind.SINGLE
+    none: bool = False
+    labels: tuple[LabelSpec, ...] = ()
     file: Path | None = None
-    templates: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    templates: _Prompts = ()
     preset: Preset | None = None
+    background: _Prompts | None = None  # None: the default prompts
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    certificates: tuple[Certificate, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -57,8 +93,33 @@ class LabelSetSpec(BaseModel):
             UsageError: the file cannot be read.
             ValueError: the labels or templates are invalid.
         """
-        labels = self.labels if self.file is None else tuple(read_label_lines(folder / self.file))
-        return LabelSet(name=name, labels=labels, templates=self.templates, preset=self.preset)
+        labels = tuple(label.name for label in self.labels)
+        if self.file is not None:
+            labels = tuple(read_label_lines(folder / self.file))
+        values: dict[str, Any] = {} if self.background is None else {"background": self.background}
+        return LabelSet(
+            name=name,
+            labels=labels,
+            templates=self.templates,
+            preset=self.preset,
+            kind=self.kind,
+            none=self.none,
+            slope=self.slope,
+            certificates=self.certificates,
+            **{field: self._by_label(key) for field, key in _BY_LABEL.items()},
+            **values,
+        )
+
+    def _by_label(self, key: str) -> dict[str, Any]:
+        values = {label.name: getattr(label, key) for label in self.labels}
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+# Fields of a `LabelSet` that are keyed by label, with the names that they have in a `LabelSpec`.
+_BY_LABEL = {
+    "not_prompts": "not_prompts", "thresholds": "threshold", "groups": "group", "intercepts": "intercept",
+    "promises": "promise",
+}  # fmt: skip
 
 
 class _LabelSetFile(LabelSetSpec):
@@ -160,6 +221,27 @@ def read_label_set(text: str) -> LabelSet:
         return spec.made(name, path.parent)
     except ValidationError as error:
         raise UsageError(f"{path}: {_problem(error)}") from None
+
+
+def label_set_yaml(label_set: LabelSet) -> str:
+    """Write a label set as `read_label_set` reads it, with everything that it holds."""
+    plain = label_set.model_dump(mode="json", exclude={"labels", *_BY_LABEL})
+    by_label = {
+        key: label_set.model_dump(mode="json", include={field}).get(field, {})
+        for field, key in _BY_LABEL.items()
+    }
+    labels: list[Any] = []
+    for label in label_set.labels:
+        own = {
+            key.replace("not_prompts", "not"): values[label]
+            for key, values in by_label.items()
+            if label in values
+        }
+        labels.append({"name": label, **own} if own else label)
+    found = {name: value for name, value in plain.items() if value not in (None, [])}
+    if labels:
+        found["labels"] = labels
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100)
 
 
 def read_label_lines(path: Path) -> list[str]:

@@ -172,7 +172,9 @@ def make_job(
             "output": output,
             "created_at": datetime.now(UTC),
             "schema_version": lowest_version(
-                output_is_redis=output == REDIS_OUTPUT, applies_exif=exif is Exif.APPLY
+                output_is_redis=output == REDIS_OUTPUT,
+                applies_exif=exif is Exif.APPLY,
+                has_thresholds=any(one.has_thresholds for one in label_sets),
             ),
         }
         return Job(**values)

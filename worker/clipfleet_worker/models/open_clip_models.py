@@ -168,8 +168,10 @@ def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     open_clip = import_open_clip()
     match preset:
         case Preset.IMAGENET1K:
-            templates = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-            return tuple(open_clip.IMAGENET_CLASSNAMES), tuple(templates)
+            templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+        case Preset.IMAGENET1K_SIMPLE:
+            templates = open_clip.SIMPLE_IMAGENET_TEMPLATES
+    return tuple(open_clip.IMAGENET_CLASSNAMES), tuple(template("{}") for template in templates)
 
 
 def build_named(

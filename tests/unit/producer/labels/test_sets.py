@@ -109,8 +109,8 @@ class TestFiles:
             ("labels:\n", "x.yaml:1: labels: give a list"),
             ("labels: []\n", "x.yaml:1: give one of labels, file and preset"),
             ("labels: [a]\nfile: b.txt\n", "give one of labels, file and preset"),
-            ("labels:\n  - cat\n  - 7\n", 'x.yaml:3: labels.1: 7 is a number; quote it: "7"'),
-            ("labels:\n- true\n", 'x.yaml:2: labels.0: true is true or false; quote it: "true"'),
+            ("labels:\n  - cat\n  - 7\n", 'x.yaml:3: labels.1.name: 7 is a number; quote it: "7"'),
+            ("labels:\n- true\n", 'x.yaml:2: labels.0.name: true is true or false; quote it: "true"'),
             ("labels: [a, a]\n", "x.yaml:1: label 'a' appears twice"),
             ("labels: [a]\ntemplates: photo\n", "template 'photo' must contain"),
             ("labels: [a]\ntemplate: a {}\n", "x.yaml:2: unknown key 'template', did you mean 'templates'"),
@@ -137,7 +137,7 @@ class TestFiles:
             read_label_set("missing.yaml")
         with pytest.raises(UsageError, match=r"latin\.yaml: not UTF-8"):
             read_label_set("latin.yaml")
-        with pytest.raises(UsageError, match=r"label set imagenet: neither imagenet1k nor a \.yaml"):
+        with pytest.raises(UsageError, match=r"imagenet: neither imagenet1k, imagenet1k-simple nor a \.yaml"):
             read_label_set("imagenet")
 
 

@@ -99,10 +99,13 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nlabel_sets:\n  a:\n    labels: [x, x]\n", "label_sets.a: label 'x' appears twice"),
         (
             "source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n",
-            'job.yaml:5: .*labels.1: 3 is a number; quote it: "3"$',
+            'job.yaml:5: .*labels.1.name: 3 is a number; quote it: "3"$',
         ),
-        ("source: p\nlabel_sets:\n  a: [x, true]\n", 'labels.1: true is true or false; quote it: "true"$'),
-        ("source: p\nlabel_sets:\n  a: [x, [y]]\n", "labels.1: give a text, not a list$"),
+        (
+            "source: p\nlabel_sets:\n  a: [x, true]\n",
+            'labels.1.name: true is true or false; quote it: "true"$',
+        ),
+        ("source: p\nlabel_sets:\n  a: [x, [y]]\n", "labels.1.name: give a text, not a list$"),
         ("source: p\nlabel_sets: [cat, dog]\n", r"2: label_sets: give each .* \{animals: \[cat, dog\]\}$"),
         ("source: p\nlabel_sets: cat\n", "yaml:2: label_sets: give each label set a name, such as"),
         ("source: p\nlabel_sets:\n  a: x\n", "job.yaml:3: label_sets.a: give a list of labels"),

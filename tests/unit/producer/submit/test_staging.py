@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import (
     OutputTooNewError,
     OutputUnavailableError,
@@ -121,7 +122,11 @@ class TestCutting:
         _, file = stager(output, 2, chunks_per_file=1).stage(batches(4))
 
         footer = pq.read_metadata(Path(output.uri, file.name)).metadata
-        expected = {b"job_id": JOB.encode(), b"first_chunk": b"1", b"schema_version": b"2"}
+        expected = {
+            b"job_id": JOB.encode(),
+            b"first_chunk": b"1",
+            b"schema_version": str(SCHEMA_VERSION).encode(),
+        }
         assert {name: footer[name] for name in expected} == expected
 
     @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -428,7 +433,7 @@ class TestReading:
                 read_chunk(staged, first, chunks, first)
 
     def test_a_later_schema_is_refused(self, output: FolderOutput) -> None:
-        list(replace(stager(output), schema_version=3).stage(batches(5)))
+        list(replace(stager(output), schema_version=SCHEMA_VERSION + 1).stage(batches(5)))
 
         with pytest.raises(OutputTooNewError, match="update this worker"):
             read_chunk(output, 0, 1, 0)
