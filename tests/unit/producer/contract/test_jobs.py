@@ -171,7 +171,7 @@ class TestReading:
     def test_every_version_since_the_first(self, version: int) -> None:
         assert read_job(make_job(schema_version=version).model_dump_json()).schema_version == version
 
-    @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 2, "1", None])
+    @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, "1", None])
     def test_another_version_is_told_before_anything_else(self, version: object) -> None:
         text = json.dumps({"schema_version": version, "a_new_field": 1})
 
