@@ -117,6 +117,16 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
     return found
 
 
+def is_marked(path: Path) -> bool:
+    """Whether a `.csv` or `.jsonl` file of marks has a verdict.
+
+    Raises:
+        UsageError: it cannot be read, or has no marks' columns.
+    """
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    return any(values.get("verdict") not in (None, "") for _, values in rows)
+
+
 def latest_verdicts(marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]:
     """Reduce marks to one verdict per (item, label, by): the latest by `at`, then by position, wins.
 

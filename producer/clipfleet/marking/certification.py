@@ -1,0 +1,193 @@
+"""Tests the thresholds of a label set on one output with certify marks. Needs numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+
+from clipfleet.contract.label_sets import Certificate, Claim, LabelSet, Look, Promise, Verdict
+from clipfleet.errors import UsageError, usage_errors
+from clipfleet.labels.certifying import judge
+from clipfleet.labels.marks import MarkVerdict, Purpose
+from clipfleet.marking.drawing import Draw, Positions, certify_order, next_of_order
+from clipfleet.marking.matching import MarkedItem, MatchedMarks
+from clipfleet.marking.scored_rows import Flags, ScoredRows
+from clipfleet.wording import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a certificate shall claim."""
+
+    confidence: float = 0.95
+    labels_jointly: int = 1  # that share delta
+
+
+@dataclass(frozen=True, slots=True)
+class LabelVerdict:
+    """Result for one label."""
+
+    label: str
+    promise: Promise
+    threshold: float
+    verdict: Verdict
+    marks: int
+    wrong: int
+    population: int  # rows that the promise is about
+    looks: Sequence[Look]
+    more_marks: int | None  # until it is certified at the present share of wrong ones; None: no number serves
+    interval: tuple[float, float] | None  # of the precision or the miss
+    reason: str
+    to_mark: Draw  # the items that are still to be marked
+
+
+@dataclass(frozen=True, slots=True)
+class Certification:
+    """The tests of a label set on one output."""
+
+    rows: ScoredRows
+    label_set: LabelSet
+    terms: Terms
+    where: str  # name of the label set in messages
+
+    def run(self, label: str, marked: MatchedMarks) -> LabelVerdict:
+        """Test one label with all its certify marks; without any, its last look is judged again.
+
+        Raises:
+            UsageError: the label has no promise; the marks are not of the order of this threshold; looks were
+                spent under other terms.
+        """
+        promise = self.label_set.promises.get(label)
+        if promise is None:
+            raise UsageError(
+                f"{self.where}: {label!r} has no promise to test: choose its threshold with `clipfleet "
+                "calibrate`, or add `promise: {claim: precision, value: 0.95}`"
+            )
+        order = certify_order(self.rows, label, self.label_set)
+        items = {item.item_index: item for item in marked.of(Purpose.CERTIFY, label)}
+        is_marked = np.isin(self.rows.item_index[order], list(items))
+        gaps = self._gaps(label, is_marked, len(items))
+        count, wrong = len(items), sum(_is_wrong(item, promise) for item in items.values())
+        before = self.certificate(label)
+        looks = before.looks if before is not None else ()
+        if looks and not items:
+            count, wrong = looks[-1].marks, looks[-1].wrong
+        if looks and count < looks[-1].marks and not len(gaps):
+            raise UsageError(
+                f"{self.where}: {label!r} was tested with {looks[-1].marks} marks, and {count} are given: give "
+                "all files of marks"
+            )
+        with usage_errors(f"{label}: "):
+            judged = judge(
+                promise, count, wrong, looks, len(order), self.terms.confidence, self.terms.labels_jointly
+            )
+        result = LabelVerdict(
+            label=label,
+            promise=promise,
+            threshold=self.label_set.threshold(label),
+            verdict=judged.verdict,
+            marks=count,
+            wrong=wrong,
+            population=len(order),
+            looks=judged.looks,
+            more_marks=judged.more_marks,
+            interval=judged.interval,
+            reason=judged.reason,
+            to_mark=self._next(label, order, count, judged.more_marks),
+        )
+        if not len(gaps):
+            return result
+        return replace(
+            result,
+            verdict=Verdict.NOT_YET,
+            looks=looks,
+            more_marks=len(gaps),
+            reason=f"{counted(len(gaps), 'item')} of its sample without a mark",
+            to_mark=next_of_order(self.rows, label, self.label_set, order, gaps),
+        )
+
+    def certificate(self, label: str) -> Certificate | None:
+        """The certificate of this threshold on this output; its looks are spent.
+
+        Raises:
+            UsageError: it is of other terms.
+        """
+        found = [one for one in self.label_set.certificates if one.label == label and self.is_here(one)]
+        if not found:
+            return None
+        last = found[-1]
+        theirs = (last.promise, last.confidence, last.labels_jointly)
+        if theirs != (self.label_set.promises.get(label), self.terms.confidence, self.terms.labels_jointly):
+            jointly = f" with `jointly=True` for {last.labels_jointly}" if last.labels_jointly > 1 else ""
+            raise UsageError(
+                f"{self.where}: {label!r} was tested for {last.promise.claim} {last.promise.value:g} with "
+                f"`confidence={last.confidence:g}`{jointly}: repeat these, or choose another threshold"
+            )
+        return last
+
+    def is_here(self, certificate: Certificate) -> bool:
+        """Whether a certificate is about this output, model and label set."""
+        return (
+            certificate.job_id, certificate.model_fingerprint, certificate.label_set_hash,
+            certificate.threshold,
+        ) == (
+            self.rows.job.job_id, self.rows.model_fingerprint, self.label_set.hash,
+            self.label_set.threshold(certificate.label),
+        )  # fmt: skip
+
+    def recorded(self, results: Sequence[LabelVerdict], at: datetime) -> LabelSet:
+        """The label set with the looks of these results; the same one if none was spent."""
+        certificates = list(self.label_set.certificates)
+        for result in results:
+            before = self.certificate(result.label)
+            looks = tuple(result.looks)
+            if not looks or (before is not None and before.looks == looks):
+                continue
+            made = Certificate(
+                label=result.label,
+                threshold=result.threshold,
+                promise=result.promise,
+                confidence=self.terms.confidence,
+                labels_jointly=self.terms.labels_jointly,
+                looks=looks,
+                verdict=result.verdict,
+                output=self.rows.job.output,
+                job_id=self.rows.job.job_id,
+                model_fingerprint=self.rows.model_fingerprint,
+                label_set_hash=self.label_set.hash,
+                at=at,
+            )
+            if before is None:
+                certificates.append(made)
+            else:
+                certificates[certificates.index(before)] = made
+        return self.label_set.model_copy(update={"certificates": tuple(certificates)})
+
+    def _gaps(self, label: str, is_marked: Flags, count: int) -> Positions:
+        """Places of the order that are not marked, before one that is.
+
+        Raises:
+            UsageError: the marks are no sample of this order.
+        """
+        there = np.flatnonzero(is_marked)
+        gaps = np.flatnonzero(~is_marked[: there[-1] + 1]) if len(there) else there
+        if len(there) < count or len(gaps) > count:
+            raise UsageError(
+                f"the certify marks of {label!r} were drawn for another threshold, output or label set than "
+                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new sample "
+                "with `clipfleet sample --purpose certify`"
+            )
+        return gaps
+
+    def _next(self, label: str, order: Positions, marks: int, more: int | None) -> Draw:
+        end = min(len(order), marks + (more or 0))
+        return next_of_order(self.rows, label, self.label_set, order, np.arange(marks, end))
+
+
+def _is_wrong(item: MarkedItem, promise: Promise) -> bool:
+    """Skips and disagreements are wrong."""
+    right = MarkVerdict.NO if promise.claim is Claim.MISS else MarkVerdict.YES
+    return item.verdict is not right
