@@ -42,8 +42,15 @@ from clipfleet_worker.models.files import embedding_dimension
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
-from clipfleet_worker.score.labelling import ChunkLabels, choices_of, fail_unknown_choices, label_items
-from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
+from clipfleet_worker.score.labelling import (
+    ChunkLabels,
+    EncodedSet,
+    choices_of,
+    encode_label_set,
+    fail_unknown_choices,
+    label_items,
+)
+from clipfleet_worker.score.text_matrices import TextMatrices
 
 # Over these limits a step hangs, and its lease is not renewed.
 _READ_LIMIT_SECONDS = 120.0
@@ -151,13 +158,13 @@ class Pipeline:
             self.item_path.start_texts(items[job.text_column].to_pylist(), destination)
         elif not starts_early:
             self.item_path.start(items, destination)
-        matrices = [] if outcomes.all_failed else self._encode_labels(job, model, lease, outcomes)
+        encoded = [] if outcomes.all_failed else self._encode_labels(job, model, lease, outcomes)
         lease.enter(Step.ITEMS, limit_seconds, longest_seconds=_QUEUED_LIMIT_SECONDS)
         outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, longest_seconds=_QUEUED_LIMIT_SECONDS)
-        if not matrices:
+        if not encoded:
             return model, None
-        return model, label_items(self.item_path.batcher, job, matrices, outcomes, model.logit_scale, choices)
+        return model, label_items(self.item_path.batcher, job, encoded, outcomes, model.logit_scale, choices)
 
     def _load(self, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Wait for the model, whose files are here by now."""
@@ -170,11 +177,14 @@ class Pipeline:
 
     def _encode_labels(
         self, job: Job, model: LoadedModel, lease: HeldLease, outcomes: Outcomes
-    ) -> list[TextMatrix]:
+    ) -> list[EncodedSet]:
         """Encode the labels while the items are in progress; a large label set takes long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
-            return [self.text_matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
+            return [
+                encode_label_set(self.text_matrices, model, label_set, job.lane, alive)
+                for label_set in job.label_sets
+            ]
         except ItemFailure as failure:  # a label without a vector: no score is possible
             outcomes.fail_all(failure.error)
             return []
@@ -204,6 +214,7 @@ class Pipeline:
             has_embedding_column=job.has_embedding_column,
             vector_type=job.vector_type,
             label_set_names=[label_set.name for label_set in job.named_label_sets],
+            accepted_columns=job.accepted_columns,
             labels=labels,
         )
         rows = work.all_rows(fresh)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import LABEL_COLUMNS, VectorType, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    LABEL_COLUMNS,
+    VectorType,
+    accepted_column,
+    label_columns,
+)
 from clipfleet.contract.jobs import ItemError
 from clipfleet.contract.parts import (
+    ACCEPTED_TYPE,
     INLINE_COLUMN,
     ITEM_COLUMNS,
     LABEL_TYPES,
@@ -33,6 +40,7 @@ def part_table(
     has_embedding_column: bool = True,
     vector_type: VectorType = VectorType.FLOAT16,
     label_set_names: Sequence[str] = (),
+    accepted_columns: Collection[str] = (),
     labels: ChunkLabels | None = None,
 ) -> pa.Table:
     """Build the rows of one part.
@@ -46,12 +54,13 @@ def part_table(
         has_embedding_column: whether it has their column; it has where there are vectors.
         vector_type: of the numbers of a vector.
         label_set_names: of the label sets that have their own columns.
+        accepted_columns: see `Job.accepted_columns`.
         labels: None: there are no labels.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
     dimension = embedding_dimension or UNKNOWN_DIMENSION if has_embedding_column else None
-    schema = part_schema(dimension, extra, label_set_names, vector_type)
+    schema = part_schema(dimension, extra, label_set_names, vector_type, accepted_columns)
     ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
     codes, details = _error_columns(outcomes.errors)
     columns: dict[str, pa.Array] = {
@@ -93,9 +102,12 @@ def _all_label_columns(
     count: int, label_set_names: Sequence[str], labels: ChunkLabels | None
 ) -> dict[str, pa.Array]:
     nothing = ItemLabels(count)
-    by_columns: dict[tuple[str, ...], ItemLabels] = {LABEL_COLUMNS: labels.chosen if labels else nothing}
+    by_columns: dict[tuple[str, ...], ItemLabels] = {
+        (*LABEL_COLUMNS, ACCEPTED_COLUMN): labels.chosen if labels else nothing
+    }
     for name in label_set_names:
-        by_columns[label_columns(name)] = labels.by_set[name] if labels else nothing
+        columns = (*label_columns(name), accepted_column(name))
+        by_columns[columns] = labels.by_set[name] if labels else nothing
     return {
         column: array
         for columns, item_labels in by_columns.items()
@@ -103,11 +115,10 @@ def _all_label_columns(
     }
 
 
-def _label_arrays(item_labels: ItemLabels) -> list[pa.Array]:
-    best = [labels and labels[0] for labels in item_labels.labels]
-    best_scores = [scores and scores[0] for scores in item_labels.scores]
-    values = (best, best_scores, item_labels.labels, item_labels.scores)
-    return [pa.array(value, kind) for value, kind in zip(values, LABEL_TYPES, strict=True)]
+def _label_arrays(one: ItemLabels) -> list[pa.Array]:
+    """The columns of a label set; the last one is only in parts of sets with thresholds."""
+    values = (one.best, one.best_scores, one.labels, one.scores, one.accepted)
+    return [pa.array(value, kind) for value, kind in zip(values, (*LABEL_TYPES, ACCEPTED_TYPE), strict=True)]
 
 
 def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store: bool) -> pa.Array:

@@ -46,7 +46,7 @@ def rank(features: np.ndarray, text_matrix: torch.Tensor, logit_scale: float, to
     with torch.inference_mode(), memory_errors():
         images = torch.from_numpy(features).to(text_matrix.device)
         best, peak, mass = _best(images, text_matrix, logit_scale, top_k)
-        indices, rough = _from_sort_keys(best)
+        indices, rough = from_sort_keys(best)
         exact = torch.exp(_exact_logits(images, text_matrix, indices, logit_scale) - peak[:, None])
         # The exact values of the winners replace the rough ones in the sum over all labels, too.
         mass = mass - torch.exp(rough.double() - peak[:, None]).sum(dim=1) + exact.sum(dim=1)
@@ -86,7 +86,7 @@ def _best(
     mass = torch.zeros_like(peak)
     for start in range(0, len(text_matrix), _LABELS_PER_SLICE):
         logits = images @ text_matrix[start : start + _LABELS_PER_SLICE].T * logit_scale
-        keys = torch.topk(_sort_keys(logits, start), min(top_k, logits.shape[1])).values
+        keys = torch.topk(sort_keys(logits, start), min(top_k, logits.shape[1])).values
         best = torch.cat([best, keys], dim=1)
         best = torch.topk(best, min(top_k, best.shape[1])).values
         higher = torch.maximum(peak, logits.amax(dim=1).double())
@@ -96,10 +96,11 @@ def _best(
     return best, peak, mass
 
 
-def _sort_keys(logits: torch.Tensor, first_label: int) -> torch.Tensor:
+def sort_keys(logits: torch.Tensor, first_label: int) -> torch.Tensor:
     """One integer for each logit and label: higher for a higher logit, then for an earlier label.
 
-    The bits of a float32, read as an integer, are in the order of its value; below zero in reverse order.
+    `logits` is float32 (images, labels); the first of these labels has the number `first_label`. The bits of
+    a float32, read as an integer, are in the order of its value; below zero in reverse order.
     """
     import torch
 
@@ -109,8 +110,8 @@ def _sort_keys(logits: torch.Tensor, first_label: int) -> torch.Tensor:
     return ordered * _WORD + (_WORD - 1 - labels)
 
 
-def _from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and their logits, see `_sort_keys`."""
+def from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and their logits: the inverse of `sort_keys`."""
     import torch
 
     labels = _WORD - 1 - keys % _WORD

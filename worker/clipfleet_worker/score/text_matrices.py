@@ -63,7 +63,7 @@ class TextMatrix:
 
 
 class TextMatrices:
-    """Text matrices by model and label set; each is encoded once.
+    """Text matrices by model and prompts of a label set; each is encoded once.
 
     Args:
         batcher: encodes the prompts.
@@ -98,7 +98,7 @@ class TextMatrices:
             MemoryError: the device has no room for the matrix now.
             ItemFailure: `crashed` for a label without a vector; every image of the job fails with it.
         """
-        key = (model.fingerprint, label_set.hash)
+        key = (model.fingerprint, label_set.prompts_hash)
         with self._lock:
             encoding = self._encoding.setdefault(key, threading.Lock())
         while not encoding.acquire(timeout=_POLL_SECONDS):
@@ -197,9 +197,9 @@ class _Shared:
 
     def __init__(self, client: redis.Redis, model: Encoder, label_set: LabelSet, labels: int) -> None:
         self._redis = client
-        self._name = keys.text_matrix(model.fingerprint, label_set.hash)
+        self._name = keys.text_matrix(model.fingerprint, label_set.prompts_hash)
         self._shape = labels, model.embedding_dimension  # a value of another shape is ignored
-        lock_name = keys.text_matrix(model.fingerprint, label_set.hash, ":lock")
+        lock_name = keys.text_matrix(model.fingerprint, label_set.prompts_hash, ":lock")
         self.lock: Lock = client.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
         self._token = uuid.uuid4().hex
 

@@ -524,6 +524,52 @@ class TestSeveralLabelSets:
         assert sorted(bench.places.asked) == sorted([uris[0], *uris[3:]])
 
 
+class TestThresholds:
+    """A set with thresholds: what it accepts; the softmax of other sets of the job is as it was."""
+
+    WARM = LabelSet(name="warm", labels=("red", "yellow"))
+    COLD = LabelSet(name="cold", labels=("blue", "cyan", "green"), kind="multi", background=("red", "yellow"))
+
+    def test_beside_a_softmax_each_set_has_its_own_decision(self, bench: Bench) -> None:
+        values = {"label_sets": (self.WARM, self.COLD), "top_k": 3}
+        bench.run(bench.submit(bench.colours(len(LABELS)), values))
+
+        rows = {LABELS[row["item_index"]]: row for row in bench.rows()}
+        assert "accepted" not in rows["red"] and "accepted_warm" not in rows["red"]
+        assert rows["red"]["label_warm"] == rows["red"]["label"] == "red"
+        assert (rows["red"]["accepted_cold"], rows["red"]["label_cold"]) == ([], None)
+        assert rows["red"]["score_cold"] == rows["red"]["scores_cold"][0] < 0.5
+        assert rows["blue"]["label_cold"] == rows["blue"]["accepted_cold"][0] == "blue"
+        for row in rows.values():
+            scores = dict(zip(row["labels_cold"], row["scores_cold"], strict=True))
+            assert row["accepted_cold"] == [label for label, score in scores.items() if score >= 0.5]
+
+    def test_an_item_has_accepted_labels_if_the_set_it_names_has_thresholds(self, bench: Bench) -> None:
+        groups = ["warm", "hot", "cold", "cold"]
+        values = {"label_sets": (self.WARM, self.COLD), "label_set_column": "group"}
+
+        bench.run(bench.submit(bench.colours(4), values, group=groups))
+
+        assert [one is None for one in bench.column("accepted")] == [True, True, False, False]
+        assert not [name for name in bench.rows()[0] if name.startswith("accepted_")]
+        for row in bench.rows()[2:]:
+            assert row["label"] == next(iter(row["accepted"]), None)
+        assert bench.column("label")[0] in self.WARM.labels
+
+    def test_another_threshold_encodes_no_prompt_again(self, bench: Bench) -> None:
+        bench.run(bench.submit(bench.colours(), {"label_sets": (self.COLD,)}))
+        texts = [*bench.encoder.texts]
+        before = bench.column("accepted")
+        lenient = self.COLD.model_copy(update={"thresholds": {"green": 0.0}})
+        bench.sink.parts.clear()
+
+        bench.run(bench.submit(bench.colours(), {"label_sets": (lenient,)}))
+
+        assert not all("green" in accepted for accepted in before)
+        assert all("green" in accepted for accepted in bench.column("accepted"))
+        assert bench.encoder.texts == texts
+
+
 class TestTexts:
     VALUES: ClassVar[dict[str, Any]] = {"task": "embed_text", "text_column": "caption", "labels": ()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,18 @@ class TestEmbedding:
         assert (row["width"], row["height"], row["content_hash"]) == (5, 6, "bb")
 
 
+def labelled(*best: Mapping[str, float]) -> ItemLabels:
+    """Labels of the first and the last of three items, best first, with their scores."""
+    labels = ItemLabels(3)
+    for position, scores in zip((0, 2), best, strict=True):
+        indices, values = np.arange(len(scores))[None], np.array([[*scores.values()]], np.float32)
+        labels.put([position], [*scores], indices, values)
+    return labels
+
+
 class TestClassifying:
     def test_labels_stand_at_their_items_best_first(self, outcomes: Outcomes) -> None:
-        best = ItemLabels(3)
-        best.labels[:] = [["bee", "ant"], None, ["cow", "bee"]]
-        best.scores[:] = [[0.75, 0.25], None, [0.5, 0.25]]
+        best = labelled({"bee": 0.75, "ant": 0.25}, {"cow": 0.5, "bee": 0.25})
         table = part(THREE, outcomes, store_embeddings=False, labels=ChunkLabels(best))
         rows = table.to_pylist()
 
@@ -108,9 +116,7 @@ class TestClassifying:
         assert [row["embedding"] for row in rows] == [None] * 3
 
     def test_several_label_sets_have_columns_of_their_own_after_ours(self, outcomes: Outcomes) -> None:
-        insects, colours = ItemLabels(3), ItemLabels(3)
-        insects.labels[:], insects.scores[:] = [["bee"], None, ["ant"]], [[0.75], None, [1.0]]
-        colours.labels[:], colours.scores[:] = [["red"], None, ["blue"]], [[0.5], None, [0.25]]
+        insects, colours = labelled({"bee": 0.75}, {"ant": 1.0}), labelled({"red": 0.5}, {"blue": 0.25})
         labels = ChunkLabels(insects, {"insects": insects, "colours": colours})
         table = part(THREE, outcomes, label_set_names=["insects", "colours"], labels=labels)
 
@@ -127,6 +133,34 @@ class TestClassifying:
         assert [row["scores_colours"] for row in rows] == [[0.5], None, [0.25]]
         assert [row["embedding"] is not None for row in rows] == [True, False, True]
 
+    def test_accepted_labels_decide_the_label_and_its_score(self, outcomes: Outcomes) -> None:
+        insects = labelled({"bee": 0.75, "ant": 0.5}, {"ant": 0.25, "bee": 0.125})
+        colours = labelled({"red": 0.75}, {"blue": 0.25})
+        insects.decide([0, 2], ["bee", "ant"], [[1], []], np.array([0.5, 0.25], np.float32))
+        table = part(
+            THREE, outcomes, label_set_names=["insects", "colours"],
+            accepted_columns=("accepted", "accepted_insects"),
+            labels=ChunkLabels(insects, {"insects": insects, "colours": colours}),
+        )  # fmt: skip
+
+        accepting = {"accepted_columns": ("accepted", "accepted_insects")}
+        extra = [pa.field("note", pa.string()), pa.field("source_label", pa.string())]
+        assert table.schema == part_schema(4, extra, ["insects", "colours"], **accepting)
+        rows = table.to_pylist()
+        for suffix in ("", "_insects"):
+            assert [row[f"accepted{suffix}"] for row in rows] == [["ant"], None, []]
+            assert [row[f"label{suffix}"] for row in rows] == ["ant", None, None]
+            assert [row[f"score{suffix}"] for row in rows] == [0.5, None, 0.25]
+            assert [row[f"labels{suffix}"] for row in rows] == [["bee", "ant"], None, ["ant", "bee"]]
+        assert [row["label_colours"] for row in rows] == ["red", None, "blue"]
+
+    def test_a_column_of_the_source_may_be_called_accepted_where_no_set_has_thresholds(
+        self, outcomes: Outcomes
+    ) -> None:
+        table = part(items("/a", "/b", "/c", accepted=["x", None, "z"]), outcomes)
+
+        assert table["accepted"].to_pylist() == ["x", None, "z"]
+
 
 class TestGivingUp:
     @pytest.mark.parametrize("store", [True, False])
@@ -137,13 +171,13 @@ class TestGivingUp:
         outcomes.fail_all(error)
         table = part(
             THREE, outcomes, embedding_dimension=dimension, model_fingerprint=None, store_embeddings=store,
-            label_set_names=["insects", "colours"],
+            label_set_names=["insects", "colours"], accepted_columns=["accepted_colours"],
         )  # fmt: skip
 
         assert tuple(table.column_names[: len(PART_COLUMNS)]) == PART_COLUMNS
         assert table["error_code"].to_pylist() == ["model_unavailable"] * 3
         assert table["error_detail"].to_pylist() == ["no such weights"] * 3
-        for name in ("embedding", "labels_insects", "score_colours"):
+        for name in ("embedding", "labels_insects", "score_colours", "accepted_colours"):
             assert table[name].null_count == 3
         if dimension:
             assert table.schema.field("embedding").type == pa.list_(pa.float16(), 4)
