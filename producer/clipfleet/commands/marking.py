@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +21,15 @@ from clipfleet.commands.verdicts import (
     threshold_table,
     what_does_not_count,
 )
-from clipfleet.contract.label_sets import Claim, LabelSet, Promise, Verdict
+from clipfleet.contract.label_sets import Claim, Promise, Verdict
 from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
-from clipfleet.labels.marks import Purpose, read_marks
-from clipfleet.labels.sets import read_label_set
+from clipfleet.labels.marks import Purpose
 from clipfleet.terminal.console import print_table, say
 from clipfleet.terminal.help import LABELS, OUTPUT
 from clipfleet.wording import counted
 
 if TYPE_CHECKING:
-    from clipfleet.marking.certification import LabelVerdict
-    from clipfleet.marking.drawing import Draw
     from clipfleet.marking.matching import MatchedMarks
     from clipfleet.marking.scored_rows import ScoredRows
     from clipfleet.results.rows import RowReader
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
 # Readers of rows and what needs numpy are imported in the functions: `--help` needs neither.
 
 _TARGET_PRECISION = 0.95
+_TO_MARK = Path("to_mark.csv")
 
 Label = Annotated[
     list[str] | None,
@@ -64,13 +62,52 @@ LabelsFile = Annotated[
         rich_help_panel=LABELS,
     ),
 ]
-Marks = Annotated[
-    list[Path] | None,
+MARKS = typer.Option(
+    metavar="FILE",
+    help="marks: .csv, .jsonl, or .json as Label Studio exports it; repeatable",
+    rich_help_panel=LABELS,
+)
+
+
+SampledFile = Annotated[
+    Path | None,
     typer.Option(
+        "--output",
+        "-o",
         metavar="FILE",
-        help="marks: .csv, .jsonl, or .json as Label Studio exports it; repeatable",
+        help=".csv or .jsonl (default: CSV on stdout)",
+        rich_help_panel=OUTPUT,
+    ),
+]
+WrittenLabels = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="label set to write, a .yaml", rich_help_panel=OUTPUT
+    ),
+]
+TargetPrecision = Annotated[
+    float | None,
+    typer.Option(
+        help=f"least share of the rows accepted that show the label (default: {_TARGET_PRECISION})",
         rich_help_panel=LABELS,
     ),
+]
+MaxMiss = Annotated[
+    float | None,
+    typer.Option(
+        help="instead: largest share of the rows not accepted that show the label", rich_help_panel=LABELS
+    ),
+]
+Confidence = Annotated[
+    float, typer.Option(help="of each certificate, for all looks together", rich_help_panel=LABELS)
+]
+Jointly = Annotated[
+    bool,
+    typer.Option("--jointly", help="the confidence holds for all labels together", rich_help_panel=LABELS),
+]
+ToMark = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="items still to be marked, .csv or .jsonl", rich_help_panel=OUTPUT),
 ]
 
 
@@ -85,35 +122,23 @@ def sample(
         int, typer.Option("--count", "-n", min=1, help="items per label", rich_help_panel=OUTPUT)
     ] = 60,
     labels: LabelsFile = None,
-    marks: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="leave out what is marked here already; repeatable", rich_help_panel=LABELS
-        ),
-    ] = None,
+    marks: Annotated[list[Path] | None, MARKS] = None,
     set_name: SetName = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help=".csv or .jsonl (default: CSV on stdout)",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    output: SampledFile = None,
 ) -> None:
     """Draw items to mark: fill in the column `verdict` with yes, no or skip."""
     require_numpy("marks")
     from clipfleet.marking import drawing, files
-    from clipfleet.marking.scored_rows import asked_labels
+    from clipfleet.marking.matching import read_matched_marks
+    from clipfleet.marking.scored_rows import asked_labels, thresholds_of
 
     if output is not None:
         files.require_unmarked(output)
     with _scored(job, set_name) as (reader, rows):
-        label_set, where = _label_set(rows, labels)
-        asked = asked_labels(label or [], label_set, where)
-        marked = _matched(reader, label_set, where, marks or [], asked)
+        label_set, where = thresholds_of(rows, labels)
+        promised = list(label_set.promises) if purpose is Purpose.CERTIFY else []
+        asked = asked_labels(label or promised, label_set, where)
+        marked = read_matched_marks(reader, label_set, where, marks or [], asked)
         draws = [
             drawing.draw_for_fit(rows, one, count, marked)
             if purpose is Purpose.FIT
@@ -134,33 +159,10 @@ def sample(
 
 def calibrate(
     job: JobOrOutput,
-    marks: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="FILE",
-            help="marks: .csv, .jsonl, or .json as Label Studio exports it; repeatable",
-            rich_help_panel=LABELS,
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="label set to write, a .yaml", rich_help_panel=OUTPUT
-        ),
-    ],
-    target_precision: Annotated[
-        float | None,
-        typer.Option(
-            help=f"least share of the rows accepted that show the label (default: {_TARGET_PRECISION})",
-            rich_help_panel=LABELS,
-        ),
-    ] = None,
-    max_miss: Annotated[
-        float | None,
-        typer.Option(
-            help="instead: largest share of the rows not accepted that show the label", rich_help_panel=LABELS
-        ),
-    ] = None,
+    marks: Annotated[list[Path], MARKS],
+    output: WrittenLabels,
+    target_precision: TargetPrecision = None,
+    max_miss: MaxMiss = None,
     set_name: SetName = None,
     overwrite: Annotated[
         bool,
@@ -176,11 +178,12 @@ def calibrate(
     require_numpy("marks")
     from clipfleet.marking.calibration import calibrate as choose
     from clipfleet.marking.files import require_replaceable, write_label_set
+    from clipfleet.marking.matching import read_matched_marks
 
     promise = _promise(target_precision, max_miss)
     with _scored(job, set_name) as (reader, rows):
         require_replaceable(output, rows.label_set, overwrite)
-        marked = _matched(reader, rows.label_set, rows.uri, marks, ())
+        marked = read_matched_marks(reader, rows.label_set, rows.uri, marks)
         found = choose(rows, marked, promise)
     write_label_set(output, found.label_set)
     if as_json:
@@ -192,11 +195,8 @@ def calibrate(
     _say_what_does_not_count(marked)
     for one in found.labels:
         if one.problem:
-            accepts = "all rows" if promise.claim is Claim.MISS else "no rows"
-            say(
-                f"{one.label}: {one.problem}; its threshold {one.threshold:g} accepts {accepts}",
-                style="yellow",
-            )
+            accepts = f"accepts {one.accepted:,} of {counted(one.rows, 'row')}"
+            say(f"{one.label}: {one.problem}; its threshold {one.threshold:g} {accepts}", style="yellow")
     say(f"estimates from the fit marks, not proven: `clipfleet certify` tests them; label set -> {output}")
 
 
@@ -210,51 +210,48 @@ def certify(
             rich_help_panel=LABELS,
         ),
     ],
-    marks: Marks = None,
+    marks: Annotated[list[Path] | None, MARKS] = None,
     label: Label = None,
-    confidence: Annotated[
-        float, typer.Option(help="of each certificate, for all looks together", rich_help_panel=LABELS)
-    ] = 0.95,
-    jointly: Annotated[
-        bool,
-        typer.Option(
-            "--jointly", help="the confidence holds for all these labels together", rich_help_panel=LABELS
-        ),
-    ] = False,
-    to_mark: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="items still to be marked, .csv or .jsonl", rich_help_panel=OUTPUT),
-    ] = Path("to_mark.csv"),
+    confidence: Confidence = 0.95,
+    jointly: Jointly = False,
+    to_mark: ToMark = _TO_MARK,
     set_name: SetName = None,
     as_json: AsJson = False,
 ) -> None:
     """Test the thresholds of a label set with certify marks; without marks, print the certificates."""
     require_numpy("marks")
     from clipfleet.marking.certification import Certification, Terms
-    from clipfleet.marking.files import require_unmarked, write_label_set
-    from clipfleet.marking.scored_rows import asked_labels
+    from clipfleet.marking.drawing import write_to_mark
+    from clipfleet.marking.files import require_unmarked, require_yaml, write_label_set
+    from clipfleet.marking.matching import read_matched_marks
+    from clipfleet.marking.scored_rows import asked_labels, thresholds_of
 
     if not 0 < confidence < 1:
         raise UsageError(f"--confidence {confidence:g} is not between 0 and 1")
     if marks:
+        require_yaml(labels)
         require_unmarked(to_mark)
     with _scored(job, set_name) as (reader, rows):
-        label_set, where = _label_set(rows, str(labels))
+        label_set, where = thresholds_of(rows, str(labels))
         asked = asked_labels(label or list(label_set.promises), label_set, where)
-        marked = _matched(reader, label_set, where, marks or [], asked)
+        marked = read_matched_marks(reader, label_set, where, marks or [], asked)
         test = Certification(rows, label_set, Terms(confidence, len(asked) if jointly else 1), where)
         results = [test.run(one, marked) for one in asked]
         recorded = test.recorded(results, datetime.now(UTC)) if marks else label_set
-        left = _write_to_mark(reader, rows, label_set, results, to_mark) if marks else 0
+        draws = [one.to_mark for one in results if one.verdict is Verdict.NOT_YET]
+        left = write_to_mark(reader, rows, draws, label_set, to_mark) if marks else 0
     if recorded != label_set:
         write_label_set(labels, recorded)
+    now = Certification(rows, recorded, test.terms, where)
     if as_json:
-        found = certify_object(Certification(rows, recorded, test.terms, where), results, marked)
+        found = certify_object(now, results, marked)
         typer.echo(json.dumps({**found, "to_mark": str(to_mark) if left else None}))
     else:
-        for sentence in certify_sentences(Certification(rows, recorded, test.terms, where), results):
+        for sentence in certify_sentences(now, results):
             typer.echo(sentence)
         _say_what_does_not_count(marked)
+        if without := [one for one in label_set.labels if not (label or one in asked)]:
+            say(f"not tested, for they have no promise: {', '.join(without)}", style="yellow")
         if left:
             say(f"{counted(left, 'item')} to mark -> {to_mark}")
     if any(one.verdict is not Verdict.CERTIFIED for one in results):
@@ -272,29 +269,6 @@ def _scored(job: str, set_name: str | None) -> Iterator[tuple[RowReader, ScoredR
         yield reader, rows
 
 
-def _label_set(rows: ScoredRows, labels: str | None) -> tuple[LabelSet, str]:
-    """The label set with the thresholds, and its name in messages."""
-    from clipfleet.marking.scored_rows import require_same_z
-
-    if labels is None:
-        return rows.label_set, rows.uri
-    label_set = read_label_set(labels)
-    require_same_z(rows, label_set, labels)
-    return label_set, labels
-
-
-def _matched(
-    reader: RowReader, label_set: LabelSet, where: str, paths: Sequence[Path], certified: Sequence[str]
-) -> MatchedMarks:
-    """The marks of the files; certify marks of `certified` must be of the thresholds of the label set."""
-    from clipfleet.marking.drawing import require_thresholds
-    from clipfleet.marking.matching import match_marks
-
-    found = read_marks(paths, label_set.labels)
-    require_thresholds(found, label_set, certified)
-    return match_marks(reader, label_set, found, where)
-
-
 def _promise(target_precision: float | None, max_miss: float | None) -> Promise:
     if target_precision is not None and max_miss is not None:
         raise UsageError("give one of --target-precision and --max-miss")
@@ -304,25 +278,6 @@ def _promise(target_precision: float | None, max_miss: float | None) -> Promise:
     if not 0 < value < 1:
         raise UsageError(f"{option} {value:g} is not between 0 and 1")
     return Promise(claim=Claim.PRECISION if max_miss is None else Claim.MISS, value=value)
-
-
-def _write_to_mark(
-    reader: RowReader,
-    rows: ScoredRows,
-    label_set: LabelSet,
-    results: Sequence[LabelVerdict],
-    path: Path,
-) -> int:
-    """Write the items that are still to be marked, if there are any; returns their number."""
-    from clipfleet.marking.drawing import rows_to_mark
-    from clipfleet.marking.files import to_mark_text, write_text
-
-    draws: list[Draw] = [one.to_mark for one in results if one.verdict is Verdict.NOT_YET]
-    left = sum(len(draw.positions) for draw in draws)
-    if left:
-        found = rows_to_mark(reader, rows, draws, label_set)
-        write_text(path, to_mark_text(found, as_json=path.suffix.lower() == ".jsonl"))
-    return left
 
 
 def _say_what_does_not_count(marked: MatchedMarks) -> None:

@@ -73,11 +73,10 @@ def certify_sentences(test: Certification, results: Sequence[LabelVerdict]) -> I
             yield f"{printable(one.label)}: {elsewhere}"
         else:
             yield f"{printable(one.label)}: {_verdict(one)}" + (f"; {elsewhere}" if elsewhere else "")
-    confidence = f"{test.terms.confidence:.6g}"
-    if test.terms.labels_jointly > 1:
-        yield f"all {test.terms.labels_jointly} labels jointly: confidence {confidence} for all together"
+    if results and all(one.terms.labels_jointly == 1 for one in results):
+        yield "each label separately: the confidence holds for each, not for all together (--jointly)"
     else:
-        yield f"each label separately: confidence {confidence} for each label, not for all together (--jointly)"
+        yield f"jointly: the confidence holds for all {results[0].terms.labels_jointly} labels together"
 
 
 def certify_object(
@@ -89,13 +88,13 @@ def certify_object(
         "job_id": test.rows.job.job_id,
         "model_fingerprint": test.rows.model_fingerprint,
         "label_set_hash": test.label_set.hash,
-        "confidence": test.terms.confidence,
-        "labels_jointly": test.terms.labels_jointly,
         "labels": [
             {
                 "label": one.label,
                 "verdict": one.verdict.value,
                 "threshold": one.threshold,
+                "confidence": one.terms.confidence,
+                "labels_jointly": one.terms.labels_jointly,
                 "promise": one.promise.model_dump(mode="json"),
                 "n": one.marks,
                 "k": one.wrong,
@@ -116,7 +115,10 @@ def _verdict(one: LabelVerdict) -> str:
     match one.verdict:
         case Verdict.CERTIFIED:
             promise = f"{one.promise.claim} {'>=' if one.promise.claim is Claim.PRECISION else '<='}"
-            at = f"{promise} {one.promise.value:g} at threshold {one.threshold:.6g}"
+            at = (
+                f"{promise} {one.promise.value:g} at threshold {one.threshold:.6g}, confidence "
+                f"{one.terms.confidence:g}"
+            )
             return f"certified (n={one.marks}, k={one.wrong}): {at}"
         case Verdict.NOT_YET if one.more_marks:
             return f"not yet: mark {one.more_marks:,} more (n={one.marks}, k={one.wrong}; {one.reason})"

@@ -1,2 +1,1 @@
-"""Draws items to mark, and chooses and tests thresholds with marks: between the rows of an output and the
-pure functions of `labels`."""
+"""Draws items to mark, and chooses and tests thresholds with marks: of rows, by `labels`."""

@@ -10,14 +10,9 @@ import numpy.typing as npt
 
 from clipfleet.contract.label_sets import Claim, LabelSet, Promise
 from clipfleet.errors import UsageError, usage_errors
-from clipfleet.labels.calibrating import (
-    Calibration,
-    Evidence,
-    fit,
-    threshold_for_miss,
-    threshold_for_precision,
-)
+from clipfleet.labels.calibrating import Calibration, fit
 from clipfleet.labels.marks import MarkVerdict, Purpose
+from clipfleet.labels.thresholds import Evidence, threshold_for_miss, threshold_for_precision
 from clipfleet.marking.matching import MatchedMarks
 from clipfleet.marking.scored_rows import Floats, ScoredRows
 
@@ -102,7 +97,7 @@ def _fit_marks(rows: ScoredRows, label: str, marked: MatchedMarks) -> _FitMarks:
 
 def _fitted(rows: ScoredRows, marks: Mapping[str, _FitMarks]) -> Calibration:
     if not any(len(one.positions) for one in marks.values()):
-        raise UsageError("there are no fit marks: draw items with `clipfleet sample --purpose fit`")
+        raise UsageError("there are no fit marks: draw items with `clipfleet sample`")
     with usage_errors("the fit marks cannot be fitted: "):
         return fit(
             np.concatenate([rows.scores(label).z[one.positions] for label, one in marks.items()]),

@@ -32,6 +32,7 @@ class LabelVerdict:
 
     label: str
     promise: Promise
+    terms: Terms
     threshold: float
     verdict: Verdict
     marks: int
@@ -72,21 +73,21 @@ class Certification:
         gaps = self._gaps(label, is_marked, len(items))
         count, wrong = len(items), sum(_is_wrong(item, promise) for item in items.values())
         before = self.certificate(label)
-        looks = before.looks if before is not None else ()
-        if looks and not items:
-            count, wrong = looks[-1].marks, looks[-1].wrong
-        if looks and count < looks[-1].marks and not len(gaps):
-            raise UsageError(
-                f"{self.where}: {label!r} was tested with {looks[-1].marks} marks, and {count} are given: give "
-                "all files of marks"
-            )
+        looks: Sequence[Look] = ()
+        terms = self.terms
+        if before is not None:
+            looks = before.looks
+            if items:
+                self._require_its_terms(before, count, is_whole=not len(gaps))
+            else:
+                count, wrong = looks[-1].marks, looks[-1].wrong
+                terms = Terms(before.confidence, before.labels_jointly)
         with usage_errors(f"{label}: "):
-            judged = judge(
-                promise, count, wrong, looks, len(order), self.terms.confidence, self.terms.labels_jointly
-            )
+            judged = judge(promise, count, wrong, looks, len(order), terms.confidence, terms.labels_jointly)
         result = LabelVerdict(
             label=label,
             promise=promise,
+            terms=terms,
             threshold=self.label_set.threshold(label),
             verdict=judged.verdict,
             marks=count,
@@ -113,20 +114,30 @@ class Certification:
         """The certificate of this threshold on this output; its looks are spent.
 
         Raises:
-            UsageError: it is of other terms.
+            UsageError: it is of another promise.
         """
         found = [one for one in self.label_set.certificates if one.label == label and self.is_here(one)]
         if not found:
             return None
-        last = found[-1]
-        theirs = (last.promise, last.confidence, last.labels_jointly)
-        if theirs != (self.label_set.promises.get(label), self.terms.confidence, self.terms.labels_jointly):
-            jointly = f" with `jointly=True` for {last.labels_jointly}" if last.labels_jointly > 1 else ""
+        if found[-1].promise != self.label_set.promises.get(label):
             raise UsageError(
-                f"{self.where}: {label!r} was tested for {last.promise.claim} {last.promise.value:g} with "
-                f"`confidence={last.confidence:g}`{jointly}: repeat these, or choose another threshold"
+                f"{self.where}: {label!r} was tested for {_words(found[-1].promise)}: restore this promise, "
+                "or choose another threshold"
             )
-        return last
+        return found[-1]
+
+    def _require_its_terms(self, before: Certificate, marks: int, *, is_whole: bool) -> None:
+        if (before.confidence, before.labels_jointly) != (self.terms.confidence, self.terms.labels_jointly):
+            jointly = f", jointly for {before.labels_jointly} labels" if before.labels_jointly > 1 else ""
+            raise UsageError(
+                f"{self.where}: {before.label!r} was tested with confidence {before.confidence:g}{jointly}: "
+                "repeat this, see `confidence=` and `jointly=`, or choose another threshold"
+            )
+        if is_whole and marks < before.looks[-1].marks:
+            raise UsageError(
+                f"{self.where}: {before.label!r} was tested with {before.looks[-1].marks} marks, and {marks} "
+                "are given: give all files of marks"
+            )
 
     def is_here(self, certificate: Certificate) -> bool:
         """Whether a certificate is about this output, model and label set."""
@@ -150,11 +161,11 @@ class Certification:
                 label=result.label,
                 threshold=result.threshold,
                 promise=result.promise,
-                confidence=self.terms.confidence,
-                labels_jointly=self.terms.labels_jointly,
+                confidence=result.terms.confidence,
+                labels_jointly=result.terms.labels_jointly,
                 looks=looks,
                 verdict=result.verdict,
-                output=self.rows.job.output,
+                output=self.rows.uri if self.rows.job.output_is_redis else self.rows.job.output,
                 job_id=self.rows.job.job_id,
                 model_fingerprint=self.rows.model_fingerprint,
                 label_set_hash=self.label_set.hash,
@@ -177,8 +188,8 @@ class Certification:
         if len(there) < count or len(gaps) > count:
             raise UsageError(
                 f"the certify marks of {label!r} were drawn for another threshold, output or label set than "
-                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new sample "
-                "with `clipfleet sample --purpose certify`"
+                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new "
+                "sample with `clipfleet sample`"
             )
         return gaps
 
@@ -191,3 +202,7 @@ def _is_wrong(item: MarkedItem, promise: Promise) -> bool:
     """Skips and disagreements are wrong."""
     right = MarkVerdict.NO if promise.claim is Claim.MISS else MarkVerdict.YES
     return item.verdict is not right
+
+
+def _words(promise: Promise) -> str:
+    return f"{promise.claim} {promise.value:g}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from clipfleet.contract.label_sets import Claim, LabelSet
-from clipfleet.errors import UsageError
-from clipfleet.labels.marks import Mark, Purpose
+from clipfleet.labels.marks import Purpose
 from clipfleet.labels.sampling import certify_key, fit_key, stratified, uniform_order
+from clipfleet.marking.files import remove, to_mark_text, write_text
 from clipfleet.marking.matching import MatchedMarks, find_items
 from clipfleet.marking.scored_rows import ScoredRows
 from clipfleet.results.rows import RowReader
@@ -76,25 +77,6 @@ def next_of_order(
     )
 
 
-def require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequence[str]) -> None:
-    """Refuse certify marks that say that they were drawn for another threshold.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for mark in marks:
-        if mark.purpose is Purpose.CERTIFY and mark.label in labels and mark.threshold is not None:
-            threshold = label_set.threshold(mark.label)
-            if abs(mark.threshold - threshold) > _SAME:
-                raise UsageError(
-                    f"{mark.where}: drawn for another threshold of {mark.label!r}, {mark.threshold:.6g} and not "
-                    f"{threshold:.6g}: draw a new sample with `clipfleet sample --purpose certify`"
-                )
-
-
-_SAME = 1e-7  # between two thresholds, of which one may have been through float32
-
-
 def rows_to_mark(
     reader: RowReader, rows: ScoredRows, draws: Sequence[Draw], label_set: LabelSet
 ) -> Iterator[dict[str, object]]:
@@ -121,3 +103,20 @@ def rows_to_mark(
                 "score": round(float(scores.p[position]), 6) if scores.is_exact[position] else "",
                 "threshold": "" if draw.threshold is None else draw.threshold,
             }
+
+
+def write_to_mark(
+    reader: RowReader, rows: ScoredRows, draws: Sequence[Draw], label_set: LabelSet, path: Path
+) -> int:
+    """Write the drawn rows to a `.csv` or `.jsonl`, and return their number; without any, remove the file.
+
+    Raises:
+        OutputUnavailableError: the file cannot be written; it is as before.
+    """
+    count = sum(len(draw.positions) for draw in draws)
+    if count:
+        found = rows_to_mark(reader, rows, draws, label_set)
+        write_text(path, to_mark_text(found, as_json=path.suffix.lower() == ".jsonl"))
+    else:
+        remove(path)
+    return count

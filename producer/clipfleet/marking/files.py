@@ -42,14 +42,23 @@ def require_unmarked(path: Path) -> None:
         raise UsageError(f"{path} holds verdicts: rename it, or name another file")
 
 
+def require_yaml(path: Path) -> None:
+    """Refuse a name that is not one of a YAML file.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise UsageError(f"{path}: a label set is written as .yaml: name such a file")
+
+
 def require_replaceable(path: Path, label_set: LabelSet, overwrite: bool) -> None:
     """Refuse to replace a file that holds more than a label set with the same prompts.
 
     Raises:
         UsageError: it holds something else, or certificates.
     """
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        raise UsageError(f"{path}: a label set is written as .yaml: name such a file")
+    require_yaml(path)
     if overwrite or not path.exists():
         return
     there = read_label_set(str(path))
@@ -85,3 +94,15 @@ def write_text(path: Path, text: str) -> None:
         raise OutputUnavailableError(f"{path}: {error.strerror or error}") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OutputUnavailableError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputUnavailableError(f"{path}: {error.strerror or error}") from error

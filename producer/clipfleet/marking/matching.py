@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +13,10 @@ import pyarrow.compute as pc
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
-from clipfleet.labels.marks import Mark, MarkVerdict, Purpose, latest_verdicts
+from clipfleet.labels.marks import Mark, MarkVerdict, Purpose, latest_verdicts, read_marks
 from clipfleet.results.rows import RowReader
 
+_SAME = 1e-7  # between two thresholds, of which one may have been through float32
 _COLUMNS = ("item_index", "item_id", "uri", "status", "content_hash")
 
 
@@ -76,6 +78,42 @@ def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], w
         else:
             placed.append((item.item_index, mark))
     return _reduced(latest_verdicts(placed), void)
+
+
+def read_matched_marks(
+    reader: RowReader, label_set: LabelSet, where: str, paths: Sequence[Path], certified: Sequence[str] = ()
+) -> MatchedMarks:
+    """Read files of marks and match them, see `match_marks`.
+
+    Args:
+        reader: of the rows.
+        label_set: whose labels the marks are about.
+        where: name of the label set in messages.
+        paths: the files.
+        certified: labels whose certify marks must be of the thresholds of the label set.
+
+    Raises:
+        UsageError: a file is not one of marks, or does not match.
+    """
+    found = read_marks(paths, label_set.labels)
+    _require_thresholds(found, label_set, certified)
+    return match_marks(reader, label_set, found, where)
+
+
+def _require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequence[str]) -> None:
+    """Refuse certify marks that say that they were drawn for another threshold.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for mark in marks:
+        if mark.purpose is Purpose.CERTIFY and mark.label in labels and mark.threshold is not None:
+            threshold = label_set.threshold(mark.label)
+            if abs(mark.threshold - threshold) > _SAME:
+                raise UsageError(
+                    f"{mark.where}: drawn for another threshold of {mark.label!r}, {mark.threshold:.6g} and "
+                    f"not {threshold:.6g}: draw a new sample with `clipfleet sample`"
+                )
 
 
 def _reduced(latest: Sequence[tuple[int, Mark]], void: Sequence[Mark]) -> MatchedMarks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus, extra_column_name
 from clipfleet.errors import OutputConflictError, OutputDamagedError, UsageError
 from clipfleet.labels.calibrating import logits, sigmoid
+from clipfleet.labels.sets import read_label_set
 from clipfleet.results.rows import RowReader
 
 Floats = npt.NDArray[np.float64]
@@ -86,7 +87,7 @@ class ScoredRows:
         if count := int(doubtful.sum()):
             raise UsageError(
                 f"{self.uri}: {count:,} of {len(doubtful):,} rows lack the score of {label!r}, which is not "
-                f"among their best {self.job.top_k}: classify with `top_k={len(self.label_set.labels)}`"
+                f"among their best {self.job.top_k}: classify with {len(self.label_set.labels)} as `top_k=`"
             )
 
 
@@ -110,15 +111,28 @@ def read_scored_rows(reader: RowReader, set_name: str | None = None) -> ScoredRo
     job, label_set = _job_and_label_set(reader, set_name)
     if not label_set.has_thresholds:
         raise UsageError(
-            f"{reader.uri}: its scores of {label_set.name!r} are a softmax, which has no thresholds: classify "
-            "with `multi=True` or `none=True`"
+            f"{reader.uri}: its scores of {label_set.name!r} are a softmax, which has no thresholds: "
+            "classify with `multi=True` or `none=True`"
         )
     if not label_set.labels:
         raise UsageError(
-            f"{reader.uri}: its labels are the preset {label_set.preset}, which holds no thresholds: classify "
-            "with a label set file that lists the labels"
+            f"{reader.uri}: its labels are the preset {label_set.preset}, which holds no thresholds: "
+            "classify with a label set file that lists the labels"
         )
     return _Collected(reader, job, label_set).read()
+
+
+def thresholds_of(rows: ScoredRows, labels: str | None) -> tuple[LabelSet, str]:
+    """The label set of a file, or without one that of the rows; and its name in messages.
+
+    Raises:
+        UsageError: the file is invalid, or its z is not the one of the rows.
+    """
+    if labels is None:
+        return rows.label_set, rows.uri
+    label_set = read_label_set(labels)
+    require_same_z(rows, label_set, labels)
+    return label_set, labels
 
 
 def require_same_z(rows: ScoredRows, given: LabelSet, where: str) -> None:
@@ -138,8 +152,8 @@ def require_same_z(rows: ScoredRows, given: LabelSet, where: str) -> None:
     if differs:
         name = differs[0].replace("not_prompts", "not")
         raise UsageError(
-            f"{where}: its `{name}` is not that of {rows.uri}, whose scores mean something else: classify with "
-            "this label set first"
+            f"{where}: its `{name}` is not that of {rows.uri}, whose scores mean something else: classify "
+            "with this label set first"
         )
 
 
@@ -198,11 +212,13 @@ class _Collected:
             self._add(batch)
         if len(self._fingerprints) > 1:
             raise OutputConflictError(
-                f"{self._reader.uri}: its rows are of several models ({', '.join(sorted(self._fingerprints))}): "
-                "classify all items with one"
+                f"{self._reader.uri}: its rows are of several models "
+                f"({', '.join(sorted(self._fingerprints))}): classify all items with one"
             )
-        codes, values = _joined(self._codes, np.int32), _joined(self._values, np.float32)
-        sizes = _joined(self._sizes, np.int64)
+        if not self._indexes:
+            raise UsageError(f"{self._reader.uri}: no row has scores")
+        codes, values = np.concatenate(self._codes), np.concatenate(self._values)
+        sizes = np.concatenate(self._sizes)
         rows = np.repeat(np.arange(len(sizes)), sizes)
         order = np.argsort(codes, kind="stable")
         return ScoredRows(
@@ -210,8 +226,8 @@ class _Collected:
             job=self._job,
             label_set=self._label_set,
             model_fingerprint=next(iter(self._fingerprints), ""),
-            item_index=_joined(self._indexes, np.int64),
-            last=values[np.cumsum(sizes) - 1] if len(sizes) else values,
+            item_index=np.concatenate(self._indexes),
+            last=values[np.cumsum(sizes) - 1],
             entry_rows=rows[order],
             entry_scores=values[order],
             starts=np.searchsorted(codes[order], np.arange(len(self._label_set.labels) + 1)),
@@ -247,10 +263,6 @@ class _Collected:
         if not is_good.all():
             index = int(indexes[int(np.argmin(is_good))])
             raise OutputDamagedError(
-                f"{self._reader.uri}: item {index} {problem}: run it again, with `precision=fp32` if the model "
-                "overflows in this precision"
+                f"{self._reader.uri}: item {index} {problem}: classify again, with `precision=` fp32 if the "
+                "model overflows in this precision"
             )
-
-
-def _joined(arrays: Iterable[npt.NDArray[np.generic]], kind: type[np.generic]) -> npt.NDArray[np.generic]:
-    return np.concatenate([np.empty(0, kind), *arrays])
