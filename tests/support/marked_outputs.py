@@ -42,9 +42,7 @@ def place_scored_output(
 ) -> Job:
     """Write a finished classify job with these rows."""
     label_set = label_set or multi_set()
-    job = make_job(
-        output.uri, **{"task": "classify", "label_sets": (label_set,), "job_id": "j", **values}
-    )
+    job = make_job(output.uri, **{"task": "classify", "label_sets": (label_set,), "job_id": "j", **values})
     place_job(output, job)
     named = [one.name for one in job.named_label_sets]
     schema = part_schema(
