@@ -69,6 +69,20 @@ class TestVisible:
         assert sorted(vectors) == [b"0", b"1", b"3"]
         assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * redis_rows.DIMENSION
 
+    def test_accepted_labels_are_read_back_in_their_place(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink
+    ) -> None:
+        job = submit_job(ledger)
+        claimed, rows = claim(ledger), chunk_rows(0, failed=[2], accepts=True)
+
+        complete(ledger, claimed, bring(sink, claimed, rows))
+
+        found = RedisRows(ledger, store, job).read()
+        assert found.schema == rows.schema
+        assert [row["accepted"] for batch in found.batches for row in batch.to_pylist()] == [
+            [], ["w"], None, ["w"] * 3,
+        ]  # fmt: skip
+
     def test_the_first_id_counts(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=3)
         first, second, third = claim(ledger), claim(ledger), claim(ledger)

@@ -52,8 +52,12 @@ def chunk_rows(
     writer: str = "w",
     failed: Sequence[int] = (),
     ids: Sequence[str] = (),
+    accepts: bool = False,
 ) -> pa.Table:
-    """Rows as a worker makes them; `label` tells who wrote them, `failed` lists positions."""
+    """Rows as a worker makes them; `label` tells who wrote them, `failed` lists positions.
+
+    With `accepts` the label set of the job has thresholds.
+    """
     rows = [
         {
             "item_index": first_index + position,
@@ -65,10 +69,13 @@ def chunk_rows(
             "label": None if position in failed else writer,
             "embedding": None if position in failed else np.full(DIMENSION, first_index + position, "f2"),
             "shelf": f"shelf {position}",
+            **({"accepted": None if position in failed else [writer] * position} if accepts else {}),
         }
         for position in range(count)
     ]
-    return pa.Table.from_pylist(rows, part_schema(DIMENSION, [pa.field("shelf", pa.string())]))
+    accepted = ["accepted"] if accepts else []
+    fields = [pa.field("shelf", pa.string())]
+    return pa.Table.from_pylist(rows, part_schema(DIMENSION, fields, accepted_columns=accepted))
 
 
 def identity(claim: Claim) -> PartIdentity:

@@ -32,6 +32,14 @@ def classified(index: int) -> dict[str, Any]:
     return row(index, label="cat", score=0.75, labels=["cat", "dog"], scores=[0.75, 0.25])
 
 
+def accepting(index: int, *labels: str) -> dict[str, Any]:
+    """Of a set with thresholds, which accepts these labels."""
+    best = [*labels, *({"cat", "dog"} - {*labels})]
+    scores = [0.75 - position / 8 - (position >= len(labels)) / 4 for position in range(len(best))]
+    answer = {"label": next(iter(labels), None), "score": scores[0], "labels": best, "scores": scores}
+    return row(index, **answer, accepted=[*labels])
+
+
 def note_manifest(
     output: FolderOutput,
     parts: Sequence[str],
@@ -55,13 +63,14 @@ def add_part(
     extra: Sequence[str] = (),
     types: Mapping[str, pa.DataType] = MappingProxyType({}),
     label_sets: Sequence[str] = (),
+    accepted: Sequence[str] = (),
     is_fixed: bool = True,
 ) -> None:
     ok = sum(one["status"] == "ok" for one in rows)
     footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
     fields = [pa.field(name, pa.string()) for name in extra]
     fields += [pa.field(name, kind) for name, kind in types.items()]
-    schema = part_schema(dimension, fields, label_sets)
+    schema = part_schema(dimension, fields, label_sets, accepted_columns=accepted)
     if not is_fixed:  # lists of any length: what readers older than pyarrow 26 need where some are null
         position = schema.get_field_index("embedding")
         schema = schema.set(position, pa.field("embedding", pa.list_(pa.float16())))

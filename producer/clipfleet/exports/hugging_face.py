@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from clipfleet.contract.columns import LABEL_COLUMNS, label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import count_rows
@@ -42,16 +42,18 @@ _MEANINGS = {
     "status": "`ok` or `failed`",
     "error_code": "why the row failed",
     "error_detail": "the same for people",
-    "label": "the best label",
-    "score": "its probability among the labels",
+    "label": "the best label; null if none reaches its threshold",
+    "score": "its score, or the best one: of a softmax over the labels, or of a sigmoid over a background",
     "labels": "the best labels, descending",
-    "scores": "their probabilities",
+    "scores": "their scores",
     "embedding": "L2-normalised vector",
     "width": "of the original image",
     "height": "of the original image",
     "content_hash": "sha256 of the bytes",
     "model_fingerprint": "hash of model, weights, preprocessing and precision",
 }
+
+_ACCEPTED = "all labels that reach their thresholds, best first"
 
 
 def export_hugging_face(reader: RowReader, folder: Path) -> ExportCounts:
@@ -141,10 +143,13 @@ def _class_labels(job: Job | None) -> Mapping[str, Sequence[str]]:
     """Labels of the columns that hold those of one set, by column; only workers know those of a preset."""
     if job is None or job.label_set_column is not None or not job.label_sets:
         return {}
-    by_columns: dict[tuple[str, ...], LabelSet] = {LABEL_COLUMNS: job.label_sets[0]}
-    by_columns |= {label_columns(one.name): one for one in job.named_label_sets}
+    by_columns: dict[tuple[str, ...], LabelSet] = {(*LABEL_COLUMNS, ACCEPTED_COLUMN): job.label_sets[0]}
+    by_columns |= {(*label_columns(one.name), accepted_column(one.name)): one for one in job.named_label_sets}
     return {
-        name: one.labels for names, one in by_columns.items() if one.labels for name in (names[0], names[2])
+        name: one.labels
+        for (label, _, labels, _, accepted), one in by_columns.items()
+        if one.labels
+        for name in (label, labels, *([accepted] if accepted in job.accepted_columns else []))
     }
 
 
@@ -243,9 +248,13 @@ def _type_name(feature: Any) -> str:
 def _meaning(name: str, job: Job | None) -> str:
     if name in _MEANINGS:
         return _MEANINGS[name]
+    if job and name == ACCEPTED_COLUMN and name in job.accepted_columns:
+        return _ACCEPTED
     for one in job.named_label_sets if job else ():
         if name in label_columns(one.name):
             return f"{_MEANINGS[LABEL_COLUMNS[label_columns(one.name).index(name)]]}, of the set `{one.name}`"
+        if name == accepted_column(one.name) and one.has_thresholds:
+            return f"{_ACCEPTED}, of the set `{one.name}`"
     return "the text" if job and name == job.text_column else "of the source"
 
 

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import LABEL_COLUMNS, label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.exports.new_folder import ExportCounts
@@ -71,9 +71,13 @@ class _Lines:
         self._job = job
         self._id_column = id_column
         named = [one.name for one in job.named_label_sets] if job else []
-        by_set: dict[str | None, Sequence[str]] = {name: label_columns(name) for name in named}
-        self._answers = by_set or {None: LABEL_COLUMNS}
-        ours = {*_NOT_OF_THE_ITEM, *LABEL_COLUMNS, *chain.from_iterable(self._answers.values())}
+        by_set: dict[str | None, Sequence[str]] = {
+            name: (*label_columns(name), accepted_column(name)) for name in named
+        }
+        self._answers = by_set or {None: (*LABEL_COLUMNS, ACCEPTED_COLUMN)}
+        accepted = job.accepted_columns if job else ()
+        self._of_labels = {*LABEL_COLUMNS, *chain.from_iterable(map(label_columns, named)), *accepted}
+        ours = {*_NOT_OF_THE_ITEM, *self._of_labels}
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +98,9 @@ class _Lines:
         if row.get("embedding") is not None:
             data.append({"object": "embedding", "index": 0, "embedding": row["embedding"]})
         for set_name, columns in self._answers.items():
-            answer = dict(zip(LABEL_COLUMNS, (row[name] for name in columns), strict=True))
-            if answer["label"] is not None:
+            found = zip((*LABEL_COLUMNS, ACCEPTED_COLUMN), columns, strict=True)
+            answer = {name: row[column] for name, column in found if column in self._of_labels}
+            if answer["labels"] is not None:
                 named = {"label_set": set_name} if set_name is not None else {}
                 data.append({"object": "classification", "index": len(data), **named, **answer})
         return {

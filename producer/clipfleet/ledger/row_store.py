@@ -22,7 +22,7 @@ from clipfleet.redis.connection import connect, damage_of, redis_errors
 from clipfleet.redis.patience import Patience, patient
 
 _SCRIPTS = ("put_object", "write_rows")
-# The columns of every job are not stored with each: few jobs have others.
+# The columns of every job are not stored with each: few jobs have others after them, or among them.
 _COMMON = pa.schema([field for field in part_schema(UNKNOWN_DIMENSION) if field.name != "embedding"])
 _KEEP_PENDING_SECONDS = 3600  # of rows whose worker died; a living worker completes them within seconds
 
@@ -117,17 +117,18 @@ class RedisStore:
 
 
 def _schema_text(schema: pa.Schema) -> bytes:
-    """The columns after the common ones; empty if there are none."""
+    """The columns after the common ones, all columns if others stand among those; empty if there are none."""
     fields = list(schema)
-    if fields[: len(_COMMON)] != list(_COMMON):
+    if [field for field in fields if field in _COMMON] != list(_COMMON):
         raise ValueError("the rows lack columns that every job has")
-    others = fields[len(_COMMON) :]
-    return b64encode(pa.schema(others).serialize()) if others else b""
+    if fields[: len(_COMMON)] == list(_COMMON):
+        fields = fields[len(_COMMON) :]
+    return b64encode(pa.schema(fields).serialize()) if fields else b""
 
 
 def _schema_of(text: bytes) -> pa.Schema:
-    others = pa.ipc.read_schema(pa.py_buffer(b64decode(text))) if text else ()
-    return pa.schema([*_COMMON, *others])
+    stored = pa.ipc.read_schema(pa.py_buffer(b64decode(text))) if text else pa.schema([])
+    return stored if _COMMON.names[0] in stored.names else pa.schema([*_COMMON, *stored])
 
 
 def _indexes(span: bytes) -> range:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipfleet.contract.columns import VectorType
-from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
+from clipfleet.contract.parts import ACCEPTED_TYPE, PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
 
 # Valid in JSON, but many programs treat them as line ends.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -77,7 +77,7 @@ def from_json(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBat
 def inferred_schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
     """Infer the schema of a part without a footer: clipfleet's columns as defined, others by their values.
 
-    Vectors are float32 if the first one is not exactly float16.
+    Vectors are float32 if the first one is not exactly float16. `accepted` may be ours or the source's.
     """
     vector: list[float] = []
     others: dict[str, list[Any]] = {}
@@ -102,6 +102,8 @@ def _is_float16(number: float) -> bool:
 
 def _value_type(values: list[Any]) -> pa.DataType:
     kind = pa.array(values).type
+    if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
+        return ACCEPTED_TYPE  # of lists that are all empty
     return pa.string() if pa.types.is_null(kind) else kind
 
 

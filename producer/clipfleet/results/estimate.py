@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from clipfleet.contract.bottleneck import Step
-from clipfleet.contract.columns import label_columns
+from clipfleet.contract.columns import accepted_column, label_columns
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import DEFAULT_LABEL_SET_NAME
 from clipfleet.contract.parts import ItemStatus
@@ -40,7 +41,9 @@ class Estimate:
     items: int  # of the source
     sampled: int
     failed: Share
-    labels: Mapping[str, Mapping[str, Share]]  # by label set, then by label, most frequent first
+    # By label set, then by label, most frequent first; every accepted label of a row counts.
+    labels: Mapping[str, Mapping[str, Share]]
+    unlabelled: Mapping[str, Share]  # by label set with thresholds: rows that accept no label
     seconds: float | None  # with the same workers, at the rate of the sample; None: unknown
 
 
@@ -53,16 +56,21 @@ def estimate_of(reader: RowReader, job: Job, status: JobStatus, whole_items: int
         status: its final snapshot.
         whole_items: items of the source.
     """
-    named = {label_set.name: label_columns(label_set.name)[0] for label_set in job.named_label_sets}
-    only = job.label_sets[0].name if len(job.label_sets) == 1 else DEFAULT_LABEL_SET_NAME
-    columns = named or ({only: "label"} if job.label_sets else {})
+    columns = _columns(job)
     counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
+    unlabelled = {name: 0 for name, (_, accepted) in columns.items() if accepted is not None}
     rows = failed = 0
-    for batch in reader.read(["status", *columns.values()]).batches:
+    wanted = ["status", *filter(None, chain.from_iterable(columns.values()))]
+    for batch in reader.read(wanted).batches:
         rows += batch.num_rows
         failed += batch["status"].to_pylist().count(ItemStatus.FAILED.value)
-        for name, column in columns.items():
-            counts[name].update(filter(None, batch[column].to_pylist()))
+        for name, (label, accepted) in columns.items():
+            best = batch[label].to_pylist()
+            lists = [None] * len(best) if accepted is None else batch[accepted].to_pylist()
+            for one, labels in zip(best, lists, strict=True):
+                counts[name].update({*labels} if labels is not None else filter(None, [one]))
+                if labels == []:
+                    unlabelled[name] += 1
     return Estimate(
         whole_items,
         rows,
@@ -71,8 +79,20 @@ def estimate_of(reader: RowReader, job: Job, status: JobStatus, whole_items: int
             name: {label: Share.of(count, rows) for label, count in by_label.most_common()}
             for name, by_label in counts.items()
         },
+        {name: Share.of(count, rows) for name, count in unlabelled.items()},
         _seconds(status, whole_items),
     )
+
+
+def _columns(job: Job) -> Mapping[str, tuple[str, str | None]]:
+    """By label set the column with the best label, and that with the accepted ones; see `Job`."""
+    if job.named_label_sets:
+        return {
+            one.name: (label_columns(one.name)[0], accepted_column(one.name) if one.has_thresholds else None)
+            for one in job.named_label_sets
+        }
+    only = job.label_sets[0].name if len(job.label_sets) == 1 else DEFAULT_LABEL_SET_NAME
+    return {only: ("label", next(iter(job.accepted_columns), None))} if job.label_sets else {}
 
 
 def _seconds(status: JobStatus, whole_items: int) -> float | None:

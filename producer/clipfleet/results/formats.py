@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from clipfleet.contract.columns import label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job
 from clipfleet.parts.json_rows import json_dicts, json_lines
 from clipfleet.results.kinds import ResultFormat
@@ -138,6 +138,7 @@ def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
 _UNWRAPPED = 1_000_000  # columns of a pipe: one line per row, for grep and its like
 _TEXT_CHARACTERS = 200
 _FOLDED_WIDTH = 12  # wider cells are folded before a label set is omitted
+_ACCEPTED = 3  # labels of a row that are named
 _BETWEEN = 3  # columns of the terminal
 
 
@@ -217,7 +218,10 @@ def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
     vectors = [f"{length} numbers" if length else "" for length in lengths]
     # All rows of a job may have failed; without its description only they can show what it is.
     has_labels = any(row["label"] is not None for row in rows) if job is None else bool(job.label_sets)
-    answers = [row["label"] or vector for row, vector in zip(rows, vectors, strict=True)]
+    accepts = job is not None and bool(job.accepted_columns)
+    columns = (*LABEL_COLUMNS, ACCEPTED_COLUMN)
+    labels = [_label(row, columns) if accepts else row["label"] for row in rows]
+    answers = [label or vector for label, vector in zip(labels, vectors, strict=True)]
     scores = [_score(row["score"]) for row in rows]
     return [
         _Column("label" if has_labels else "vector", answers),
@@ -226,8 +230,19 @@ def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
 
 
 def _label_set(name: str, rows: Sequence[dict[str, Any]]) -> _Column:
-    label, score, *_ = label_columns(name)
-    return _Column(name, [f"{row.get(label) or ''} {_score(row.get(score))}".strip() for row in rows])
+    columns = (*label_columns(name), accepted_column(name))
+    return _Column(name, [f"{_label(row, columns)} {_score(row.get(columns[1]))}".strip() for row in rows])
+
+
+def _label(row: dict[str, Any], columns: Sequence[str]) -> str:
+    """The label of a set, or all that it accepts; where it accepts none, the best of those."""
+    label, _, labels, _, accepted = (row.get(column) for column in columns)
+    if isinstance(accepted, list) and len(accepted) > 1:
+        more = len(accepted) - _ACCEPTED
+        return ", ".join(accepted[:_ACCEPTED]) + (f" and {more:,} more" if more > 0 else "")
+    if accepted == [] and labels:
+        return f"none (best: {labels[0]})"
+    return label or ""
 
 
 def _score(score: float | None) -> str:

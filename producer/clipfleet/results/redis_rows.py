@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState
-from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, PartCounts, PartIdentity, count_rows
+from clipfleet.contract.parts import UNKNOWN_DIMENSION, PartCounts, PartIdentity, count_rows
 from clipfleet.errors import (
     OutputDamagedError,
     OutputUnavailableError,
@@ -126,7 +126,7 @@ def _schema(store: RedisStore, job_id: str, columns: Sequence[str] | None) -> pa
     if stored is None:
         return None
     kind = pa.list_(pa.float16(), store.dimension(job_id) or UNKNOWN_DIMENSION)
-    schema = stored.insert(PART_COLUMNS.index("embedding"), pa.field("embedding", kind))
+    schema = stored.insert(stored.get_field_index("width"), pa.field("embedding", kind))
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 

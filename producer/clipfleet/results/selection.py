@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, label_columns
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.parts import ItemStatus
+from clipfleet.contract.parts import ACCEPTED_TYPE, ItemStatus
 from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, RowStream
 
@@ -20,7 +20,7 @@ class Selection:
     """Rows and columns of a job that are wanted."""
 
     failed: bool = False  # failed rows only
-    label: str | None = None  # rows with this label, of any label set
+    label: str | None = None  # rows with this label, or that accept it, of any label set
     sort: str | None = None  # by this column; rows without a value come last
     descending: bool = False
     columns: tuple[str, ...] = ()  # in this order; none: all
@@ -41,7 +41,7 @@ class Selection:
             if name not in stored.schema.names:
                 known = ", ".join(stored.schema.names)
                 raise UsageError(f"the rows have no column {name!r}; their columns are {known}")
-        labels = _label_names(reader.job(), stored.schema)
+        labels = _label_names(reader.job(), stored.schema) if self.label is not None else []
         batches: Iterator[pa.RecordBatch] = (self._chosen(batch, labels) for batch in stored.batches)
         if self.sort is not None:
             if pa.types.is_nested(stored.schema.field(self.sort).type):
@@ -58,8 +58,7 @@ class Selection:
         if self.label is not None:
             is_labelled = pa.array([False] * batch.num_rows, pa.bool_())
             for name in labels:
-                matches = pc.equal(batch[name], pa.scalar(self.label))
-                is_labelled = pc.or_(is_labelled, pc.fill_null(matches, False))
+                is_labelled = pc.or_(is_labelled, _has(batch[name], self.label))
             batch = batch.filter(is_labelled)
         return batch
 
@@ -86,7 +85,20 @@ EVERYTHING = Selection()
 
 
 def _label_names(job: Job | None, schema: pa.Schema) -> list[str]:
-    """The columns with the best label: of all label sets of the job."""
+    """The columns with the best label, or with the accepted ones: of all label sets of the job."""
     sets = job.named_label_sets if job is not None else ()
     names = ["label", *(label_columns(label_set.name)[0] for label_set in sets)]
+    if job is not None:
+        names += job.accepted_columns
+    elif ACCEPTED_COLUMN in schema.names and schema.field(ACCEPTED_COLUMN).type.equals(ACCEPTED_TYPE):
+        names.append(ACCEPTED_COLUMN)
     return [name for name in names if name in schema.names]
+
+
+def _has(column: pa.Array, label: str) -> pa.Array:
+    """Whether each row has the label, or a list with it."""
+    if not pa.types.is_list(column.type):
+        return pc.fill_null(pc.equal(column, pa.scalar(label)), False)
+    matches = pc.equal(pc.list_flatten(column), pa.scalar(label))
+    rows = pc.list_parent_indices(column).filter(matches)
+    return pc.is_in(pa.array(range(len(column)), rows.type), rows)

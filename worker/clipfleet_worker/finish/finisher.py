@@ -184,7 +184,8 @@ def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
 
 
 def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
-    ours = {*PART_COLUMNS, *(name for one in job.named_label_sets for name in label_columns(one.name))}
+    of_sets = (name for one in job.named_label_sets for name in label_columns(one.name))
+    ours = {*PART_COLUMNS, *of_sets, *job.accepted_columns}
     extra = [column for column in part.schema.names if column not in ours]
     rows: list[dict[str, Any]] = []
     for batch in part.batches([*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra]):

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from clipfleet.contract.columns import LABEL_COLUMNS
 from clipfleet.contract.jobs import JobState, SourceDescription, Task
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger.status import EarlyEnd
@@ -28,7 +29,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import rows
 from tests.support.jobs import JOB_ID, make_job, place_job
-from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
+from tests.support.rows import accepting, add_part, classified, embedded, failed, note_manifest, row
 
 FINISHED_AT = datetime(2026, 11, 24, 13, 0, 30, 250_000, tzinfo=UTC)
 LAYOUTS = pytest.mark.parametrize("layout", list(Layout))
@@ -264,6 +265,22 @@ class TestOpenaiBatch:
         assert not [name for name in body["item"] if name.startswith(("label", "score"))]
         assert self.batch(to)["endpoint"] == "/v1/classifications"
 
+    def test_a_row_without_an_accepted_label_has_an_answer(self, output: FolderOutput, to: Path) -> None:
+        label_set = LabelSet(labels=("cat", "dog"), kind=LabelKind.MULTI)
+        place_job(output, make_job(output.uri, labels=("cat",), label_sets=(label_set,)))
+        rows = [accepting(0, "dog", "cat"), accepting(1)]
+        add_part(output, 0, rows, accepted=["accepted"])
+
+        export(PartRows(output), Layout.OPENAI_BATCH, to)
+
+        columns = (*LABEL_COLUMNS, "accepted")
+        bodies = [line["response"]["body"] for line in lines(to / "output.jsonl")]
+        assert [body["data"] for body in bodies] == [
+            [{"object": "classification", "index": 0, **{name: row[name] for name in columns}}]
+            for row in rows
+        ]
+        assert "accepted" not in bodies[0]["item"]
+
     def test_a_file_that_would_be_empty_is_missing(self, output: FolderOutput, to: Path) -> None:
         add_part(output, 0, [failed(0)])
 
@@ -346,6 +363,20 @@ class TestHuggingFace:
             in self.card(to)[1]
         )
         assert pq.read_table(to / "data")["label"].to_pylist() == ["no"]
+
+    def test_accepted_labels_are_class_labels_and_explained(self, output: FolderOutput, to: Path) -> None:
+        label_set = LabelSet(labels=("cat", "dog"), none=True)
+        place_job(output, make_job(output.uri, labels=("cat",), label_sets=(label_set,)))
+        add_part(output, 0, [accepting(0, "dog"), accepting(1), failed(2)], accepted=["accepted"])
+
+        export(PartRows(output), Layout.HUGGING_FACE, to)
+
+        assert self.features(to)["accepted"] == self.features(to)["labels"]
+        assert "| `accepted` | list of class label | all labels that reach" in self.card(to)[1]
+        stored = pq.read_table(to / "data")
+        assert (stored["label"].to_pylist(), stored["accepted"].to_pylist()) == (
+            ["dog", None, None], [["dog"], [], None],
+        )  # fmt: skip
 
     def test_labels_that_each_item_chooses_are_text(self, output: FolderOutput, to: Path) -> None:
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("set",))

@@ -14,7 +14,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.estimate import Estimate, Share, estimate_of
 from clipfleet.results.part_rows import PartRows
 from tests.support.jobs import make_job, make_status
-from tests.support.rows import add_part, failed, row
+from tests.support.rows import accepting, add_part, failed, row
 
 
 # From tables of Wilson's interval, 95 %.
@@ -72,6 +72,19 @@ def test_several_label_sets_have_shares_of_their_own(tmp_path: Path) -> None:
         "pets": ["cat", "dog"], "kinds": ["k-cat", "k-dog"],
     }  # fmt: skip
     assert "; pets: cat 75 % (" in estimate_words(found) and "; kinds: k-cat 75 % (" in estimate_words(found)
+
+
+def test_every_accepted_label_counts_and_rows_without_one_are_a_share(tmp_path: Path) -> None:
+    job = make_job(tmp_path, labels=("x",), label_sets=(LabelSet(labels=("cat", "dog"), kind="multi"),))
+    output = FolderOutput(tmp_path)
+    rows = [accepting(0, "cat", "dog"), accepting(1), failed(2), accepting(3, "dog")]
+    add_part(output, 0, rows, accepted=["accepted"])
+
+    found = estimate_of(PartRows(output), job, make_status(), 400)
+
+    assert {**found.labels["labels"]} == {"dog": Share.of(2, 4), "cat": Share.of(1, 4)}
+    assert {**found.unlabelled} == {"labels": Share.of(1, 4)}
+    assert "; dog 50 % (15-85 %), cat 25 % (4.6-70 %), no label 25 % (4.6-70 %)" in estimate_words(found)
 
 
 def test_vectors_have_no_labels_and_of_many_labels_the_rest_is_counted(tmp_path: Path) -> None:

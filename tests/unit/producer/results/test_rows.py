@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job, SourceDescription, Task
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import (
     OutputConflictError,
@@ -37,7 +37,7 @@ from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job
-from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
+from tests.support.rows import accepting, add_part, classified, embedded, failed, note_manifest, row
 
 
 class Terminal(io.BytesIO):
@@ -278,6 +278,19 @@ class TestExports:
     def test_the_table_shows_labels_and_errors(self, labelled: FolderOutput) -> None:
         words = export(labelled, ResultFormat.TABLE).decode().split()
         assert {"label", "cat", "0.750", "not_found:"} <= {*words}
+
+    def test_the_table_shows_what_is_accepted_or_that_nothing_is(self, output: FolderOutput) -> None:
+        label_set = LabelSet(labels=("cat", "dog"), kind=LabelKind.MULTI)
+        rows = [accepting(0, "dog", "cat"), accepting(1), failed(2), accepting(3, *"abcde")]
+        note_job(output, task=Task.CLASSIFY, label_sets=(label_set,))
+        add_part(output, 0, rows, accepted=["accepted"])
+
+        text = export(output, ResultFormat.TABLE).decode()
+
+        assert re.search(r"ok +dog, cat +0\.750", text)
+        assert re.search(r"ok +none \(best: (cat|dog)\) +0\.500", text)
+        assert re.search(r"ok +a, b, c and 2 more +0\.750", text)
+        assert re.search(r"failed +not_found", text)
 
     def test_the_table_of_a_classify_job_has_labels_also_where_all_rows_failed(
         self, output: FolderOutput

@@ -15,7 +15,7 @@ from clipfleet.results.formats import write
 from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.selection import Selection
-from tests.support.rows import add_part, classified, failed
+from tests.support.rows import accepting, add_part, classified, failed
 
 SCORES = [0.5, 0.9, None, 0.1, 0.9]
 
@@ -65,6 +65,16 @@ def test_rows(output: FolderOutput, selection: dict[str, Any], expected: list[in
     assert indexes(output, **selection) == expected
     for limit in (1, 2, 4):
         assert indexes(output, limit, **selection) == expected[:limit]
+
+
+@pytest.mark.parametrize("part_rows", [slice(0, 5), slice(1, 5), slice(1, 2)])
+def test_rows_that_accept_a_label_have_it(tmp_path: Path, part_rows: slice) -> None:
+    output = FolderOutput(tmp_path / "accepting")
+    rows = [accepting(0, "dog"), accepting(1), failed(2), accepting(3, "cat", "dog"), accepting(4, "cat")]
+    add_part(output, 0, rows[part_rows], accepted=["accepted"])
+
+    expected = [one["item_index"] for one in rows[part_rows] if "dog" in (one.get("accepted") or ())]
+    assert indexes(output, label="dog") == expected
 
 
 def test_columns_are_those_that_were_named_in_that_order(output: FolderOutput) -> None:
