@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
 from clipfleet.contract.parts import ItemStatus, extra_column_name
 from clipfleet.errors import OutputConflictError, OutputDamagedError, UsageError
 from clipfleet.labels.calibrating import logits, sigmoid
@@ -64,7 +64,7 @@ class ScoredRows:
         z = (logits(p) - intercept) / slope
         if label_set is not None and calibration(label_set, label) != (slope, intercept):
             slope, intercept = calibration(label_set, label)
-            p = sigmoid(slope * z + intercept).astype(np.float32)
+            p = np.minimum(sigmoid(slope * z + intercept), LARGEST_SCORE).astype(np.float32)
         return Scores(p, z, is_exact)
 
     def accepted(self, label: str, label_set: LabelSet) -> Flags:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
 from clipfleet_worker.process.device import memory_errors
 from clipfleet_worker.score.ranking import from_sort_keys, sort_keys
 
@@ -130,7 +130,8 @@ def _scores(
         own = torch.exp(images @ decision.own[first:last].T - ground)
         mass = torch.zeros_like(over).index_add_(1, decision.owners[first:last] - start, own)
         over -= torch.log1p(mass)
-    return torch.sigmoid(decision.slope * over + decision.intercepts[start:stop]).float()
+    scores = torch.sigmoid(decision.slope * over + decision.intercepts[start:stop])
+    return scores.clamp(max=LARGEST_SCORE).float()
 
 
 def _by_image(
