@@ -15,7 +15,7 @@ from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
-from clipfleet.labels.sets import Labels, label_sets_of, warnings_of
+from clipfleet.labels.sets import Labels, label_sets_of
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
@@ -45,8 +45,7 @@ class Client:
             but only for a Redis that is reachable and loads its data, fails over, refuses writes because its
             disk is full, or does not respond. `JobHandle.wait` has no bound; other calls never wait.
         on_trouble: called with a message when such a wait begins, when Redis is back, when an overwrite waits
-            for workers, and when a label set has only one label; possibly from another thread. Default: log
-            it.
+            for workers; possibly from another thread. Default: log it.
         tracing: creates the spans of submits; closed with this client. Default: as `OTEL_*` variables say.
     """
 
@@ -108,6 +107,8 @@ class Client:
         labels: Labels,
         *,
         templates: Sequence[str] = (),
+        multi: bool = False,
+        none: bool = False,
         top_k: int = 5,
         label_set_column: str | None = None,
         options: JobOptions = DEFAULT_OPTIONS,
@@ -117,8 +118,10 @@ class Client:
         Args:
             source: see docs/first-minute.md.
             labels: names; or a mapping of set names to names, all used on every image; or `LabelSet`s; or
-                `"imagenet1k"`.
+                `"imagenet1k"`. See docs/label-sets.md.
             templates: prompts with `{}` for the label, averaged. Default: `a photo of a {}`.
+            multi: an image may have any number of the labels: each one that reaches its threshold.
+            none: an image may have none of the labels: the best one must reach its threshold.
             top_k: labels to keep per image and set.
             label_set_column: source column that names the one label set of each item.
             options: see `JobOptions`.
@@ -128,7 +131,7 @@ class Client:
             WorldError: Redis or the output is unavailable.
         """
         return self._submit(
-            source, options, Task.CLASSIFY, label_sets_of(labels, templates),
+            source, options, Task.CLASSIFY, label_sets_of(labels, templates, multi=multi, none=none),
             top_k=top_k, label_set_column=label_set_column,
         )  # fmt: skip
 
@@ -231,8 +234,6 @@ class Client:
             output_uri(described.output)  # fail before the source is read
         opened = _open_source(source, described, task, text_column)
         job = make_job(opened, described, task, label_sets, **asked)
-        for warning in warnings_of(label_sets):
-            self._say(warning)
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)

@@ -18,7 +18,7 @@ from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.naming import is_file
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known, names_between_commas
 from clipfleet.contract.jobs import new_job_id
-from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.submit.options import JobOptions, read_job_spec
@@ -32,7 +32,9 @@ Submit = Callable[["Client"], "JobHandle"]
 _LABELS_HELP = (
     "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
 )
-_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; repeatable"
+_LABEL_SET_HELP = (
+    f"{', '.join(Preset)}, or a .yaml or .json file with labels, templates and thresholds; repeatable"
+)
 
 
 def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
@@ -77,6 +79,18 @@ def classify(
     label_set: Annotated[
         list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP, rich_help_panel=LABELS)
     ] = None,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi", help="accept every label that an image shows, any number", rich_help_panel=LABELS
+        ),
+    ] = False,
+    none: Annotated[
+        bool,
+        typer.Option(
+            "--none", help="accept the best label only if an image shows it", rich_help_panel=LABELS
+        ),
+    ] = False,
     label_set_column: Annotated[
         str | None,
         typer.Option(help="table column that names the label set of each item", rich_help_panel=LABELS),
@@ -86,7 +100,7 @@ def classify(
     options: JobOptions,
 ) -> Submit:
     """Label every image with the best matches among your labels (zero-shot)."""
-    label_sets = chosen_label_sets(labels, label_set or [], template or [])
+    label_sets = chosen_label_sets(labels, label_set or [], template or [], multi=multi, none=none)
     return lambda client: client.classify(
         source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
     )
@@ -155,9 +169,14 @@ _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 
 
 def chosen_label_sets(
-    labels: str | None, files: Sequence[str], templates: Sequence[str]
+    labels: str | None,
+    files: Sequence[str],
+    templates: Sequence[str],
+    *,
+    multi: bool = False,
+    none: bool = False,
 ) -> tuple[LabelSet, ...]:
-    """Return the label sets of `--labels` and `--label-set`.
+    """Return the label sets of `--labels` and `--label-set`; `--multi` and `--none` apply to all of them.
 
     Raises:
         UsageError: none is given, or one is invalid.
@@ -168,8 +187,16 @@ def chosen_label_sets(
         )
     if labels is None and templates:
         raise UsageError("--template goes with --labels: write the templates into the file of the label set")
-    named = () if labels is None else label_sets_of(read_labels(labels), templates)
-    return (*named, *(read_label_set(text) for text in files))
+    made = [] if labels is None else [*label_sets_of(read_labels(labels), templates, multi=multi, none=none)]
+    for text in files:
+        if text in list(Preset):
+            made += label_sets_of(text, multi=multi, none=none)
+            continue
+        if multi or none:
+            option, key = ("--multi", "kind: multi") if multi else ("--none", "none: true")
+            raise UsageError(f"{option} does not apply to {text}: write `{key}` into the file")
+        made.append(read_label_set(text))
+    return tuple(made)
 
 
 def read_labels(text: str) -> list[str]:

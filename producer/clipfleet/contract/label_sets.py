@@ -181,11 +181,9 @@ class LabelSet(FrozenModel):
 
     def _check_decisions(self) -> None:
         if self.none and self.kind is LabelKind.MULTI:
-            raise ValueError(
-                "`none` is for sets of kind single: images without a label are normal in a multi set"
-            )
+            raise ValueError(NONE_OF_MULTI)
         if self.has_thresholds and not any(prompt.strip() for prompt in self.background):
-            raise ValueError("the background is empty: leave `background` out to get the default prompts")
+            raise ValueError(EMPTY_BACKGROUND)
         if any(not prompt.strip() for prompt in self.background):
             raise ValueError("a background prompt is empty")
         by_label: dict[str, Mapping[str, Any]] = {
@@ -194,10 +192,7 @@ class LabelSet(FrozenModel):
         }  # fmt: skip
         for what, values in {**by_label, "background": dict.fromkeys(self.background)}.items():
             if values and not self.has_thresholds:
-                raise ValueError(
-                    f"`{what}` has no meaning for a softmax, which always chooses a label: "
-                    "add `none: true` or `kind: multi`"
-                )
+                raise ValueError(no_thresholds(what))
         for what, values in {**by_label, "group": self.groups}.items():
             unknown = [label for label in values if label not in self.labels]
             if unknown and self.preset is None:
@@ -235,6 +230,18 @@ class LabelSet(FrozenModel):
     def prompts_hash(self) -> str:
         """Short hash of what the text matrix depends on."""
         return short_hash([list(self.labels), list(self.templates), self.preset])
+
+
+NONE_OF_MULTI = "`none` is for sets of kind single: in a multi set any image may have no label; leave it out"
+EMPTY_BACKGROUND = "the background is empty: leave `background` out to get the default prompts"
+
+
+def no_thresholds(what: str) -> str:
+    """The problem of a value that only sets with thresholds have, in a set without."""
+    return (
+        f"`{what}` has no meaning for a softmax, which always chooses a label: "
+        "add `none: true` or `kind: multi`"
+    )
 
 
 def short_hash(value: object) -> str:

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from clipfleet.contract.label_sets import (
+    EMPTY_BACKGROUND,
     LABEL_SET_NAME_PATTERN,
+    NONE_OF_MULTI,
     Certificate,
     LabelKind,
     LabelSet,
@@ -19,9 +22,10 @@ from clipfleet.contract.label_sets import (
     Preset,
     Probability,
     Promise,
+    no_thresholds,
 )
 from clipfleet.errors import UsageError, first_problem
-from clipfleet.labels.written_files import read_text_file, read_yaml_file
+from clipfleet.labels.written_files import EXPLAINED, read_text_file, read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]
 
@@ -77,27 +81,55 @@ class LabelSetSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if [bool(self.labels), self.file is not None, self.preset is not None].count(True) != 1:
+        given = ["labels" in self.model_fields_set, self.file is not None, self.preset is not None]
+        if given.count(True) != 1:
             raise ValueError("give one of labels, file and preset")
+        for place, problem in self._misplaced():
+            raise _at(place, problem)
         if self.file is None:
             try:
                 self.made("x")
             except ValidationError as error:
                 raise ValueError(_problem(error)) from None
+            except ValueError as error:
+                raise _at(("labels",), str(error)) from None
         return self
+
+    def _misplaced(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Problems of one key or label, with the place: what `LabelSet` says, it says of the whole set."""
+        if self.labels == () and "labels" in self.model_fields_set:
+            yield ("labels",), "the list is empty: name at least two, or one and `none: true`"
+        names = [label.name for label in self.labels]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                yield ("labels", position), f"label {name!r} appears twice"
+        if self.none or self.kind is LabelKind.MULTI:
+            if self.none and self.kind is LabelKind.MULTI:
+                yield ("none",), NONE_OF_MULTI
+            if self.background == ():
+                yield ("background",), EMPTY_BACKGROUND
+            return
+        for position, label in enumerate(self.labels):
+            for key in sorted(label.model_fields_set.intersection(_BY_LABEL.values()) - {"group"}):
+                word = key.removesuffix("_prompts")
+                yield ("labels", position, word), no_thresholds(word)
+        for key in ("background", "slope"):
+            if getattr(self, key) is not None:
+                yield (key,), no_thresholds(key)
 
     def made(self, name: str, folder: Path = Path()) -> LabelSet:
         """Build the label set; a relative `file` is resolved against the folder.
 
         Raises:
             UsageError: the file cannot be read.
-            ValueError: the labels or templates are invalid.
+            ValidationError: the labels or templates are invalid.
+            ValueError: there is nothing to choose, see `is_without_choice`.
         """
         labels = tuple(label.name for label in self.labels)
         if self.file is not None:
             labels = tuple(read_label_lines(folder / self.file))
         values: dict[str, Any] = {} if self.background is None else {"background": self.background}
-        return LabelSet(
+        made = LabelSet(
             name=name,
             labels=labels,
             templates=self.templates,
@@ -109,6 +141,12 @@ class LabelSetSpec(BaseModel):
             **{field: self._by_label(key) for field, key in _BY_LABEL.items()},
             **values,
         )
+        if is_without_choice(made):
+            raise ValueError(
+                f"{labels[0]!r} is the only label, so every image would get it with score 1.000: add "
+                "`none: true` to ask whether an image shows it, or add labels"
+            )
+        return made
 
     def _by_label(self, key: str) -> dict[str, Any]:
         values = {label.name: getattr(label, key) for label in self.labels}
@@ -126,58 +164,73 @@ class _LabelSetFile(LabelSetSpec):
     name: str | None = None
 
 
-def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelSet, ...]:
+def label_sets_of(
+    labels: Labels, templates: Sequence[str] = (), *, multi: bool = False, none: bool = False
+) -> tuple[LabelSet, ...]:
     """Convert labels given by a program to label sets.
 
     Args:
-        labels: names; one or several label sets; or a mapping of set names to names. The string `imagenet1k`
-            stands for the label set that ships with open_clip.
+        labels: names; one or several label sets; or a mapping of set names to names. The name of a preset
+            stands for a label set that ships with open_clip.
         templates: for the sets that are given as names; empty: the default.
+        multi: whether the sets that are given as names, or the preset, are of kind multi.
+        none: likewise, whether an image may have no label.
 
     Raises:
         UsageError: they are invalid; the message says why.
     """
+    rules = {"kind": LabelKind.MULTI if multi else LabelKind.SINGLE, "none": none}
+    if isinstance(labels, Mapping) and not labels:
+        raise UsageError("there are no label sets")
     if isinstance(labels, Mapping):
-        if not labels:
-            raise UsageError("there are no label sets")
-        return tuple(_named(name, value, templates) for name, value in labels.items())
-    ready = _ready_made(labels)
-    if ready is None:
-        return (_made(labels=tuple(labels), templates=tuple(templates)),)
-    if templates:
-        raise UsageError("templates apply to labels given as names: a label set has its own")
-    return ready
+        made = tuple(_named(name, value, templates, rules) for name, value in labels.items())
+    elif isinstance(labels, str) and labels in list(Preset):
+        made = (_made(name=str(labels), preset=Preset(labels), **rules),)
+        _refuse_own(templates=templates)
+    elif (ready := _ready_made(labels)) is None:
+        made = (_made(labels=tuple(labels), templates=tuple(templates), **rules),)
+    else:
+        made = ready
+        _refuse_own(templates=templates, multi=multi, none=none)
+    for label_set in filter(is_without_choice, made):
+        where = f"label set {label_set.name!r}: " if len(made) > 1 else ""
+        raise UsageError(
+            f"{where}{label_set.labels[0]!r} is the only label, so every image would get it with score "
+            "1.000: ask with `none=` whether an image shows it, or add labels"
+        )
+    return made
 
 
-def warnings_of(label_sets: Sequence[LabelSet]) -> Iterator[str]:
-    """What is probably a mistake in valid label sets."""
-    for one in label_sets:
-        if len(one.labels) == 1:
-            where = f"label set {one.name!r}" if len(label_sets) > 1 else "there"
-            yield (
-                f"warning: {where} {'has' if len(label_sets) > 1 else 'is'} one label only: every image gets "
-                f"{one.labels[0]!r}, with score 1.000; add labels for all else, such as 'something else'"
-            )
+def _refuse_own(**given: object) -> None:
+    """Raise `UsageError` for an option that sets which are not given as names have of their own."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"`{name}=` is for labels given as names: a label set has its own")
+
+
+def is_without_choice(label_set: LabelSet) -> bool:
+    """Whether a set is a softmax over one label, which every image gets: new jobs must not have it."""
+    return not label_set.has_thresholds and len(label_set.labels) == 1
 
 
 def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:
     """The label sets that the caller built; None if the labels are names."""
     if isinstance(labels, str):
-        if labels not in list(Preset):
-            raise UsageError(f"labels: {labels!r} is a single string: give a list of labels")
-        return (LabelSet(name=labels, preset=Preset(labels)),)
+        raise UsageError(f"labels: {labels!r} is a single string: give a list of labels")
     if isinstance(labels, LabelSet):
         return (labels,)
     made = tuple(one for one in labels if isinstance(one, LabelSet))
     return made if made and len(made) == len(labels) else None
 
 
-def _named(name: str, value: Sequence[str] | LabelSet, templates: Sequence[str]) -> LabelSet:
+def _named(
+    name: str, value: Sequence[str] | LabelSet, templates: Sequence[str], rules: Mapping[str, Any]
+) -> LabelSet:
     if isinstance(value, LabelSet):
         return value.model_copy(update={"name": _made(name=name, labels=("x",)).name})
     if isinstance(value, str):
         raise UsageError(f"label set {name!r}: {value!r} is a single string: give a list of labels")
-    return _made(name=name, labels=tuple(value), templates=tuple(templates))
+    return _made(name=name, labels=tuple(value), templates=tuple(templates), **rules)
 
 
 def _made(**values: Any) -> LabelSet:
@@ -186,6 +239,13 @@ def _made(**values: Any) -> LabelSet:
     except ValidationError as error:
         whose = f" {values['name']!r}" if values.get("name") else ""
         raise UsageError(f"label set{whose}: {_problem(error)}") from None
+
+
+def _at(place: tuple[str | int, ...], problem: str) -> ValidationError:
+    """An error of a part of the value that is validated, so that a reader of files finds its line."""
+    explained = PydanticCustomError(EXPLAINED, "{problem}", {"problem": problem})
+    details = InitErrorDetails(type=explained, loc=place, input=None)
+    return ValidationError.from_exception_data("label set", [details])
 
 
 def _problem(error: ValidationError) -> str:
@@ -221,6 +281,8 @@ def read_label_set(text: str) -> LabelSet:
         return spec.made(name, path.parent)
     except ValidationError as error:
         raise UsageError(f"{path}: {_problem(error)}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def label_set_yaml(label_set: LabelSet) -> str:

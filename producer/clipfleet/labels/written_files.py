@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
 
 WRITTEN_FILE = {"source": "file"}  # context of the validation of a file, whose errors get a line
+EXPLAINED: Final = "explained"  # type of a problem whose message needs no path: its line is enough
 
 _TRUE_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _MAX_VALUES = 1_000_000
@@ -167,6 +168,8 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
     *above, last = problem["loc"] or ("",)
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
+        case kind if kind == EXPLAINED:
+            return str(problem["msg"])
         case "extra_forbidden":
             return f"unknown key {where!r}{_hint(str(last), [] if above else _keys(model))}"
         case "string_pattern_mismatch" if last == "[key]":

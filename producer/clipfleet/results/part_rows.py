@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +49,7 @@ class _Manifest(BaseModel):
     job: _ManifestJob
     finished_at: datetime
     parts: tuple[_ManifestPart, ...]
+    label_sets: tuple[dict[str, Any], ...] | None = None  # None: an older version wrote it
 
 
 class PartRows:
@@ -66,6 +67,10 @@ class PartRows:
         with suppress(OutputConflictError):
             return job_of(self._output)
         return None
+
+    def label_sets(self) -> Sequence[Mapping[str, Any]] | None:
+        manifest = self._manifest()
+        return None if manifest is None else manifest.label_sets
 
     def finished_at(self) -> datetime | None:
         manifest = self._manifest()

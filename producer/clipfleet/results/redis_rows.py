@@ -42,6 +42,9 @@ class RedisRows:
     def job(self) -> Job:
         return self._job
 
+    def label_sets(self) -> None:
+        """None: Redis has the job only."""
+
     def finished_at(self) -> datetime | None:
         status = self._ledger.status(self._job.job_id)
         if status.state not in _COMPLETE or status.finished_ms is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +36,9 @@ class RowReader(Protocol):
 
     def job(self) -> Job | None:
         """The job of the rows; None if unknown, or unreadable to this version."""
+
+    def label_sets(self) -> Sequence[Mapping[str, Any]] | None:
+        """The label sets in full, presets with their labels and templates; None: not stored (yet)."""
 
     def finished_at(self) -> datetime | None:
         """When the job finished; None if it runs, was cancelled or failed, so that rows may be missing."""

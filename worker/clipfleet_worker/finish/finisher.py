@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job, JobState
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
@@ -30,6 +31,7 @@ from clipfleet.parts.json_rows import as_json, json_line
 from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.models.open_clip_models import preset_label_set
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +196,14 @@ def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
     return rows
 
 
+def _in_full(label_set: LabelSet) -> dict[str, Any]:
+    """A label set, with the labels and templates of its preset: rows can be explained years later."""
+    values = label_set.model_dump(mode="json")
+    if label_set.preset is not None:
+        values["labels"], values["templates"] = preset_label_set(label_set.preset)
+    return values
+
+
 def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
     """Describe the output by its parts; times, limit and generation come from the ledger."""
     job = context.job
@@ -201,6 +211,7 @@ def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) ->
     return {
         "schema_version": job.schema_version,
         "job": job.model_dump(mode="json"),
+        "label_sets": [_in_full(label_set) for label_set in job.label_sets],
         "generation": status.generation,
         "total": sum(part.rows for part in parts),
         "ok": sum(part.counts.ok for part in parts),

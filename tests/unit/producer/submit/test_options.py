@@ -79,9 +79,9 @@ def test_paths_count_from_the_file(write: Path, source: str, monkeypatch: pytest
 
 def test_json_is_read_too(write: Path) -> None:
     path = write.with_suffix(".json")
-    path.write_text('{\n\t"source": "/p",\n\t"label_sets": {"animals": ["cat"]}\n}\n')
+    path.write_text('{\n\t"source": "/p",\n\t"label_sets": {"animals": ["cat", "dog"]}\n}\n')
 
-    assert read_job_spec(path).made_label_sets()[0].labels == ("cat",)
+    assert read_job_spec(path).made_label_sets()[0].labels == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nembedding: true\nzzz: 1\n", "job.yaml:3: .*'zzz'; known are source, output, model"),
         ("source: p\nlabel_sets:\n", "job.yaml:2: label_sets: give at least one label set"),
         ("source: p\nlabel_sets:\n  1a: [b]\n", "job.yaml:3: label_sets.1a: a name begins with a letter"),
-        ("source: p\nlabel_sets:\n  a: []\n", "yaml:3: label_sets.a: give one of labels, file and preset"),
-        ("source: p\nlabel_sets:\n  a:\n    labels: [x, x]\n", "label_sets.a: label 'x' appears twice"),
+        ("source: p\nlabel_sets:\n  a: []\n", "yaml:3: the list is empty: name at least two"),
+        ("source: p\nlabel_sets:\n  a:\n    labels:\n    - x\n    - x\n", "yaml:6: label 'x' appears twice"),
         (
             "source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n",
             'job.yaml:5: .*labels.1.name: 3 is a number; quote it: "3"$',
@@ -149,10 +149,21 @@ def test_a_file_of_labels_that_cannot_be_used_names_the_set(write: Path) -> None
         read_job_spec(write).made_label_sets()
 
 
-def test_a_program_may_write_names_where_a_set_is_meant() -> None:
-    spec = JobSpec.model_validate({"source": "p", "label_sets": {"animals": ["cat"]}})
+def test_a_set_with_thresholds(write: Path) -> None:
+    write.write_text(
+        "source: p\nlabel_sets:\n  pets: {kind: multi, labels: [{name: cat, threshold: 0.7}]}\n"
+        "  kinds: {preset: imagenet1k-simple, none: true}\n"
+    )
 
-    assert spec.made_label_sets()[0].labels == ("cat",)
+    pets, kinds = read_job_spec(write).made_label_sets()
+
+    assert (pets.kind, pets.threshold("cat"), kinds.none, kinds.kind) == ("multi", 0.7, True, "single")
+
+
+def test_a_program_may_write_names_where_a_set_is_meant() -> None:
+    spec = JobSpec.model_validate({"source": "p", "label_sets": {"animals": ["cat", "dog"]}})
+
+    assert spec.made_label_sets()[0].labels == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

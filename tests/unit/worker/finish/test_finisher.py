@@ -12,7 +12,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
+from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job, JobState
+from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LabelKind, LabelSet, Preset
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
@@ -172,6 +174,20 @@ class TestFiles:
         assert manifest["created_at"] == "2026-11-24T12:00:00+00:00"
         assert manifest["finished_at"] > manifest["created_at"]
 
+    def test_the_manifest_holds_the_label_sets_in_full(self, folder: Path) -> None:
+        bench = Bench(folder)
+        own = LabelSet(name="own", labels=("cat",), kind=LabelKind.MULTI, thresholds={"cat": 0.7})
+        preset = LabelSet(name="things", preset=Preset.IMAGENET1K_SIMPLE, none=True)
+        bench.job = make_job(folder, labels=("x",), label_sets=(own, preset))
+
+        first, second = bench.manifest()["label_sets"]
+
+        assert first == own.model_dump(mode="json")
+        assert (first["thresholds"], first["background"]) == ({"cat": 0.7}, [*DEFAULT_BACKGROUND])
+        assert (second["name"], second["preset"], second["none"]) == ("things", "imagenet1k-simple", True)
+        assert (second["labels"][0], len(second["labels"]), len(second["templates"])) == ("tench", 1000, 7)
+        assert second["templates"][0] == "itap of a {}."
+
     def test_of_a_part_without_failures_only_the_footer_is_read(self, tmp_path: Path) -> None:
         add_part(tmp_path, 0, row(0, "not_found"), counts=PartCounts(1, 0, {}))
 
@@ -184,6 +200,22 @@ class TestFiles:
 
         (line,) = (tmp_path / objects.LAYOUT.errors).read_text().splitlines()
         assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
+
+    def test_errors_have_no_column_of_ours_for_accepted_labels_but_one_of_the_source(
+        self, tmp_path: Path
+    ) -> None:
+        sets = tuple(LabelSet(name=name, labels=("cat",), none=True) for name in ("one", "two"))
+        ours = ["accepted", "accepted_one", "accepted_two", *label_columns("one"), *label_columns("two")]
+        for name, label_sets in (("ours", sets), ("theirs", (LabelSet(labels=("a", "b")),))):
+            bench = Bench(tmp_path / name, chunks=1)
+            bench.job = make_job(tmp_path / name, labels=("x",), label_sets=label_sets)
+            values = dict.fromkeys(ours if name == "ours" else ["accepted"], "x")
+            add_part(tmp_path / name, 0, row(1, "not_found", **values), extra=[*values])
+            bench.run()
+
+        found = [(tmp_path / name / objects.LAYOUT.errors).read_text() for name in ("ours", "theirs")]
+        assert ["accepted" in json.loads(line) for line in found] == [False, True]
+        assert not [name for name in json.loads(found[0]) if name.startswith(("label", "accepted"))]
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
         for name in (
