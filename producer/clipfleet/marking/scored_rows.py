@@ -17,6 +17,7 @@ from clipfleet.contract.parts import ItemStatus, extra_column_name
 from clipfleet.errors import OutputConflictError, OutputDamagedError, UsageError
 from clipfleet.labels.calibrating import logits, sigmoid
 from clipfleet.labels.sets import read_label_set
+from clipfleet.results.label_sets import label_sets_of
 from clipfleet.results.rows import RowReader
 
 Floats = npt.NDArray[np.float64]
@@ -108,16 +109,14 @@ def read_scored_rows(reader: RowReader, set_name: str | None = None) -> ScoredRo
         OutputConflictError: the rows are of several models.
         OutputDamagedError: a score is missing or not a number. Otherwise see `RowReader.read`.
     """
-    job, label_set = _job_and_label_set(reader, set_name)
+    label_set = _label_set_of(reader, set_name)
+    job = reader.job()
+    if job is None:  # removed since
+        raise UsageError(f"{reader.uri}: its job is gone")
     if not label_set.has_thresholds:
         raise UsageError(
             f"{reader.uri}: its scores of {label_set.name!r} are a softmax, which has no thresholds: "
             "classify with `multi=True` or `none=True`"
-        )
-    if not label_set.labels:
-        raise UsageError(
-            f"{reader.uri}: its labels are the preset {label_set.preset}, which holds no thresholds: "
-            "classify with a label set file that lists the labels"
         )
     return _Collected(reader, job, label_set).read()
 
@@ -146,7 +145,7 @@ def require_same_z(rows: ScoredRows, given: LabelSet, where: str) -> None:
         raise UsageError(f"{where}: no thresholds: add `kind: multi` or `none: true`")
     differs = [
         name
-        for name in ("labels", "templates", "preset", "background", "not_prompts")
+        for name in ("labels", "templates", "background", "not_prompts")
         if getattr(own, name) != getattr(given, name)
     ]
     if differs:
@@ -174,19 +173,15 @@ def _some(labels: Sequence[str]) -> str:
     return shown if len(labels) <= _SHOWN else f"{shown} and {len(labels) - _SHOWN:,} more"
 
 
-def _job_and_label_set(reader: RowReader, set_name: str | None) -> tuple[Job, LabelSet]:
-    job = reader.job()
-    if job is None:
-        raise UsageError(f"{reader.uri}: no job description, so its label sets are unknown")
-    if not job.label_sets:
-        raise UsageError(f"{reader.uri}: its job has no labels: classify first")
-    names = ", ".join(one.name for one in job.label_sets)
-    if set_name is None and len(job.label_sets) > 1:
+def _label_set_of(reader: RowReader, set_name: str | None) -> LabelSet:
+    sets = label_sets_of(reader)
+    names = ", ".join(one.name for one in sets)
+    if set_name is None and len(sets) > 1:
         raise UsageError(f"{reader.uri}: its job has several label sets: choose one with `set=`: {names}")
-    found = [one for one in job.label_sets if set_name in (None, one.name)]
+    found = [one for one in sets if set_name in (None, one.name)]
     if not found:
         raise UsageError(f"{reader.uri}: its job has no label set {set_name!r}; it has {names}")
-    return job, found[0]
+    return found[0]
 
 
 class _Collected:
@@ -196,7 +191,7 @@ class _Collected:
         self._reader, self._job, self._label_set = reader, job, label_set
         _, _, self._labels, self._scores = (
             label_columns(label_set.name)
-            if label_set in job.named_label_sets
+            if label_set.name in (one.name for one in job.named_label_sets)
             else ("label", "score", "labels", "scores")
         )
         self._chooser = None if job.label_set_column is None else extra_column_name(job.label_set_column)
