@@ -540,3 +540,43 @@ class TestOutputs:
         assert run(*words).count("\n") == 1  # the header: at most 0.9, all are below 0.95
         labels_file(thresholds={"cat": 0.5, "dog": 0.85})
         assert "3 of 3 rows lack the score of 'dog'" in refused(*words)
+
+
+def test_label_studio_marks_what_a_sample_asks(truth: Truth) -> None:
+    """The rows of a sample, imported as tasks and answered."""
+    run("sample", "out/", "--purpose", "fit", "-n", 60, "-o", "fit.csv")
+    rows = mark_file(Path("fit.csv"), truth)
+    tasks = [{"data": {**row, "verdict": ""}, "annotations": [annotation([row["verdict"]])]} for row in rows]
+    Path("project.json").write_text(json.dumps(tasks))
+
+    from_csv = run_json("calibrate", "out/", "--marks", "fit.csv", "-o", "a.yaml")
+    from_tasks = run_json("calibrate", "out/", "--marks", "project.json", "-o", "b.yaml")
+
+    assert from_tasks["labels"] == from_csv["labels"]
+    assert Path("b.yaml").read_text() == Path("a.yaml").read_text()
+
+
+def test_label_studio_answers_for_all_labels_of_images(truth: Truth) -> None:
+    tasks = [
+        {
+            "data": {"image": f"/p/{index}.jpg"},
+            "annotations": [annotation([label for label in LABELS if truth(index, label)])],
+        }
+        for index in range(50)
+    ]
+    Path("project.json").write_text(json.dumps(tasks))
+
+    found = run_json("calibrate", "out/", "--marks", "project.json", "-o", "labels.yaml")
+
+    assert [(one["marks"], one["yes"]) for one in found["labels"]] == [
+        (50, sum(truth(index, label) for index in range(50))) for label in LABELS
+    ]
+    Path("project.json").write_text(
+        json.dumps([{"data": {"image": "x.jpg"}, "annotations": [annotation([])]}])
+    )
+    assert "project.json: task 1: " in refused("calibrate", "out/", "--marks", "project.json", "-o", "c.yaml")
+
+
+def annotation(choices: list[str]) -> dict[str, Any]:
+    result = {"type": "choices", "value": {"choices": choices}}
+    return {"result": [result] if choices else [], "was_cancelled": False, "completed_by": 1}
