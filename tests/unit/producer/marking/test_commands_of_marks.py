@@ -540,6 +540,11 @@ class TestOutputs:
         assert run(*words).count("\n") == 1  # the header: at most 0.9, all are below 0.95
         labels_file(thresholds={"cat": 0.5, "dog": 0.85})
         assert "3 of 3 rows lack the score of 'dog'" in refused(*words)
+        write_rows(Path("m.csv"), [marked(0, "cat", "yes"), marked(1, "dog", "no")])
+        assert (
+            "1 of 3 rows lack the score of 'dog', which is not among their best 1: classify with 2"
+            in refused("calibrate", "out/", "--marks", "m.csv", "-o", "new.yaml")
+        )
 
 
 def test_label_studio_marks_what_a_sample_asks(truth: Truth) -> None:
