@@ -41,7 +41,9 @@ _TO_MARK = Path("to_mark.csv")
 
 Label = Annotated[
     list[str] | None,
-    typer.Option("--label", help="this label only; repeatable (default: all)", rich_help_panel=LABELS),
+    typer.Option(
+        "--label", metavar="NAME", help="this label only; repeatable (default: all)", rich_help_panel=LABELS
+    ),
 ]
 SetName = Annotated[
     str | None,
@@ -109,6 +111,15 @@ ToMark = Annotated[
     Path,
     typer.Option(metavar="FILE", help="items still to be marked, .csv or .jsonl", rich_help_panel=OUTPUT),
 ]
+Marked = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--marks",
+        metavar="FILE",
+        help="leave out items that are marked here; repeatable",
+        rich_help_panel=LABELS,
+    ),
+]
 
 
 def sample(
@@ -122,7 +133,7 @@ def sample(
         int, typer.Option("--count", "-n", min=1, help="items per label", rich_help_panel=OUTPUT)
     ] = 60,
     labels: LabelsFile = None,
-    marks: Annotated[list[Path] | None, MARKS] = None,
+    marks: Marked = None,
     set_name: SetName = None,
     output: SampledFile = None,
 ) -> None:
