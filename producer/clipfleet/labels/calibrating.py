@@ -20,6 +20,7 @@ SHRINKAGE = 0.25  # 1 / variance of the intercepts among labels
 _SLOPE_SPREAD = 1.5  # standard deviation of the logarithm of the slope before any mark
 _MOST_STEPS, _CLOSE = 500, 1e-9
 _ROUNDS = 3  # in which the weights are scaled anew
+_LEAST_INFORMATION = 1e-6  # of a mark: that of marks far from the curve is 0 to a float
 
 
 def check_finite(values: npt.NDArray[np.floating], what: str) -> None:
@@ -128,7 +129,7 @@ def fit(
     for _ in range(_ROUNDS):
         found, _ = _solved(found, marks, marks.weights * scale, shrinkage)
         p = sigmoid(_values(found, marks))
-        scale = marks.scale(p * (1 - p))
+        scale = marks.scale(np.maximum(p * (1 - p), _LEAST_INFORMATION))
     found, covariance = _solved(found, marks, marks.weights * scale, shrinkage)
     spreads = {}
     for number, label in enumerate(labels):
@@ -216,12 +217,10 @@ def _solved(start: Floats, marks: _Marks, weights: Floats, shrinkage: float) -> 
     for _ in range(_MOST_STEPS):
         gradient, curvature = _slopes(found, marks, weights, penalties)
         step = np.linalg.solve(curvature, gradient)
-        size = 1.0
-        while (lower := _loss(found - size * step, marks, weights, penalties)) > loss and size > _CLOSE:
-            size /= 2
-        if lower > loss:
-            break
-        found, gained, loss = found - size * step, loss - lower, lower
+        step /= max(1.0, abs(step[0]))  # a slope changes by a factor of e at most: no overflow
+        while (lower := _loss(found - step, marks, weights, penalties)) > loss:
+            step /= 2
+        found, gained, loss = found - step, loss - lower, lower
         if gained <= _CLOSE * max(1.0, loss):
             break
     covariance = np.linalg.inv(_slopes(found, marks, weights, penalties)[1])

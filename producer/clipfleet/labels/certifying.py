@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 
 from clipfleet.contract.label_sets import Claim, Look, Promise, Verdict
 from clipfleet.labels.intervals import binomial_cdf, clopper_pearson
@@ -98,15 +99,15 @@ def marks_needed(promise: Promise, wrong: int, marks: int, level: float, most: i
     def serves(count: int) -> bool:
         return passes(promise, count, last(count), level)
 
-    few, many = wrong, max(1, wrong)
-    while not serves(many):
-        if last(many) >= most:
-            return None
-        few, many = many, 2 * many
+    few, many = ceil((marks + 1) * share), ceil(most * share)
+    if many > few and serves(many - 1):  # of the last count there may be too few marks
+        many -= 1
+    if many < few or not serves(many):
+        return None
     while few < many:
         middle = (few + many) // 2
         few, many = (few, middle) if serves(middle) else (middle + 1, many)
-    return _more(promise, many, max(marks, int((many - 1) / share)), last(many), level, marks)
+    return _more(promise, many, int((many - 1) / share), last(many), level, marks)
 
 
 def _more(promise: Promise, wrong: int, low: int, high: int, level: float, marks: int) -> int | None:

@@ -16,7 +16,9 @@ from clipfleet.labels.calibrating import check_finite
 
 _BINS = 10
 _MARKS_PER_BIN = 3  # at least, where there are that many rows: fewer marks make fewer bins
-_OUTLIERS = 0.001  # share of the rows at either end whose scores do not widen the bins
+# Shares of the rows whose scores do not widen the bins: few high ones; and many low ones, which hardly show a
+# label, so that the bins, and with them the marks, lie where the probability changes.
+_LOW, _HIGH = 0.3, 0.001
 
 
 def fit_key(job_id: str, label: str) -> bytes:
@@ -74,10 +76,10 @@ def stratified(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Draw n rows spread evenly over the scores, so that few marks show the whole curve.
 
-    Up to 10 bins of equal width between the scores that 0.1 % of the rows lie below and above; rows beyond
-    belong to the outer bins. Each bin gives the same number of rows, and one with fewer rows leaves the rest
-    to the others. Within a bin the rows are the first of `uniform_order`. The draw depends on the arguments
-    only.
+    Up to 10 bins of equal width, from the score that 30 % of the rows lie below to the one that 0.1 % lie
+    above; rows beyond belong to the outer bins. Each bin gives the same number of rows, and one with fewer
+    rows leaves the rest to the others. Within a bin the rows are the first of `uniform_order`. The draw
+    depends on the arguments only.
 
     Args:
         z: scores, (rows,), of any scale: `logits(p)` serves as well as z itself.
@@ -99,7 +101,7 @@ def stratified(
     if len(scores) == 0:
         return np.empty(0, np.int64), np.empty(0)
     order = uniform_order(np.arange(len(scores)) if item_index is None else item_index, key)
-    low, high = np.quantile(scores, [_OUTLIERS, 1 - _OUTLIERS], method="inverted_cdf")
+    low, high = np.quantile(scores, [_LOW, 1 - _HIGH], method="inverted_cdf")
     count = max(1, min(_BINS, n // _MARKS_PER_BIN)) if high > low else 1
     edges = np.linspace(low, high, count + 1)[1:-1]
     bins = np.searchsorted(edges, scores, side="right")
