@@ -137,12 +137,6 @@ def test_a_refused_password(
     assert len(answer.stderr) < 200
 
 
-def test_one_label_is_warned_of(shell: Shell) -> None:
-    answer = shell.run("clipfleet", "classify", *EMBED[2:], "results", "--labels", "cat", "--no-wait")
-    assert answer.code == 0
-    assert "warning: there is one label only: every image gets 'cat', with score 1.000" in answer.stderr
-
-
 def test_results_of_neither_folder_nor_job(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLIPFLEET_REDIS_URL")
     answer = shell.run("clipfleet", "results", "reslts")

@@ -104,11 +104,11 @@ def test_a_dash_is_no_folder(user: User) -> None:
     assert not (user.folder / "-").exists()
 
 
-def test_one_label_is_warned_of(user: User) -> None:
-    seen = user.types("clipfleet classify images --labels cat --model demo")
+def test_one_label_is_refused_with_a_way_out_that_works(user: User) -> None:
+    seen = user.types("clipfleet classify images --labels cat --model demo", code=2)
 
-    assert re.search(r"one label only: every image gets 'cat', with score 1\.000; add labels", seen)
-    assert "Done: 5 labelled" in seen
+    assert "error: 'cat' is the only label" in seen and "ask with --none whether an image shows it" in seen
+    assert "Done: 5 labelled" in user.types("clipfleet classify images --labels cat --none --model demo")
 
 
 def test_a_glob_that_the_shell_expands_is_one_line(user: User) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT
-from clipfleet.contract.versions import SCHEMA_VERSION
+from clipfleet.contract.versions import FIRST_WITH_THRESHOLDS, SCHEMA_VERSION
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, ends
@@ -98,3 +98,22 @@ def test_versions(cluster: Cluster, older: WorkerProcess, kind: str) -> None:
         assert len(cluster.rows(both if kind == "redis" else output(both))) == IMAGES
     finally:
         assert newer.terminate() == 0
+
+
+def test_a_job_with_thresholds_is_left_alone_by_workers_that_know_none(cluster: Cluster) -> None:
+    # Given a worker of the version before thresholds, and no other
+    for worker in cluster.living_workers():
+        assert worker.terminate() == 0
+    older = start_worker(cluster, FIRST_WITH_THRESHOLDS - 1)
+    images, softmax = cluster.folder / "images", ("--labels", "cat,dog", "--model", "demo", "--no-wait")
+    accepting = cluster.run_json("classify", images, *softmax, "--none", "--job-id", "accepting")
+    wait_until(lambda: f"schema version {FIRST_WITH_THRESHOLDS}" in older.log(), "it has met the job")
+    cluster.run_json("classify", images, *softmax, "--job-id", "softmax")
+
+    # Then it does those that it knows, and leaves that one to a worker of this version
+    wait_until(lambda: ends(cluster, "softmax"), "the softmax ends", 120)
+    assert (accepting["state"], cluster.status("accepting").done) == ("running", 0)
+    start_worker(cluster, SCHEMA_VERSION)
+    is_exact(cluster, "accepting", FIRST_WITH_THRESHOLDS)
+    assert completed_by(older, "accepting") == 0
+    assert all(row["accepted"] is not None for row in cluster.rows("accepting"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clipfleet.contract.jobs import DecodeRoute, Exif, Lane, PartFormat, Precision, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.sources.texts import text_source_of
@@ -195,6 +196,19 @@ def test_a_job_carries_the_lowest_version_that_can_run_it(values: dict[str, Any]
 
     assert job.schema_version == version
     assert job.exif.value == values.get("exif", "ignore")
+
+
+@pytest.mark.parametrize(
+    ("label_set", "version"),
+    [(LabelSet(labels=("a", "b")), 1), (LabelSet(labels=("a",), none=True), 3),
+     (LabelSet(labels=("a",), kind="multi"), 3)],
+)  # fmt: skip
+def test_workers_that_know_no_thresholds_leave_sets_with_them_alone(
+    label_set: LabelSet, version: int
+) -> None:
+    job = make_job(source_of(["/a.jpg"], ReadOptions()), JobOptions(), Task.CLASSIFY, [label_set])
+
+    assert job.schema_version == version
 
 
 def test_texts_have_no_orientation() -> None:
