@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipfleet.commands.following import EXIT_SOME_FAILED
-from clipfleet.commands.options import AsJson, JobOrOutput, not_empty
+from clipfleet.commands.marking_options import (
+    MARKS,
+    TARGET_PRECISION,
+    Confidence,
+    Jointly,
+    Label,
+    LabelsFile,
+    Marked,
+    MaxMiss,
+    SampledFile,
+    SetName,
+    TargetPrecision,
+    ToMark,
+    WrittenLabels,
+)
+from clipfleet.commands.options import AsJson, JobOrOutput
 from clipfleet.commands.results import row_reader
 from clipfleet.commands.verdicts import (
     certify_object,
@@ -36,90 +51,7 @@ if TYPE_CHECKING:
 
 # Readers of rows and what needs numpy are imported in the functions: `--help` needs neither.
 
-_TARGET_PRECISION = 0.95
 _TO_MARK = Path("to_mark.csv")
-
-Label = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--label", metavar="NAME", help="this label only; repeatable (default: all)", rich_help_panel=LABELS
-    ),
-]
-SetName = Annotated[
-    str | None,
-    typer.Option(
-        "--set",
-        metavar="NAME",
-        callback=not_empty,
-        help="label set, of a job with several",
-        rich_help_panel=LABELS,
-    ),
-]
-LabelsFile = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        callback=not_empty,
-        help="label set with the thresholds (default: as the job had it)",
-        rich_help_panel=LABELS,
-    ),
-]
-MARKS = typer.Option(
-    metavar="FILE",
-    help="marks: .csv, .jsonl, or .json as Label Studio exports it; repeatable",
-    rich_help_panel=LABELS,
-)
-
-
-SampledFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help=".csv or .jsonl (default: CSV on stdout)",
-        rich_help_panel=OUTPUT,
-    ),
-]
-WrittenLabels = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="label set to write, a .yaml", rich_help_panel=OUTPUT
-    ),
-]
-TargetPrecision = Annotated[
-    float | None,
-    typer.Option(
-        help=f"least share of the rows accepted that show the label (default: {_TARGET_PRECISION})",
-        rich_help_panel=LABELS,
-    ),
-]
-MaxMiss = Annotated[
-    float | None,
-    typer.Option(
-        help="instead: largest share of the rows not accepted that show the label", rich_help_panel=LABELS
-    ),
-]
-Confidence = Annotated[
-    float, typer.Option(help="of each certificate, for all looks together", rich_help_panel=LABELS)
-]
-Jointly = Annotated[
-    bool,
-    typer.Option("--jointly", help="the confidence holds for all labels together", rich_help_panel=LABELS),
-]
-ToMark = Annotated[
-    Path,
-    typer.Option(metavar="FILE", help="items still to be marked, .csv or .jsonl", rich_help_panel=OUTPUT),
-]
-Marked = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--marks",
-        metavar="FILE",
-        help="leave out items that are marked here; repeatable",
-        rich_help_panel=LABELS,
-    ),
-]
 
 
 def sample(
@@ -285,7 +217,7 @@ def _promise(target_precision: float | None, max_miss: float | None) -> Promise:
         raise UsageError("give one of --target-precision and --max-miss")
     option = "--target-precision" if max_miss is None else "--max-miss"
     value = max_miss if max_miss is not None else target_precision
-    value = _TARGET_PRECISION if value is None else value
+    value = TARGET_PRECISION if value is None else value
     if not 0 < value < 1:
         raise UsageError(f"{option} {value:g} is not between 0 and 1")
     return Promise(claim=Claim.PRECISION if max_miss is None else Claim.MISS, value=value)
