@@ -47,7 +47,7 @@ class Mark(BaseModel):
     label: Annotated[str, Field(min_length=1)]
     verdict: MarkVerdict
     purpose: Purpose
-    item_index: Annotated[int, Field(ge=0)] | None = None
+    item_index: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     item_id: str | None = None
     uri: str | None = None
     # Of the item in the draw for this purpose and label; fit marks are weighted by its inverse.

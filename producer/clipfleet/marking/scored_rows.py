@@ -75,7 +75,7 @@ class ScoredRows:
             UsageError: a row may be among them, but its top k does not have the label.
         """
         scores = self.scores(label, label_set)
-        reached = scores.p >= label_set.threshold(label)
+        reached = scores.p.astype(np.float64) >= label_set.threshold(label)  # as the worker compares
         self.require_exact(label, reached & ~scores.is_exact)
         return reached
 

@@ -65,3 +65,15 @@ def test_scores_that_are_rounded_to_0_or_1_have_a_finite_z(output: FolderOutput)
 
     for label in LABELS:
         assert np.isfinite(rows.scores(label).z).all()
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.1, 0.5])
+def test_a_threshold_is_compared_as_the_worker_compares_it(output: FolderOutput, threshold: float) -> None:
+    """The float32 next to a threshold may lie on either side of it."""
+    nearest = float(np.float32(threshold))
+    place_scored_output(output, [scored(0, {"cat": nearest, "dog": 0.0}, 2)])
+    rows = read_scored_rows(PartRows(output))
+
+    accepted = rows.accepted("cat", multi_set(thresholds={"cat": threshold}))
+
+    assert accepted.tolist() == [nearest >= threshold]
