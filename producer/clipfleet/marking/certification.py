@@ -17,6 +17,9 @@ from clipfleet.marking.matching import MarkedItem, MatchedMarks
 from clipfleet.marking.scored_rows import Flags, ScoredRows
 from clipfleet.wording import counted
 
+# Gaps in a sample, by the number of its marks.
+_MOST_GAPS, _FEW_GAPS = 1.0, 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -70,7 +73,7 @@ class Certification:
         order = certify_order(self.rows, label, self.label_set)
         items = {item.item_index: item for item in marked.of(Purpose.CERTIFY, label)}
         is_marked = np.isin(self.rows.item_index[order], list(items))
-        gaps = self._gaps(label, is_marked, len(items))
+        gaps = self._gaps(label, is_marked, list(items.values()))
         count, wrong = len(items), sum(_is_wrong(item, promise) for item in items.values())
         before = self.certificate(label)
         looks: Sequence[Look] = ()
@@ -177,15 +180,18 @@ class Certification:
                 certificates[certificates.index(before)] = made
         return self.label_set.model_copy(update={"certificates": tuple(certificates)})
 
-    def _gaps(self, label: str, is_marked: Flags, count: int) -> Positions:
+    def _gaps(self, label: str, is_marked: Flags, items: Sequence[MarkedItem]) -> Positions:
         """Places of the order that are not marked, before one that is.
+
+        Few are an unfinished sample. Many are another order, sooner where no mark names its threshold.
 
         Raises:
             UsageError: the marks are no sample of this order.
         """
         there = np.flatnonzero(is_marked)
         gaps = np.flatnonzero(~is_marked[: there[-1] + 1]) if len(there) else there
-        if len(there) < count or len(gaps) > count:
+        is_named = all(item.has_threshold for item in items)
+        if len(there) < len(items) or len(gaps) > len(items) * (_MOST_GAPS if is_named else _FEW_GAPS):
             raise UsageError(
                 f"the certify marks of {label!r} were drawn for another threshold, output or label set than "
                 f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new "

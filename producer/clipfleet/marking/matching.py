@@ -38,6 +38,7 @@ class MarkedItem:
     item_index: int
     verdict: MarkVerdict | None
     inclusion_probability: float
+    has_threshold: bool  # a mark says for which threshold the item was drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +128,14 @@ def _reduced(latest: Sequence[tuple[int, Mark]], void: Sequence[Mark]) -> Matche
 
     items: dict[tuple[Purpose, str], list[MarkedItem]] = {}
     for (purpose, label, index), same in groupby(sorted(latest, key=place), place):
-        share = max(mark.inclusion_probability or 1.0 for _, mark in same)
-        items.setdefault((Purpose(purpose), label), []).append(
-            MarkedItem(index, verdicts[label, index], share)
+        marks = [mark for _, mark in same]
+        item = MarkedItem(
+            index,
+            verdicts[label, index],
+            max(mark.inclusion_probability or 1.0 for mark in marks),
+            has_threshold=any(mark.threshold is not None for mark in marks),
         )
+        items.setdefault((Purpose(purpose), label), []).append(item)
     return MatchedMarks(items, void, sorted(key for key, verdict in verdicts.items() if verdict is None))
 
 

@@ -400,6 +400,20 @@ class TestCertify:
 
         assert "drawn for another threshold" in refused(*self.command("--marks", "certify.csv"))
 
+    def test_a_half_marked_sample_is_told_from_one_of_another_threshold_by_its_column(
+        self, truth: Truth
+    ) -> None:
+        labels_file()
+        half = table(certify_sample(truth, 60))[::2]
+        write_rows(Path("half.csv"), half)
+        nameless = [{name: value for name, value in row.items() if name != "threshold"} for row in half]
+        write_rows(Path("nameless.csv"), nameless)
+
+        found = run_json(*self.command("--marks", "half.csv"), expect=3)["labels"][0]
+
+        assert (found["verdict"], found["more_marks"]) == ("not yet", 29)
+        assert "drawn for another threshold" in refused(*self.command("--marks", "nameless.csv"))
+
     def test_on_another_output_a_certificate_says_where_it_holds(self, truth: Truth, folder: Path) -> None:
         labels_file()
         run(*self.command("--marks", certify_sample(always, 60)))
