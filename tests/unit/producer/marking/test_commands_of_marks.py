@@ -33,6 +33,7 @@ from tests.support.rows import failed
 pytestmark = pytest.mark.usefixtures("folder")
 
 ROWS = 1200
+OF_THE_SET: dict[str, Any] = {"groups": {"cat": "pets"}, "not_prompts": {"dog": ("a wolf",)}}
 PRECISION = {"claim": "precision", "value": 0.9}
 
 
@@ -69,13 +70,14 @@ def table(path: str | Path) -> list[dict[str, str]]:
 def truth(output: FolderOutput) -> Truth:
     """Of an output `out` in the current folder, of two labels."""
     rows, truth = two_labels(ROWS)
-    place_scored_output(output, rows)
+    place_scored_output(output, rows, label_set=multi_set(**OF_THE_SET))
     return truth
 
 
 def labels_file(name: str = "labels.yaml", **values: Any) -> Path:
     """A label set with thresholds of 0.5 and a promise of precision 0.9 for both labels."""
     base: dict[str, Any] = {
+        **OF_THE_SET,
         "thresholds": dict.fromkeys(LABELS, 0.5),
         "promises": dict.fromkeys(LABELS, PRECISION),
     }
@@ -185,6 +187,7 @@ class TestCalibrate:
 
         label_set = read_label_set("labels.yaml")
         assert label_set.slope == found["slope"]
+        assert {name: getattr(label_set, name) for name in OF_THE_SET} == OF_THE_SET
         assert set(label_set.intercepts) == set(LABELS)
         rows = {row["label"]: row for row in found["labels"]}
         scores = dict(all_scores())
@@ -418,7 +421,8 @@ class TestCertify:
         labels_file()
         run(*self.command("--marks", certify_sample(always, 60)))
         rows, _ = two_labels(ROWS)
-        place_scored_output(FolderOutput(folder / "other"), rows, job_id="k")
+        other = FolderOutput(folder / "other")
+        place_scored_output(other, rows, label_set=multi_set(**OF_THE_SET), job_id="k")
 
         text = run("certify", "other/", "--labels", "labels.yaml", "--label", "cat", expect=3)
 
@@ -547,7 +551,7 @@ class TestOutputs:
 
     def test_a_label_outside_the_top_k_that_may_reach_the_threshold(self, output: FolderOutput) -> None:
         rows = [scored(index, {"cat": 0.9, "dog": 0.8}, 1) for index in range(3)]
-        place_scored_output(output, rows, top_k=1)
+        place_scored_output(output, rows, label_set=multi_set(**OF_THE_SET), top_k=1)
         labels_file(thresholds={"cat": 0.5, "dog": 0.95})
 
         words = ("sample", "out/", "--purpose", "certify", "--labels", "labels.yaml", "--label", "dog")
