@@ -185,7 +185,7 @@ def label_sets_of(
     if isinstance(labels, Mapping):
         made = tuple(_named(name, value, templates, rules) for name, value in labels.items())
     elif isinstance(labels, str) and labels in list(Preset):
-        made = (_made(name=str(labels), preset=Preset(labels), **rules),)
+        made = (_made(name=_name_of(labels), preset=Preset(labels), **rules),)
         _refuse_own(templates=templates)
     elif (ready := _ready_made(labels)) is None:
         made = (_made(labels=tuple(labels), templates=tuple(templates), **rules),)
@@ -264,14 +264,14 @@ def read_label_set(text: str) -> LabelSet:
         UsageError: neither, or the file is invalid.
     """
     if text in list(Preset):
-        return LabelSet(name=text, preset=Preset(text))
+        return LabelSet(name=_name_of(text), preset=Preset(text))
     path = Path(text)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise UsageError(
             f"label set {text}: neither {', '.join(Preset)} nor a .yaml or .json file with labels"
         )
     spec = read_yaml_file(path, _LabelSetFile)
-    name = spec.name or re.sub(r"\W", "_", path.stem, flags=re.ASCII)
+    name = spec.name or _name_of(path.stem)
     if not re.fullmatch(LABEL_SET_NAME_PATTERN, name):
         raise UsageError(
             f"{path}: {name!r} cannot name a label set: add `name:`, a letter and then at most 39 "
@@ -283,6 +283,11 @@ def read_label_set(text: str) -> LabelSet:
         raise UsageError(f"{path}: {_problem(error)}") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _name_of(text: str) -> str:
+    """The name of a set that is called so elsewhere."""
+    return re.sub(r"\W", "_", text, flags=re.ASCII)
 
 
 def label_set_yaml(label_set: LabelSet) -> str:

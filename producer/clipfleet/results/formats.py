@@ -22,6 +22,7 @@ from rich.text import Text
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job
+from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.parts.json_rows import json_dicts, json_lines
 from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.rows import RowReader
@@ -169,7 +170,7 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
     after = [_Column("error", [_error(row) for row in rows])]
     answers, left_out = _answers(rows, job), []
     if job is not None and job.named_label_sets:
-        sets = [_label_set(label_set.name, rows) for label_set in job.named_label_sets]
+        sets = [_label_set(label_set, rows) for label_set in job.named_label_sets]
         room = width - 1 - sum(column.width for column in (*before, *after))
         fitting = [sum(column.width for column in sets[: count + 1]) <= room for count in range(len(sets))]
         shown = max(1, sum(fitting))
@@ -220,7 +221,8 @@ def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
     has_labels = any(row["label"] is not None for row in rows) if job is None else bool(job.label_sets)
     accepts = job is not None and bool(job.accepted_columns)
     columns = (*LABEL_COLUMNS, ACCEPTED_COLUMN)
-    labels = [_label(row, columns) if accepts else row["label"] for row in rows]
+    is_multi = job is not None and any(one.kind is LabelKind.MULTI for one in job.label_sets)
+    labels = [_label(row, columns, is_multi=is_multi) if accepts else row["label"] for row in rows]
     answers = [label or vector for label, vector in zip(labels, vectors, strict=True)]
     scores = [_score(row["score"]) for row in rows]
     return [
@@ -229,15 +231,18 @@ def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
     ]
 
 
-def _label_set(name: str, rows: Sequence[dict[str, Any]]) -> _Column:
-    columns = (*label_columns(name), accepted_column(name))
-    return _Column(name, [f"{_label(row, columns)} {_score(row.get(columns[1]))}".strip() for row in rows])
+def _label_set(label_set: LabelSet, rows: Sequence[dict[str, Any]]) -> _Column:
+    columns = (*label_columns(label_set.name), accepted_column(label_set.name))
+    labels = [_label(row, columns, is_multi=label_set.kind is LabelKind.MULTI) for row in rows]
+    scores = [_score(row.get(columns[1])) for row in rows]
+    cells = [f"{label} {score}".strip() for label, score in zip(labels, scores, strict=True)]
+    return _Column(label_set.name, cells)
 
 
-def _label(row: dict[str, Any], columns: Sequence[str]) -> str:
-    """The label of a set, or all that it accepts; where it accepts none, the best of those."""
+def _label(row: dict[str, Any], columns: Sequence[str], *, is_multi: bool) -> str:
+    """The label of a set, or all that a multi set accepts; where none is accepted, the best one."""
     label, _, labels, _, accepted = (row.get(column) for column in columns)
-    if isinstance(accepted, list) and len(accepted) > 1:
+    if is_multi and isinstance(accepted, list) and len(accepted) > 1:
         more = len(accepted) - _ACCEPTED
         return ", ".join(accepted[:_ACCEPTED]) + (f" and {more:,} more" if more > 0 else "")
     if accepted == [] and labels:

@@ -33,10 +33,10 @@ def label_sets_of(reader: RowReader) -> tuple[LabelSet, ...]:
         return job.label_sets
     stored = reader.label_sets()
     if stored is None:
-        where = "a job with --output" if job.output_is_redis else "the end of the job, in this version,"
-        raise UsageError(
-            f"{reader.uri}: the labels of {presets[0].preset} are not stored here: {where} stores them"
+        way_out = (
+            "Redis has none: give an `output=`" if job.output_is_redis else "the end of the job stores them"
         )
+        raise UsageError(f"{reader.uri}: the labels of {presets[0].preset} are not stored here; {way_out}")
     by_name = {str(one.get("name")): one for one in stored}
     return tuple(
         one if one.preset is None else _expanded(reader.uri, one, by_name.get(one.name))

@@ -127,9 +127,9 @@ def _scores(
     first, last = np.searchsorted(decision.owners.cpu().numpy(), [start, stop])
     if first < last:
         # logaddexp of the shared background and of the label's own, relative to the shared one.
-        own = torch.exp(images @ decision.own[first:last].T - ground)
-        mass = torch.zeros_like(over).index_add_(1, decision.owners[first:last] - start, own)
-        over -= torch.log1p(mass)
+        own = torch.exp(decision.own[first:last] @ images.T - ground.T)
+        mass = images.new_zeros((len(texts), len(images)))  # rows are added faster than columns
+        over -= torch.log1p(mass.index_add_(0, decision.owners[first:last] - start, own)).T
     scores = torch.sigmoid(decision.slope * over + decision.intercepts[start:stop])
     return scores.clamp(max=LARGEST_SCORE).float()
 

@@ -121,8 +121,12 @@ class TestFiles:
 
         assert {field: getattr(made, field) for field in expected} == expected
 
-    def test_the_name_of_a_preset_is_enough(self) -> None:
-        assert read_label_set("imagenet1k") == LabelSet(name="imagenet1k", preset=Preset.IMAGENET1K)
+    @pytest.mark.parametrize("preset", list(Preset))
+    def test_the_name_of_a_preset_is_enough(self, preset: Preset) -> None:
+        expected = LabelSet(name=preset.replace("-", "_"), preset=preset)
+
+        assert read_label_set(str(preset)) == expected
+        assert label_sets_of(str(preset)) == chosen_label_sets(None, [str(preset)], []) == (expected,)
 
     @pytest.mark.parametrize(
         ("content", "problem"),

@@ -66,7 +66,7 @@ def test_what_is_not_stored_is_said(output: FolderOutput, tmp_path: Any) -> None
     with pytest.raises(UsageError, match="no job that this version can read"):
         label_sets_of(PartRows(output))
     place_job(output, make_job(output.uri, labels=("x",), label_sets=(PRESET,)))
-    with pytest.raises(UsageError, match=r"labels of imagenet1k are not stored here: the end of the job"):
+    with pytest.raises(UsageError, match=r"labels of imagenet1k are not stored here; the end of the job"):
         label_sets_of(PartRows(output))
     other = FolderOutput(tmp_path / "vectors")
     place_job(other, make_job(other.uri))
@@ -74,5 +74,5 @@ def test_what_is_not_stored_is_said(output: FolderOutput, tmp_path: Any) -> None
         label_sets_of(PartRows(other))
     in_redis = FolderOutput(tmp_path / "redis")
     place_job(in_redis, make_job(REDIS_OUTPUT, labels=("x",), label_sets=(PRESET,)))
-    with pytest.raises(UsageError, match="are not stored here: a job with --output stores them"):
+    with pytest.raises(UsageError, match="are not stored here; Redis has none: give an `output=`"):
         label_sets_of(PartRows(in_redis))

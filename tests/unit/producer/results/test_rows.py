@@ -280,9 +280,9 @@ class TestExports:
         assert {"label", "cat", "0.750", "not_found:"} <= {*words}
 
     def test_the_table_shows_what_is_accepted_or_that_nothing_is(self, output: FolderOutput) -> None:
-        label_set = LabelSet(labels=("cat", "dog"), kind=LabelKind.MULTI)
+        several = LabelSet(labels=("cat", "dog"), kind=LabelKind.MULTI)
         rows = [accepting(0, "dog", "cat"), accepting(1), failed(2), accepting(3, *"abcde")]
-        note_job(output, task=Task.CLASSIFY, label_sets=(label_set,))
+        note_job(output, task=Task.CLASSIFY, label_sets=(several,))
         add_part(output, 0, rows, accepted=["accepted"])
 
         text = export(output, ResultFormat.TABLE).decode()
@@ -291,6 +291,16 @@ class TestExports:
         assert re.search(r"ok +none \(best: (cat|dog)\) +0\.500", text)
         assert re.search(r"ok +a, b, c and 2 more +0\.750", text)
         assert re.search(r"failed +not_found", text)
+
+    def test_in_the_table_a_row_has_one_label_of_a_single_set(self, output: FolderOutput) -> None:
+        single = LabelSet(name="single", labels=("cat", "dog"), none=True)
+        several = LabelSet(name="several", labels=("cat", "dog"), kind=LabelKind.MULTI)
+        row = accepting(0, "dog", "cat")
+        columns = {f"{name}_{one}": row[name] for name in row for one in ("single", "several")}
+        note_job(output, task=Task.CLASSIFY, label_sets=(single, several))
+        accepted = ["accepted", "accepted_single", "accepted_several"]
+        add_part(output, 0, [row | columns], label_sets=["single", "several"], accepted=accepted)
+        assert re.search(r"ok +dog 0\.750 +dog, cat 0\.750", export(output, ResultFormat.TABLE).decode())
 
     def test_the_table_of_a_classify_job_has_labels_also_where_all_rows_failed(
         self, output: FolderOutput
