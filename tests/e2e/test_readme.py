@@ -39,6 +39,7 @@ READY = {"run": "is ready", "up": "clipfleet is up"}
 CHAINS = (
     ("README.md",),
     ("docs/label-a-bucket.md",),
+    ("docs/certify.md",),
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",

@@ -28,7 +28,7 @@ MAY_SWALLOW = {
 ARRAY_MODULES = {
     f"clipfleet/labels/{name}.py"
     for name in ("calibrating", "comparing", "metrics", "sampling", "thresholds")
-}
+} | {f"clipfleet/marking/{name}.py" for name in ("calibration", "certification", "drawing", "scored_rows")}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from pydantic.fields import FieldInfo
 from clipfleet import commands as producer_cli
 from clipfleet.commands import following
 from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.label_sets import Claim, Promise
 from clipfleet.contract.parts import PART_COLUMNS
+from clipfleet.labels.certifying import MOST_LOOKS, level, passes
 from clipfleet.settings import Settings
 from clipfleet.terminal import program
 from clipfleet_worker.cli import commands as worker_cli
@@ -30,6 +32,7 @@ SETTINGS_PAGE = DOCS / "reference" / "settings.md"
 ERRORS_PAGE = DOCS / "reference" / "errors.md"
 COMMANDS_PAGE = DOCS / "reference" / "commands.md"
 RESULTS_PAGE = DOCS / "results.md"
+CERTIFY_PAGE = DOCS / "certify.md"
 
 # Codes of failures that may pass without a change of the item.
 RETRYABLE = {
@@ -99,6 +102,25 @@ def test_the_columns_table_is_that_of_the_contract() -> None:
     assert [row[0] for row in table(RESULTS_PAGE, "column", "type", "what it holds")] == [
         f"`{name}`" for name in PART_COLUMNS
     ]
+
+
+def test_the_marks_needed_are_those_of_the_first_look() -> None:
+    for precision, *shown in table(CERTIFY_PAGE, "precision", "confidence 0.95", "confidence 0.9"):
+        promise = Promise(claim=Claim.PRECISION, value=float(precision))
+        for cell, confidence in zip(shown, (0.95, 0.9), strict=True):
+            needed = [_marks_needed(promise, wrong, 1, confidence) for wrong in range(4)]
+            assert cell == " / ".join(map(str, needed)), (precision, confidence)
+
+
+def test_the_marks_needed_at_each_look_are_named() -> None:
+    promise = Promise(claim=Claim.PRECISION, value=0.95)
+    first, second, third, last = (_marks_needed(promise, 0, look, 0.95) for look in range(1, MOST_LOOKS + 1))
+    text = " ".join(CERTIFY_PAGE.read_text().split())
+    assert f"precision 0.95 needs {first}, {second}, {third} and {last} marks" in text
+
+
+def _marks_needed(promise: Promise, wrong: int, look: int, confidence: float) -> int:
+    return next(n for n in range(wrong + 1, 2000) if passes(promise, wrong, n, level(look, confidence)))
 
 
 @pytest.mark.parametrize(

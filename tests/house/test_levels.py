@@ -20,7 +20,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "hints outputs terminal",
         "parts",
         "submit results",
-        "resume exports",
+        "resume exports marking",
         "job_handle",
         "client",
         "commands",

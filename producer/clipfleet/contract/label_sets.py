@@ -24,6 +24,8 @@ DEFAULT_LABEL_SET_NAME = "labels"
 # Prompts that fit any image: a label must beat them.
 DEFAULT_BACKGROUND = ("a photo", "a drawing", "text", "an object", "a scene")
 DEFAULT_THRESHOLD = 0.5
+# A sigmoid is below 1, also as float32: a threshold of 1 accepts nothing.
+LARGEST_SCORE = 1 - 2.0**-24
 LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from clipfleet.contract.label_sets import LARGEST_SCORE
+
 Floats = npt.NDArray[np.float64]
 
 SMALLEST = 2.0**-25  # probabilities are clamped to this and to 1 less this
@@ -84,7 +86,9 @@ class Calibration:
         """
         scores = np.asarray(z, np.float64)
         check_finite(scores, "score")
-        return sigmoid(self.slope * scores + self.intercepts[label]).astype(np.float32)
+        return np.minimum(sigmoid(self.slope * scores + self.intercepts[label]), LARGEST_SCORE).astype(
+            np.float32
+        )
 
 
 def fit(

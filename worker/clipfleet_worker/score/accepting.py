@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
 from clipfleet_worker.process.device import memory_errors
 from clipfleet_worker.score.ranking import from_sort_keys, sort_keys
 
@@ -130,7 +130,8 @@ def _scores(
         own = torch.exp(decision.own[first:last] @ images.T - ground.T)
         mass = images.new_zeros((len(texts), len(images)))  # rows are added faster than columns
         over -= torch.log1p(mass.index_add_(0, decision.owners[first:last] - start, own)).T
-    return torch.sigmoid(decision.slope * over + decision.intercepts[start:stop]).float()
+    scores = torch.sigmoid(decision.slope * over + decision.intercepts[start:stop])
+    return scores.clamp(max=LARGEST_SCORE).float()
 
 
 def _by_image(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
 from clipfleet_worker.score import accepting
 from clipfleet_worker.score.accepting import Acceptance, Decision, accept, background_prompts
 from tests.support.failing import failing
@@ -47,7 +47,7 @@ class Case:
                 slope = 1.0 if self.label_set.slope is None else self.label_set.slope
                 row.append(1 / (1 + np.exp(-(slope * z + self.label_set.intercepts.get(label, 0.0)))))
             rows.append(row)
-        return np.array(rows).astype(np.float32)
+        return np.minimum(rows, LARGEST_SCORE).astype(np.float32)
 
 
 def require_reference(case: Case, images: int = 12, logit_scale: float = 100.0, top_k: int = 5) -> Acceptance:
@@ -70,6 +70,15 @@ def require_reference(case: Case, images: int = 12, logit_scale: float = 100.0, 
         best = scores[accepted[0]] if accepted else scores.max()
         np.testing.assert_allclose(found.best_scores[image], best, rtol=1e-6)
     return found
+
+
+def test_a_threshold_of_1_accepts_nothing() -> None:
+    case = Case(3, thresholds=dict.fromkeys(("thing 0", "thing 1", "thing 2"), 1.0))
+
+    found = case.accept(unit_rows(1, 12, DIMENSION), 1e6)
+
+    assert found.scores.max() == np.float32(LARGEST_SCORE)
+    assert [*found.accepted] == [[]] * 12
 
 
 NOT = {"thing 0": ("a", "b"), "thing 3": ("b",), "thing 8": ("a photo", "c")}

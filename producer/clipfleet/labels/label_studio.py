@@ -1,0 +1,87 @@
+"""Marks from the JSON that Label Studio exports: a list of tasks with their annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipfleet.errors import UsageError
+from clipfleet.labels.written_files import read_text_file
+
+_COPIED = ("item_index", "item_id", "inclusion_probability", "content_hash", "threshold")  # of our sample
+_VERDICTS = ("yes", "no", "skip")
+
+
+def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each mark is, and its values, for each annotation and label in question.
+
+    A task with `label` in its data, as imported from `clipfleet sample`, asks for this label only: the choice
+    is `yes`, `no` or `skip`, or the label itself where it is shown. Any other task asks for all labels: the
+    chosen ones are shown, the others are not; its marks are fit marks of an evenly drawn item. A cancelled
+    annotation is a skip.
+
+    Args:
+        path: the file.
+        labels: of the label set.
+
+    Raises:
+        UsageError: the file is not such an export.
+    """
+    try:
+        tasks = json.loads(read_text_file(path))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UsageError(f"{path}:{line}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+    if not isinstance(tasks, list):
+        raise UsageError(f"{path}: not a list of tasks, as Label Studio exports it (format JSON)")
+    for number, task in enumerate(tasks, 1):
+        where = f"{path}: task {number}"
+        if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+            raise UsageError(f"{where}: it has no `data`: export tasks in the format JSON, not JSON-MIN")
+        if not isinstance(task.get("annotations"), list):
+            raise UsageError(f"{where}: it has no `annotations`: export in the format JSON, not JSON-MIN")
+        for annotation in task["annotations"]:
+            try:
+                marks = list(_marks(task["data"], annotation, labels))
+            except (AttributeError, KeyError, TypeError):
+                raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
+            yield from ((where, mark) for mark in marks)
+
+
+def _marks(data: Mapping[str, Any], annotation: Any, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    chosen = {
+        choice
+        for result in annotation["result"]
+        if result["type"] == "choices"
+        for choice in result["value"]["choices"]
+    }
+    about = {
+        **{name: data[name] for name in _COPIED if name in data},
+        "uri": data.get("uri") or data.get("image"),
+        "by": _person(annotation.get("completed_by")),
+        "at": annotation.get("updated_at") or annotation.get("created_at"),
+    }
+    is_skipped = bool(annotation.get("was_cancelled"))
+    if asked := data.get("label"):
+        verdict = "skip" if is_skipped else _answer(asked, chosen)
+        yield {**about, "label": asked, "verdict": verdict, "purpose": data.get("purpose") or "fit"}
+        return
+    about.setdefault("inclusion_probability", 1.0)
+    about["purpose"] = data.get("purpose") or "fit"
+    for label in dict.fromkeys((*labels, *sorted(chosen))):  # an unknown one is refused by its name later
+        verdict = "skip" if is_skipped else "yes" if label in chosen else "no"
+        yield {**about, "label": label, "verdict": verdict}
+
+
+def _answer(label: str, chosen: set[str]) -> str:
+    """The verdict on the label in question; other labels that are chosen say no."""
+    words = [word for word in _VERDICTS if chosen == {word}]
+    return words[0] if words and label not in chosen else "yes" if label in chosen else "no"
+
+
+def _person(completed_by: Any) -> str:
+    if isinstance(completed_by, dict):
+        return str(completed_by.get("email") or completed_by.get("id") or "")
+    return "" if completed_by is None else str(completed_by)

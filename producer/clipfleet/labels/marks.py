@@ -1,0 +1,188 @@
+"""Marks: what people say about items, one verdict on one label of one item. Computes no scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clipfleet.errors import UsageError, first_problem
+from clipfleet.labels.label_studio import tasks_to_marks
+from clipfleet.labels.written_files import read_text_file
+
+MARK_COLUMNS = (
+    "item_index", "item_id", "label", "verdict", "purpose", "inclusion_probability", "by", "at",
+    "content_hash",
+)  # fmt: skip
+_REQUIRED = ("item_index", "label", "verdict", "purpose", "inclusion_probability")
+
+
+class MarkVerdict(StrEnum):
+    """Whether an item shows a label; `skip`: the person cannot say."""
+
+    YES = "yes"
+    NO = "no"
+    SKIP = "skip"
+
+
+class Purpose(StrEnum):
+    """What a mark is for: to choose thresholds, or to test one."""
+
+    FIT = "fit"
+    CERTIFY = "certify"
+
+
+class Mark(BaseModel):
+    """One verdict. The item is that of `item_index`, else of `item_id`, else of `uri`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    label: Annotated[str, Field(min_length=1)]
+    verdict: MarkVerdict
+    purpose: Purpose
+    item_index: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    item_id: str | None = None
+    uri: str | None = None
+    # Of the item in the draw for this purpose and label; fit marks are weighted by its inverse.
+    inclusion_probability: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    by: str = ""
+    at: datetime | None = None
+    content_hash: str | None = None  # of the image that was looked at
+    threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # of a certify draw
+    where: str = ""  # file and line, for messages
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value not in (None, "")}
+
+    @field_validator("item_id", "uri", "by", "content_hash", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @field_validator("verdict", "purpose", mode="before")
+    @classmethod
+    def _without_case(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("at")
+    @classmethod
+    def _in_utc(cls, value: datetime | None) -> datetime | None:
+        """A time without a zone is UTC, so that times can be compared."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.item_index is None and not self.item_id and not self.uri:
+            raise ValueError("item_index: it is missing")
+        if self.purpose is Purpose.FIT and self.inclusion_probability is None:
+            raise ValueError("inclusion_probability: it is missing, which a fit mark is weighted by")
+        return self
+
+
+def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
+    """Read the marks of files, in order: `.csv`, `.jsonl`, or `.json` as Label Studio exports it.
+
+    Rows with an empty verdict are no marks, unknown columns are ignored.
+
+    Args:
+        paths: the files.
+        labels: of the label set; a Label Studio task without a label of its own answers for each.
+
+    Raises:
+        UsageError: a file cannot be read, or a mark is invalid; the message begins with file and line.
+    """
+    found: list[Mark] = []
+    for path in paths:
+        match path.suffix.lower():
+            case ".csv":
+                values = _csv_rows(path)
+            case ".jsonl":
+                values = _json_rows(path)
+            case ".json":
+                values = tasks_to_marks(path, labels)
+            case _:
+                raise UsageError(
+                    f"{path}: neither .csv nor .jsonl with marks, nor .json as Label Studio exports it"
+                )
+        found += (_mark(where, value) for where, value in values if value.get("verdict") not in (None, ""))
+    return found
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a `.csv` or `.jsonl` file of marks has a verdict.
+
+    Raises:
+        UsageError: it cannot be read, or has no marks' columns.
+    """
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    return any(values.get("verdict") not in (None, "") for _, values in rows)
+
+
+def latest_verdicts(marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]:
+    """Reduce marks to one verdict per (item, label, by): the latest by `at`, then by position, wins.
+
+    A mark without a time is older than those with one. A person who has marked an item for both purposes has
+    one mark for each, both with the latest verdict.
+
+    Args:
+        marks: `item_index` and mark, in the order of the files.
+    """
+    oldest = datetime.min.replace(tzinfo=UTC)
+    in_order = sorted(marks, key=lambda pair: pair[1].at or oldest)  # stable: the position decides
+    verdicts = {(index, mark.label, mark.by): mark.verdict for index, mark in in_order}
+    kept = {(index, mark.label, mark.by, mark.purpose): (index, mark) for index, mark in in_order}
+    return [
+        (index, mark.model_copy(update={"verdict": verdicts[index, mark.label, mark.by]}))
+        for index, mark in kept.values()
+    ]
+
+
+def _mark(where: str, values: Mapping[str, Any]) -> Mark:
+    try:
+        return Mark.model_validate({**values, "where": where})
+    except ValidationError as error:
+        raise UsageError(f"{where}: {first_problem(error)}") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(read_text_file(path), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in _REQUIRED if name not in header]
+        if missing:
+            raise UsageError(
+                f"{path}:1: there is no column {missing[0]!r}; `clipfleet sample` writes files to mark in"
+            )
+        while (row := next(reader, None)) is not None:
+            where = f"{path}:{reader.line_num}"
+            if len(row) > len(header):
+                raise UsageError(f"{where}: {len(row)} values for {len(header)} columns")
+            yield where, dict(zip(header, row, strict=False))
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(read_text_file(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}: a mark is a JSON object with {', '.join(_REQUIRED)}")
+        missing = [name for name in _REQUIRED if name not in values]
+        if missing:
+            raise UsageError(f"{where}: {missing[0]}: it is missing")
+        yield where, values

@@ -1,0 +1,214 @@
+"""Tests the thresholds of a label set on one output with certify marks. Needs numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+
+from clipfleet.contract.label_sets import Certificate, Claim, LabelSet, Look, Promise, Verdict
+from clipfleet.errors import UsageError, usage_errors
+from clipfleet.labels.certifying import judge
+from clipfleet.labels.marks import MarkVerdict, Purpose
+from clipfleet.marking.drawing import Draw, Positions, certify_order, next_of_order
+from clipfleet.marking.matching import MarkedItem, MatchedMarks
+from clipfleet.marking.scored_rows import Flags, ScoredRows
+from clipfleet.wording import counted
+
+# Gaps in a sample, by the number of its marks.
+_MOST_GAPS, _FEW_GAPS = 1.0, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a certificate shall claim."""
+
+    confidence: float = 0.95
+    labels_jointly: int = 1  # that share delta
+
+
+@dataclass(frozen=True, slots=True)
+class LabelVerdict:
+    """Result for one label."""
+
+    label: str
+    promise: Promise
+    terms: Terms
+    threshold: float
+    verdict: Verdict
+    marks: int
+    wrong: int
+    population: int  # rows that the promise is about
+    looks: Sequence[Look]
+    more_marks: int | None  # until it is certified at the present share of wrong ones; None: no number serves
+    interval: tuple[float, float] | None  # of the precision or the miss
+    reason: str
+    to_mark: Draw  # the items that are still to be marked
+
+
+@dataclass(frozen=True, slots=True)
+class Certification:
+    """The tests of a label set on one output."""
+
+    rows: ScoredRows
+    label_set: LabelSet
+    terms: Terms
+    where: str  # name of the label set in messages
+
+    def run(self, label: str, marked: MatchedMarks) -> LabelVerdict:
+        """Test one label with all its certify marks; without any, its last look is judged again.
+
+        Raises:
+            UsageError: the label has no promise; the marks are not of the order of this threshold; looks were
+                spent under other terms.
+        """
+        promise = self.label_set.promises.get(label)
+        if promise is None:
+            raise UsageError(
+                f"{self.where}: {label!r} has no promise to test: choose its threshold with `clipfleet "
+                "calibrate`, or add `promise: {claim: precision, value: 0.95}`"
+            )
+        order = certify_order(self.rows, label, self.label_set)
+        items = {item.item_index: item for item in marked.of(Purpose.CERTIFY, label)}
+        is_marked = np.isin(self.rows.item_index[order], list(items))
+        gaps = self._gaps(label, is_marked, list(items.values()))
+        count, wrong = len(items), sum(_is_wrong(item, promise) for item in items.values())
+        before = self.certificate(label)
+        looks: Sequence[Look] = ()
+        terms = self.terms
+        if before is not None:
+            looks = before.looks
+            if items:
+                self._require_its_terms(before, count, is_whole=not len(gaps))
+            else:
+                count, wrong = looks[-1].marks, looks[-1].wrong
+                terms = Terms(before.confidence, before.labels_jointly)
+        with usage_errors(f"{label}: "):
+            judged = judge(promise, count, wrong, looks, len(order), terms.confidence, terms.labels_jointly)
+        result = LabelVerdict(
+            label=label,
+            promise=promise,
+            terms=terms,
+            threshold=self.label_set.threshold(label),
+            verdict=judged.verdict,
+            marks=count,
+            wrong=wrong,
+            population=len(order),
+            looks=judged.looks,
+            more_marks=judged.more_marks,
+            interval=judged.interval,
+            reason=judged.reason,
+            to_mark=self._next(label, order, count, judged.more_marks),
+        )
+        if not len(gaps):
+            return result
+        return replace(
+            result,
+            verdict=Verdict.NOT_YET,
+            looks=looks,
+            more_marks=len(gaps),
+            reason=f"{counted(len(gaps), 'item')} of its sample without a mark",
+            to_mark=next_of_order(self.rows, label, self.label_set, order, gaps),
+        )
+
+    def certificate(self, label: str) -> Certificate | None:
+        """The certificate of this threshold on this output; its looks are spent.
+
+        Raises:
+            UsageError: it is of another promise.
+        """
+        found = [one for one in self.label_set.certificates if one.label == label and self.is_here(one)]
+        if not found:
+            return None
+        if found[-1].promise != self.label_set.promises.get(label):
+            raise UsageError(
+                f"{self.where}: {label!r} was tested for {_words(found[-1].promise)}: restore this promise, "
+                "or choose another threshold"
+            )
+        return found[-1]
+
+    def _require_its_terms(self, before: Certificate, marks: int, *, is_whole: bool) -> None:
+        if (before.confidence, before.labels_jointly) != (self.terms.confidence, self.terms.labels_jointly):
+            jointly = f", jointly for {before.labels_jointly} labels" if before.labels_jointly > 1 else ""
+            raise UsageError(
+                f"{self.where}: {before.label!r} was tested with confidence {before.confidence:g}{jointly}: "
+                "repeat this, see `confidence=` and `jointly=`, or choose another threshold"
+            )
+        if is_whole and marks < before.looks[-1].marks:
+            raise UsageError(
+                f"{self.where}: {before.label!r} was tested with {before.looks[-1].marks} marks, and {marks} "
+                "are given: give all files of marks"
+            )
+
+    def is_here(self, certificate: Certificate) -> bool:
+        """Whether a certificate is about this output, model and label set."""
+        return (
+            certificate.job_id, certificate.model_fingerprint, certificate.label_set_hash,
+            certificate.threshold,
+        ) == (
+            self.rows.job.job_id, self.rows.model_fingerprint, self.label_set.hash,
+            self.label_set.threshold(certificate.label),
+        )  # fmt: skip
+
+    def recorded(self, results: Sequence[LabelVerdict], at: datetime) -> LabelSet:
+        """The label set with the looks of these results; the same one if none was spent."""
+        certificates = list(self.label_set.certificates)
+        for result in results:
+            before = self.certificate(result.label)
+            looks = tuple(result.looks)
+            if not looks or (before is not None and before.looks == looks):
+                continue
+            made = Certificate(
+                label=result.label,
+                threshold=result.threshold,
+                promise=result.promise,
+                confidence=result.terms.confidence,
+                labels_jointly=result.terms.labels_jointly,
+                looks=looks,
+                verdict=result.verdict,
+                output=self.rows.uri if self.rows.job.output_is_redis else self.rows.job.output,
+                job_id=self.rows.job.job_id,
+                model_fingerprint=self.rows.model_fingerprint,
+                label_set_hash=self.label_set.hash,
+                at=at,
+            )
+            if before is None:
+                certificates.append(made)
+            else:
+                certificates[certificates.index(before)] = made
+        return self.label_set.model_copy(update={"certificates": tuple(certificates)})
+
+    def _gaps(self, label: str, is_marked: Flags, items: Sequence[MarkedItem]) -> Positions:
+        """Places of the order that are not marked, before one that is.
+
+        Few are an unfinished sample. Many are another order, sooner where no mark names its threshold.
+
+        Raises:
+            UsageError: the marks are no sample of this order.
+        """
+        there = np.flatnonzero(is_marked)
+        gaps = np.flatnonzero(~is_marked[: there[-1] + 1]) if len(there) else there
+        is_named = all(item.has_threshold for item in items)
+        if len(there) < len(items) or len(gaps) > len(items) * (_MOST_GAPS if is_named else _FEW_GAPS):
+            raise UsageError(
+                f"the certify marks of {label!r} were drawn for another threshold, output or label set than "
+                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new "
+                "sample with `clipfleet sample`"
+            )
+        return gaps
+
+    def _next(self, label: str, order: Positions, marks: int, more: int | None) -> Draw:
+        end = min(len(order), marks + (more or 0))
+        return next_of_order(self.rows, label, self.label_set, order, np.arange(marks, end))
+
+
+def _is_wrong(item: MarkedItem, promise: Promise) -> bool:
+    """Skips and disagreements are wrong."""
+    right = MarkVerdict.NO if promise.claim is Claim.MISS else MarkVerdict.YES
+    return item.verdict is not right
+
+
+def _words(promise: Promise) -> str:
+    return f"{promise.claim} {promise.value:g}"
