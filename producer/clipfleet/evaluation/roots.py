@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from clipfleet.errors import SourceError, SourceUnavailableError
+from clipfleet.outputs import objects
 from clipfleet.s3.client import SCHEME, default_client, split_s3_uri, with_s3_scheme
 from clipfleet.s3.file import S3File
 from clipfleet.sources.files import LocalFile, SourceFile
@@ -120,6 +121,8 @@ def read_root(text: str, split: str) -> Root:
     uri = text.rstrip("/") if text.startswith(SCHEME) else str(Path(text).expanduser().absolute())
     if not text.startswith(SCHEME) and not Path(uri).is_dir():
         raise SourceError(f"{uri}: no such folder: give a webdataset root, or an output and `truth_column=`")
+    if (Path(uri) / objects.INTERNAL).is_dir():
+        raise SourceError(f"{uri}: is the output of a job, not a webdataset root: add `truth_column=`")
     shards = _shards(uri, split)
     states = {shard: " ".join(_file(shard).state().values()) for shard in shards}
     return Root(uri, split, _kind(uri), shards, states)
