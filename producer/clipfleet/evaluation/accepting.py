@@ -8,16 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from clipfleet.evaluation.measuring import confusion_cells
+from clipfleet.evaluation.measuring import RANKING_RESAMPLES, confusion_cells, share_interval
 from clipfleet.evaluation.outcome import ClassRow, Interval, Measured
 from clipfleet.evaluation.truth import NONE
-from clipfleet.labels.comparing import bootstrap
+from clipfleet.labels.comparing import RESAMPLES
 from clipfleet.labels.intervals import wilson
 from clipfleet.labels.metrics import auroc, average_precision, mean_per_class_recall, share_within
 
 Array = np.ndarray
-
-_RESAMPLES = 200  # of metrics that sort all items
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
         metrics[name] = statistic(once)
         if name not in intervals:
             is_sorting = name in ("none_auroc", "mean_average_precision")
-            intervals[name] = bootstrap(statistic, items, **({"resamples": _RESAMPLES} if is_sorting else {}))
+            intervals[name] = share_interval(statistic, items, RANKING_RESAMPLES if is_sorting else RESAMPLES)
     return Measured(
         metrics, intervals, items, classes=_rows(rows, names), notes=tuple(notes), resampled=resampled,
         confusion=confusion_cells(true, rows.best_accepted, [*names, NONE]) if has_none else (),

@@ -162,7 +162,8 @@ def _splits(uri: str) -> list[str]:
     if not uri.startswith(SCHEME):
         return sorted(path.parent.name for path in Path(uri).glob(f"*/{SHARDS}"))
     bucket, key = split_s3_uri(uri)
-    names = (one.key[len(key) + 1 :] for one in islice(listing(default_client(), bucket, f"{key}/"), _LISTED))
+    prefix = f"{key}/" if key else ""
+    names = (one.key[len(prefix) :] for one in islice(listing(default_client(), bucket, prefix), _LISTED))
     return sorted({name.partition("/")[0] for name in names if name.partition("/")[2] == SHARDS})
 
 

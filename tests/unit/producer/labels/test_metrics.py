@@ -180,3 +180,16 @@ def test_a_bootstrap_interval_of_a_share_is_as_wide_as_its_standard_error() -> N
     assert (low, high) == pytest.approx((0.25 - reach, 0.25 + reach), abs=0.006)
     assert bootstrap(lambda weights: float((hits * weights).sum() / weights.sum()), 400) == (low, high)
     assert all(map(math.isnan, bootstrap(lambda _: math.nan, 5)))
+
+
+def test_the_interval_of_a_ranking_is_around_its_value() -> None:
+    """Copies of an item stand together, which raises the precision of each resample."""
+    draws = np.random.default_rng(0)
+    scores, truth = draws.random(300), draws.random(300) < 0.05
+
+    def statistic(weights: np.ndarray) -> float:
+        return metrics.average_precision(scores, truth, weights)
+
+    low, high = bootstrap(statistic, 300, resamples=200)
+
+    assert low < metrics.average_precision(scores, truth) < high
