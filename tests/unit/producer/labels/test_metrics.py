@@ -183,13 +183,14 @@ def test_a_bootstrap_interval_of_a_share_is_as_wide_as_its_standard_error() -> N
 
 
 def test_the_interval_of_a_ranking_is_around_its_value() -> None:
-    """Copies of an item stand together, which raises the precision of each resample."""
+    """Copies of an item stand together, which raises the precision in each resample."""
     draws = np.random.default_rng(0)
-    scores, truth = draws.random(300), draws.random(300) < 0.05
+    scores, truth = draws.random((600, 80)), draws.random((600, 80)) < 0.05
 
     def statistic(weights: np.ndarray) -> float:
-        return metrics.average_precision(scores, truth, weights)
+        each = zip(scores.T, truth.T, strict=True)
+        return float(np.mean([metrics.average_precision(one, true, weights) for one, true in each]))
 
-    low, high = bootstrap(statistic, 300, resamples=200)
+    low, high = bootstrap(statistic, 600, resamples=60)
 
-    assert low < metrics.average_precision(scores, truth) < high
+    assert low < statistic(np.ones(600, int)) < high
