@@ -56,7 +56,7 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
             mean_per_class_recall, true, rows.best_accepted, len(names) + 1
         )
         intervals["acc1"] = wilson(int(right.sum()), items)
-        metrics["acc5"] = None
+        metrics |= {"acc1": None, "acc5": None}  # in this order
         notes.append("acc5 is null: a label set with `none` chooses one label, or none")
     right_pairs, accepted, true_pairs = (
         one.sum(axis=1) for one in (rows.truth & rows.accepted, rows.accepted, rows.truth)
@@ -76,6 +76,9 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
             "mean_average_precision is null: the rows do not have the scores of all labels; "
             f"label with a top k of {len(names)}"
         )
+    for name, below in (("precision", accepted), ("recall", true_pairs)):
+        if below.any():
+            intervals[name] = wilson(int(right_pairs.sum()), int(below.sum()))
     once = np.ones(items, np.int64)
     for name, statistic in resampled.items():
         metrics[name] = statistic(once)

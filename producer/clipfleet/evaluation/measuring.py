@@ -98,6 +98,7 @@ def class_groups(rows: Sequence[ClassRow], groups: Mapping[str, str]) -> tuple[G
                 len(own),
                 _mean_of([row.recall for row in own]),
                 _mean_of([row.precision for row in own]),
+                _mean_of([row.average_precision for row in own]),
             )
         )
     return tuple(found)

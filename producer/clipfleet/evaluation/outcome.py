@@ -42,6 +42,7 @@ class GroupRow:
     labels: int
     recall: float | None
     precision: float | None
+    average_precision: float | None
 
 
 @dataclass(frozen=True, slots=True)
