@@ -112,7 +112,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 def confusion_cells(truth: Array, predicted: Array, names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells of the confusion matrix that are not 0, the highest first."""
     cells = confusion(truth, predicted, len(names))
-    return tuple(Cell(names[true], names[guessed], count) for true, guessed, count in cells)
+    return tuple(Cell(names[true], names[guessed], count, true, guessed) for true, guessed, count in cells)
 
 
 def measure_multilabel(images: Array, classifier: Array, truth: Array, names: Sequence[str]) -> Measured:

@@ -47,11 +47,13 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of the confusion matrix."""
+    """A cell of the confusion matrix. Several classes of a root may have one name: their indexes differ."""
 
     truth: str
     predicted: str
     count: int
+    truth_index: int
+    predicted_index: int
 
 
 @dataclass(frozen=True, slots=True)

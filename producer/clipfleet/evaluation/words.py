@@ -22,7 +22,7 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
         yield f"  {note}"
     yield from _class_lines(measured.classes)
     yield from _group_lines(measured.groups)
-    confused = [cell for cell in measured.confusion if cell.truth != cell.predicted][:_SHOWN]
+    confused = [cell for cell in measured.confusion if cell.truth_index != cell.predicted_index][:_SHOWN]
     if confused:
         yield "most frequent confusions"
         width = max(len(str(cell.count)) for cell in confused)
