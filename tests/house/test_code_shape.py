@@ -52,6 +52,7 @@ def modules(*folders: str) -> list[Module]:
 
 PRODUCER, WORKER = modules("producer"), modules("worker")
 ALL = [*PRODUCER, *WORKER]
+ARRAY_MODULES.update(module.name for module in PRODUCER if module.name.startswith("clipfleet/evaluation/"))
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

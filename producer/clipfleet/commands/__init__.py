@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.commands import following, jobs, marking, results, submitting
+from clipfleet.commands import evaluating, following, jobs, marking, results, submitting
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
@@ -32,6 +32,7 @@ for _function, _example in (
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
+    (evaluating.evaluate, "clipfleet evaluate wds_cifar10 --split test"),
     (jobs.cancel, "clipfleet cancel nightly-2026-11-30"),
     (jobs.pause, "clipfleet pause nightly-2026-11-30"),
     (jobs.resume, "clipfleet resume nightly-2026-11-30"),
