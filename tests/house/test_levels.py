@@ -23,6 +23,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "resume exports",
         "job_handle",
         "client",
+        "evaluation",
         "commands",
         "__main__",
     ),

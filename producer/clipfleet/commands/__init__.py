@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.commands import following, jobs, results, submitting
+from clipfleet.commands import evaluating, following, jobs, results, submitting
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
@@ -29,6 +29,7 @@ for _function, _example in (
     (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
     (results.show, "clipfleet show cats/1.jpg --job results/photos"),
     (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
+    (evaluating.evaluate, "clipfleet evaluate wds_cifar10 --split test"),
     (jobs.cancel, "clipfleet cancel nightly-2026-11-30"),
     (jobs.pause, "clipfleet pause nightly-2026-11-30"),
     (jobs.resume, "clipfleet resume nightly-2026-11-30"),

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -38,6 +38,8 @@ _SAMPLE_ITEMS = 256
 _MAX_TEXT_BYTES = 16 * 1024 * 1024  # of one .json, .txt or .cls
 _BLOCK_BYTES = 512
 
+_CARRIED = ("json", "txt", "cls")  # extensions of the members that become columns
+
 # Names that no field of a .json can have.
 _URI_FIELD = "\0uri"
 _ID_FIELD = "\0id"
@@ -52,7 +54,7 @@ class Shard:
 
 
 @dataclass(slots=True)
-class _Group:
+class Group:
     """Members with one key."""
 
     key: str
@@ -100,7 +102,7 @@ class TarSource:
         for shard in self._shards:
             file = shard.open()
             with file.open() as stream:
-                for group in _groups(stream, file):
+                for group in groups(stream, file):
                     yield from group.records()
 
 
@@ -110,9 +112,13 @@ def shards_state(shards: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {"shards": str(len(shards)), "sha256": digest.hexdigest()[:16]}
 
 
-def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
-    """Group consecutive members by key."""
-    group = _Group("")
+def groups(stream: BinaryIO, file: SourceFile, extensions: Collection[str] = _CARRIED) -> Iterator[Group]:
+    """Group consecutive members by key; read those with these extensions, in lower case, beside the images.
+
+    Raises:
+        SourceError: the archive is damaged or truncated.
+    """
+    group = Group("")
     for archive, info in _members(stream, file.name):
         match = _NAME.fullmatch(info.name)
         if match is None or not info.isreg():
@@ -120,11 +126,11 @@ def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
         key, extension = match[1], match[2].lower()
         if key != group.key:
             yield group
-            group = _Group(key)
+            group = Group(key)
         if is_image_name(info.name):
             member = TarMember(file.uri, info.name, info.offset_data, info.size)
             group.images.append((member, str(info.mtime)))
-        elif extension in ("json", "txt", "cls"):
+        elif extension in extensions:
             group.texts[extension] = _content(archive, info, file.name)
     yield group
 

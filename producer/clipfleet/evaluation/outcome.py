@@ -1,0 +1,147 @@
+"""What an evaluation returns, and the JSON objects that are written of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+
+from clipfleet.errors import UsageError
+from clipfleet.evaluation.vectors import FailedItem
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One class of a table."""
+
+    index: int
+    label: str
+    n: int  # items of this class
+    predicted: int  # items classified as it
+    recall: float | None = None
+    recall_interval: Interval | None = None  # 95 %, Wilson
+    precision: float | None = None
+    precision_interval: Interval | None = None
+    average_precision: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of the confusion matrix."""
+
+    truth: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Metrics of some items, and what is needed to compare them with another evaluation of the same items."""
+
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, Interval]  # 95 %
+    items: int  # that the metrics count
+    classes: tuple[ClassRow, ...] = ()
+    confusion: tuple[Cell, ...] = ()
+    notes: tuple[str, ...] = ()  # why a metric is null
+    right: np.ndarray | None = None  # bool (items,), of a classification
+    # Metrics of resampled items, by name; takes the multiplicity of each item.
+    resampled: Mapping[str, Callable[[np.ndarray], float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A metric of two evaluations of the same items."""
+
+    metric: str
+    value: float | None
+    other: float | None
+    difference: float | None  # value - other
+    interval: Interval | None  # 95 % of the difference, paired bootstrap
+    p_value: float | None = None  # of acc1: McNemar
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation."""
+
+    source: str
+    split: str | None
+    task: str
+    dataset: str
+    model: str
+    precision: str
+    decode: str
+    model_fingerprint: str | None
+    outputs: Mapping[str, str]  # by what they hold
+    measured: Measured
+    failed: tuple[FailedItem, ...]
+    items_ok: np.ndarray  # bool (all items,): those that the metrics count
+    compared_with: str | None = None
+    comparison: tuple[Compared, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Everything as one JSON object; null where a metric has no value."""
+        measured = self.measured
+        plain = {
+            name: getattr(self, name)
+            for name in ("source", "split", "task", "dataset", "model", "precision", "decode")
+        }
+        return _finite_values({
+            **plain,
+            "model_fingerprint": self.model_fingerprint,
+            "outputs": dict(self.outputs),
+            "items": measured.items,
+            "failed": [asdict(one) for one in self.failed],
+            "metrics": dict(measured.metrics),
+            "intervals": dict(measured.intervals),
+            "notes": list(measured.notes),
+            "classes": [asdict(one) for one in measured.classes],
+            "confusion": [asdict(one) for one in measured.confusion],
+            "compared_with": self.compared_with,
+            "comparison": [asdict(one) for one in self.comparison],
+        })  # fmt: skip
+
+    def clip_benchmark_document(self) -> dict[str, Any]:
+        """The object that `clip_benchmark eval` writes and `clip_benchmark build` reads."""
+        name, _, pretrained = ("", "", "") if "/" in self.model else self.model.partition(":")
+        return _finite_values({
+            "dataset": self.dataset, "model": name or self.model, "pretrained": pretrained,
+            "task": self.task, "metrics": dict(self.measured.metrics), "language": "en",
+        })  # fmt: skip
+
+
+def _finite_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object so that the file is there whole, or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            json.dump(document, file)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None

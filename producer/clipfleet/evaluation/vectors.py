@@ -1,0 +1,220 @@
+"""Vectors of images and texts, by ordinary embed jobs whose outputs are kept.
+
+The ids of the jobs depend on what is embedded and how, so that the same evaluation finds its jobs again: a
+complete output is read without Redis, an incomplete one is resumed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.contract.columns import VectorType
+from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Job, JobState, Lane, Precision
+from clipfleet.contract.label_sets import short_hash
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.contract.parts import ItemStatus
+from clipfleet.errors import JobNotFoundError, OutputConflictError, OutputDamagedError, UsageError, WorldError
+from clipfleet.labels.metrics import unit
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.outputs import open_output
+from clipfleet.results.part_rows import PartRows
+from clipfleet.results.rows import RowReader, vectors
+from clipfleet.settings import CommaSeparated, checked
+
+if TYPE_CHECKING:
+    from clipfleet.sources import SourceLike
+
+DEFAULT_FOLDER = "clipfleet-evaluations"
+_COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+Wait = Callable[[JobHandle], JobStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item without a vector, which no metric counts."""
+
+    item_index: int
+    item_id: str
+    error_code: str
+    error_detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of all items of a job, in order."""
+
+    features: np.ndarray  # float32 (items, d), of length 1; of failed items 0
+    ok: np.ndarray  # bool (items,)
+    failed: tuple[FailedItem, ...]
+    model_fingerprint: str | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The model, and how it sees images."""
+
+    model: str = DEFAULT_MODEL
+    precision: Precision = Precision.AUTO
+    decode: DecodeRoute = DecodeRoute.FAST
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Runs the jobs of evaluations with one model, or reads those that have run.
+
+    `connect` is called once a job must run; `wait` blocks until a job has ended.
+    """
+
+    connect: Callable[[], Client]
+    options: ModelOptions
+    place: str  # folder or S3 prefix of the outputs
+    wait: Wait = JobHandle.wait
+    lane: Lane = Lane.NORMAL
+
+    def images(self, source: str, state: Mapping[str, str]) -> Embedded:
+        """Embed the images of a source; `state` is the version of its content.
+
+        Raises:
+            UsageError: no image could be embedded; the message says why.
+            WorldError: the job failed, or Redis or the output is unavailable.
+        """
+        key = short_hash([source, dict(state), *self._identity(), self.options.decode])
+        return self._embedded(f"images-{key}", lambda client, options: client.embed(source, options=options))
+
+    def texts(self, texts: Sequence[str]) -> Embedded:
+        """Embed texts, each distinct one once; the result is in their order. Raises like `images`."""
+        distinct = list(dict.fromkeys(texts))
+        source: SourceLike = distinct
+        key = short_hash([distinct, *self._identity()])
+        found = self._embedded(
+            f"texts-{key}", lambda client, options: client.embed_text(source, options=options)
+        )
+        position = {text: number for number, text in enumerate(distinct)}
+        order = np.array([position[text] for text in texts])
+        return Embedded(
+            found.features[order], found.ok[order], found.failed, found.model_fingerprint, found.output
+        )
+
+    def _identity(self) -> list[str]:
+        return [normalise_model(self.options.model), self.options.precision]
+
+    def _embedded(self, name: str, submit: Callable[[Client, JobOptions], JobHandle]) -> Embedded:
+        job_id, output = f"evaluate-{name}", f"{self.place.rstrip('/')}/{name}"
+        reader = PartRows(open_output(output))
+        if not _is_complete(reader, job_id):
+            self._run(submit, self._job_id(reader.job(), job_id), output)
+        found = embedded(reader)
+        if not found.ok.any():
+            raise _nothing_embedded(found)
+        return found
+
+    def _job_id(self, holder: Job | None, job_id: str) -> str:
+        """Id of the job that has the output; a new one if the output of an earlier job is gone."""
+        if holder is not None:
+            return holder.job_id
+        with suppress(JobNotFoundError):
+            self.connect().job(job_id)
+            return f"{job_id}-{secrets.token_hex(3)}"
+        return job_id
+
+    def _run(self, submit: Callable[[Client, JobOptions], JobHandle], job_id: str, output: str) -> None:
+        job = submit(
+            self.connect(),
+            JobOptions(
+                job_id=job_id, output=output, model=self.options.model, precision=self.options.precision,
+                decode=self.options.decode, lane=self.lane, vector_type=VectorType.FLOAT32,
+            ),
+        )  # fmt: skip
+        if job.had_ended:  # nothing of it was ok, or it was cancelled
+            job.retry()
+        status = self.wait(job)
+        if status.state not in _COMPLETE:
+            reason = f": {status.reason}" if status.reason else ""
+            raise WorldError(
+                f"job {job_id} is {status.state}{reason}; the same command continues it, from {output}"
+            )
+
+
+def default_place() -> str:
+    """Where evaluations keep their vectors unless told: below the first output root that this process knows.
+
+    A worker of `clipfleet-worker up` may write there; without a known root, below the current folder.
+    """
+    roots = checked(_Roots).output_roots
+    return f"{roots[0].rstrip('/')}/{DEFAULT_FOLDER}" if roots else DEFAULT_FOLDER
+
+
+class _Roots(BaseSettings):
+    """The output roots of the workers, where the environment has them, as that of `up`."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPFLEET_", frozen=True, env_ignore_empty=True)
+
+    output_roots: CommaSeparated[str] = ()
+
+
+def embedded(reader: RowReader) -> Embedded:
+    """Read all vectors of an output, and its failed rows.
+
+    Raises:
+        UsageError: the output keeps no vectors, or one of them is not finite.
+        OutputDamagedError: rows are missing.
+    """
+    columns = ["item_index", "item_id", "status", "error_code", "error_detail", "model_fingerprint"]
+    failed: list[FailedItem] = []
+    total, fingerprints = 0, set[str]()
+    for batch in reader.read(columns).batches:
+        total += batch.num_rows
+        fingerprints.update(filter(None, batch["model_fingerprint"].unique().to_pylist()))
+        for row in batch.to_pylist() if ItemStatus.FAILED in batch["status"].to_pylist() else ():
+            if row["status"] == ItemStatus.FAILED:
+                named = (row[name] or "" for name in ("item_id", "error_code", "error_detail"))
+                failed.append(FailedItem(row["item_index"], *named))
+    if len(fingerprints) > 1:
+        raise OutputConflictError(
+            f"{reader.uri}: rows of {len(fingerprints)} different models: embed it again into a new output"
+        )
+    indexes, matrix = vectors(reader)
+    if len(indexes) + len(failed) != total or (len(indexes) and indexes.max() >= total):
+        if not len(indexes):
+            raise UsageError(
+                f"{reader.uri}: keeps no vectors: embed its source, or add `store_embeddings=True`"
+            )
+        raise OutputDamagedError(f"{reader.uri}: rows are missing: is the job still running?")
+    features = np.zeros((total, matrix.shape[1]), np.float32)
+    features[indexes] = unit(matrix)
+    strange = indexes[~np.isfinite(features[indexes]).all(axis=1)]
+    if len(strange):
+        raise UsageError(
+            f"{reader.uri}: the vector of item {strange[0]} is not finite, and {len(strange) - 1:,} more: "
+            "the model is damaged, or overflows in this precision; try `precision=` fp32"
+        )
+    ok = np.zeros(total, bool)
+    ok[indexes] = True
+    return Embedded(features, ok, tuple(failed), next(iter(fingerprints), None), reader.uri)
+
+
+def _is_complete(reader: PartRows, job_id: str) -> bool:
+    """Whether a job has ended here, with an ok row at least."""
+    job = reader.job()
+    if job is None or not job.job_id.startswith(job_id) or reader.finished_at() is None:
+        return False
+    statuses = (batch["status"].to_pylist() for batch in reader.read(["status"]).batches)
+    return any(ItemStatus.OK in found for found in statuses)
+
+
+def _nothing_embedded(found: Embedded) -> UsageError:
+    first = found.failed[0]
+    return UsageError(
+        f"none of {len(found.failed):,} items could be embedded, for example {first.item_id}: "
+        f"{first.error_code}: {first.error_detail}; the rows are in {found.output}"
+    )

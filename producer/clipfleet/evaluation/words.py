@@ -1,0 +1,80 @@
+"""An evaluation in a few lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, Interval
+from clipfleet.wording import counted
+
+_SHOWN = 5  # classes, confusions and failed items
+
+
+def evaluation_lines(found: Evaluation) -> Iterator[str]:
+    """The metrics with their 95 % intervals, the worst classes, the most frequent confusions, what failed."""
+    measured = found.measured
+    where = found.source if found.split is None else f"{found.source}, split {found.split}"
+    yield f"{where}: {counted(measured.items, 'item')}, model {found.model}"
+    width = max(map(len, measured.metrics))
+    for name, value in measured.metrics.items():
+        yield f"  {name:<{width}}  {_number(value)}{_interval(measured.intervals.get(name))}"
+    for note in measured.notes:
+        yield f"  {note}"
+    yield from _class_lines(measured.classes)
+    confused = [cell for cell in measured.confusion if cell.truth != cell.predicted][:_SHOWN]
+    if confused:
+        yield "most frequent confusions"
+        width = max(len(str(cell.count)) for cell in confused)
+        for cell in confused:
+            yield f"  {cell.count:>{width}}  {cell.truth} taken for {cell.predicted}"
+    yield from _comparison_lines(found)
+    yield from _failed_lines(found)
+
+
+def _class_lines(classes: tuple[ClassRow, ...]) -> Iterator[str]:
+    scored = [(_score(row), row) for row in classes if row.n and _score(row) is not None]
+    worst = sorted(scored, key=lambda pair: (pair[0] or 0.0, -pair[1].n))[:_SHOWN]
+    if not worst:
+        return
+    what = "recall" if worst[0][1].recall is not None else "average precision"
+    yield f"lowest {what}"
+    width = max(len(row.label) for _, row in worst)
+    for value, row in worst:
+        yield f"  {row.label:<{width}}  {_number(value)}{_interval(row.recall_interval)} of {row.n:,}"
+
+
+def _score(row: ClassRow) -> float | None:
+    return row.recall if row.recall is not None else row.average_precision
+
+
+def _comparison_lines(found: Evaluation) -> Iterator[str]:
+    if not found.comparison:
+        return
+    yield f"compared with {found.compared_with}, 95 % intervals of the differences"
+    width = max(len(one.metric) for one in found.comparison)
+    for one in found.comparison:
+        yield f"  {one.metric:<{width}}  {_comparison_words(one)}"
+
+
+def _comparison_words(one: Compared) -> str:
+    difference = "-" if one.difference is None else f"{one.difference:+.4f}"
+    test = "" if one.p_value is None else f", McNemar p = {one.p_value:.3g}"
+    return f"{_number(one.value)} against {_number(one.other)}: {difference}{_interval(one.interval)}{test}"
+
+
+def _failed_lines(found: Evaluation) -> Iterator[str]:
+    if not found.failed:
+        return
+    yield f"left out: {counted(len(found.failed), 'failed item')}"
+    for one in found.failed[:_SHOWN]:
+        yield f"  {one.item_id}: {one.error_code}: {one.error_detail}"
+    if len(found.failed) > _SHOWN:
+        yield f"  and {len(found.failed) - _SHOWN:,} more"
+
+
+def _number(value: float | None) -> str:
+    return "-     " if value is None else f"{value:.4f}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -1,0 +1,20 @@
+"""The extra `[analysis]`: what the base install lacks."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from clipfleet.errors import UsageError
+
+
+def require_numpy(what: str) -> None:
+    """Refuse to continue without numpy.
+
+    Args:
+        what: needs it, in the plural, as the message begins: `embeddings`, `marks`.
+
+    Raises:
+        UsageError: numpy is not installed.
+    """
+    if find_spec("numpy") is None:
+        raise UsageError(f"{what} need numpy: pip install 'clipfleet[analysis]'")
