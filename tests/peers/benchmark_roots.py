@@ -1,4 +1,4 @@
-"""Data sets in the layouts that `clip_benchmark_export_wds` reads, and webdataset roots by hand; of drawings."""
+"""Data sets of drawings in the layouts that `clip_benchmark_export_wds` reads, and roots by hand."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SAMPLES = files("clipfleet_worker") / "samples"
 SAMPLES: list[dict[str, str]] = json.loads((_SAMPLES / "samples.json").read_text())
 NAMES = [sample["name"] for sample in SAMPLES]
 # Those that its `voc2007_multilabel` knows, in its order.
-VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
-    "sheep sofa train tvmonitor"
-).split()
+VOC = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
 
 
 def png(image: Image.Image) -> bytes:
@@ -39,7 +39,7 @@ def webp(image: Image.Image) -> bytes:
 
 
 def drawing(number: int, seed: int, least: int = 40, most: int = 600) -> Image.Image:
-    """Sample `number` somewhere on a coloured ground with some noise; the sides have `least` to `most` pixels."""
+    """Sample `number` on a coloured ground with some noise; the sides have `least` to `most` pixels."""
     random = np.random.default_rng(seed)
     width, height = (int(side) for side in random.integers(least, most + 1, 2))
     ground = random.integers(150, 256, 3) + random.normal(0, 6, (height, width, 3))
@@ -87,7 +87,7 @@ def npy(vector: np.ndarray) -> bytes:
 
 
 def write_fer2013(folder: Path) -> None:
-    """Its `fer2013`: a folder of images for each of seven classes, with six templates; unequally many of each."""
+    """Its `fer2013`: a folder of images for each of seven classes, unequally many; it has six templates."""
     for label in range(7):
         of_class = folder / "test" / str(label)
         of_class.mkdir(parents=True)

@@ -2,8 +2,8 @@
 
     python export_captions.py FOLDER OUTPUT
 
-FOLDER is written by `write_captions`. `clip_benchmark_export_wds --retrieval` itself fails in 1.6.2, on any data set
-without classes. Imports nothing of clipfleet.
+FOLDER is written by `write_captions`. `clip_benchmark_export_wds --retrieval` itself fails in 1.6.2 on any
+data set without classes. Imports nothing of clipfleet.
 """
 
 from __future__ import annotations
