@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,17 +15,22 @@ from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import EXIT_SOME_FAILED, interruptible
 from clipfleet.commands.interrupted import words_after_watching
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, names_between_commas, not_empty
+from clipfleet.commands.results import row_reader
+from clipfleet.commands.submitting import LABELS_HELP, Template, chosen_label_sets
 from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Lane, Precision
 from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
 from clipfleet.terminal.console import say, say_trouble
-from clipfleet.terminal.help import OUTPUT, ROWS, SOURCE
+from clipfleet.terminal.help import GENERAL, LABELS, OUTPUT, ROWS, SOURCE
 from clipfleet.terminal.progress import JobProgress
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
+    from clipfleet.contract.label_sets import LabelSet
     from clipfleet.evaluation.outcome import Evaluation
+    from clipfleet.evaluation.vectors import Embedder
     from clipfleet.ledger.jobs import JobStatus
+    from clipfleet.results.rows import RowReader
 
 
 _Evaluated = Annotated[
@@ -32,7 +38,8 @@ _Evaluated = Annotated[
     typer.Argument(
         metavar="ROOT|JOB|OUTPUT",
         callback=not_empty,
-        help="a webdataset root in CLIP_benchmark's layout, a folder or s3://BUCKET/PREFIX",
+        help="a webdataset root in CLIP_benchmark's layout (a folder or s3://BUCKET/PREFIX); with "
+        "--truth-column: a job id, `last`, or the folder or S3 prefix of results",
     ),
 ]
 _Split = Annotated[
@@ -52,6 +59,30 @@ _Recalls = Annotated[
         metavar="K",
         help="the K of recall@K, of a retrieval root; repeatable (default: 5)",
         rich_help_panel=ROWS,
+    ),
+]
+_TruthColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        callback=not_empty,
+        help="column of the source with the right label or its index (of several labels: A|B): measures the "
+        "rows that are there; with --labels or --label-set: the vectors that are there",
+        rich_help_panel=ROWS,
+    ),
+]
+_Labels = Annotated[str | None, typer.Option(help=LABELS_HELP, rich_help_panel=LABELS)]
+_LabelSet = Annotated[
+    str | None, typer.Option(metavar="FILE", help="a .yaml or .json file with labels", rich_help_panel=LABELS)
+]
+_Compare = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL|JOB|OUTPUT",
+        callback=not_empty,
+        help="also evaluate another model on the root, or another output of the same items, and test the "
+        "differences",
+        rich_help_panel=GENERAL,
     ),
 ]
 _Place = Annotated[
@@ -75,26 +106,32 @@ _ClipBenchmarkJson = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     source: _Evaluated,
     split: _Split = "test",
     task: _Task = "auto",
+    truth_column: _TruthColumn = None,
+    labels: _Labels = None,
+    label_set: _LabelSet = None,
+    template: Template = None,
     model: Annotated[str, JOB_OPTIONS["model"]] = DEFAULT_MODEL,
     precision: Annotated[Precision, JOB_OPTIONS["precision"]] = Precision.AUTO,
     decode: Annotated[DecodeRoute, JOB_OPTIONS["decode"]] = DecodeRoute.FAST,
     lane: Annotated[Lane, JOB_OPTIONS["lane"]] = Lane.NORMAL,
     recall_k: _Recalls = None,
     output: _Place = None,
+    compare: _Compare = None,
     clip_benchmark_json: _ClipBenchmarkJson = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well a model, or the rows of a job, agree with known labels."""
+    """Measure how well a model, or the rows or vectors of a job, agree with known labels."""
     require_numpy("evaluations")
-    from clipfleet.evaluation.on_roots import EvaluationTask, evaluate_root
+    from clipfleet.evaluation.on_roots import evaluate_root, task_named
+    from clipfleet.evaluation.pairs import compare as compared
     from clipfleet.evaluation.roots import read_root
     from clipfleet.evaluation.vectors import Embedder, ModelOptions, default_place
 
-    if task not in list(EvaluationTask):
-        raise UsageError(f"--task {task!r} is not one of {', '.join(EvaluationTask)}")
+    _refuse_ignored(context, is_root=truth_column is None, has_labels=bool(labels or label_set))
     recalls = _recalls(recall_k or [])
     with ExitStack() as opened:
         connect = cache(lambda: opened.enter_context(open_client()))
@@ -102,8 +139,55 @@ def evaluate(
             connect, ModelOptions(model, precision, decode), output or default_place(),
             lambda job: _wait(connect(), job, quiet=as_json), lane,
         )  # fmt: skip
-        found = evaluate_root(read_root(source, split), embedder, task=EvaluationTask(task), recalls=recalls)
+
+        def evaluated(name: str) -> Evaluation:
+            """Evaluate rows or vectors of this name, or a model of this name on the root."""
+            if truth_column is None:
+                one = replace(embedder, options=ModelOptions(name, precision, decode))
+                return evaluate_root(read_root(source, split), one, task=task_named(task), recalls=recalls)
+            chosen = _label_set(labels, label_set, template or [])
+            with row_reader(name) as reader:
+                return _evaluate_output(reader, truth_column, chosen, embedder)
+
+        found = evaluated(model if truth_column is None else source)
+        if compare is not None:
+            found = compared(found, evaluated(compare), compare)
     _report(found, clip_benchmark_json, as_json=as_json)
+
+
+_OF_ROOTS = ("split", "task", "model", "precision", "decode", "recall_k", "clip_benchmark_json")
+_OF_VECTORS = ("labels", "label_set", "template")
+_OF_JOBS = ("output", "lane")
+
+
+def _refuse_ignored(context: typer.Context, *, is_root: bool, has_labels: bool) -> None:
+    """Refuse options that this kind of evaluation ignores."""
+    ignored = {name: "--truth-column" for name in _OF_VECTORS if is_root}
+    ignored |= {name: "a ROOT, not with --truth-column" for name in _OF_ROOTS if not is_root}
+    ignored |= {name: "a ROOT or --labels" for name in _OF_JOBS if not is_root and not has_labels}
+    for name, goes_with in ignored.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} goes with {goes_with}")
+
+
+def _label_set(labels: str | None, file: str | None, templates: list[str]) -> LabelSet | None:
+    if labels is None and file is None:
+        return None
+    if labels is not None and file is not None:
+        raise UsageError("give --labels or --label-set, not both")
+    return chosen_label_sets(labels, [] if file is None else [file], templates)[0]
+
+
+def _evaluate_output(
+    reader: RowReader, column: str, label_set: LabelSet | None, embedder: Embedder
+) -> Evaluation:
+    from clipfleet.evaluation.on_rows import evaluate_rows
+    from clipfleet.evaluation.on_vectors import evaluate_vectors
+
+    if label_set is None:
+        return evaluate_rows(reader, column)
+    return evaluate_vectors(reader, column, label_set, embedder)
 
 
 def _report(found: Evaluation, clip_benchmark_json: Path | None, *, as_json: bool) -> None:

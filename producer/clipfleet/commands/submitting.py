@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 
 Submit = Callable[["Client"], "JobHandle"]
 
-_LABELS_HELP = (
+LABELS_HELP = (
     "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
 )
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})",
+        rich_help_panel=LABELS,
+    ),
+]
 _LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; repeatable"
 
 
@@ -66,14 +73,8 @@ def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Calla
 @_with_job_options()
 def classify(
     source: Source,
-    labels: Annotated[str | None, typer.Option(help=_LABELS_HELP, rich_help_panel=LABELS)] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})",
-            rich_help_panel=LABELS,
-        ),
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help=LABELS_HELP, rich_help_panel=LABELS)] = None,
+    template: Template = None,
     label_set: Annotated[
         list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP, rich_help_panel=LABELS)
     ] = None,

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from clipfleet.evaluation.outcome import Cell, ClassRow, Interval, Measured
+from clipfleet.evaluation.outcome import Cell, ClassRow, GroupRow, Interval, Measured
 from clipfleet.labels.comparing import RESAMPLES, bootstrap
 from clipfleet.labels.intervals import wilson
 from clipfleet.labels.metrics import (
@@ -49,15 +49,15 @@ def classification_measured(
     """Measure a classification by the ranks of the true classes; `notes` say why acc5 is null, if it is."""
     classes = len(names)
     resampled: dict[str, Callable[[Array], float]] = {
-        "acc1": partial(_weighted_accuracy, ranks.rank, 1),
-        "mean_per_class_recall": partial(_weighted_recall, truth, ranks.predicted, classes),
+        "acc1": partial(share_within, ranks.rank, 1),
+        "mean_per_class_recall": partial(mean_per_class_recall, truth, ranks.predicted, classes),
     }
     metrics: dict[str, float | None] = {"acc1": share_within(ranks.rank, 1), "acc5": None}
     intervals = {"acc1": _wilson_of(ranks.rank < 1)}
     if not notes:
         metrics["acc5"] = share_within(ranks.rank, TOP_FIVE)
         intervals["acc5"] = _wilson_of(ranks.rank < TOP_FIVE)
-        resampled["acc5"] = partial(_weighted_accuracy, ranks.rank, TOP_FIVE)
+        resampled["acc5"] = partial(share_within, ranks.rank, TOP_FIVE)
     metrics["mean_per_class_recall"] = mean_per_class_recall(truth, ranks.predicted, classes)
     intervals["mean_per_class_recall"] = bootstrap(resampled["mean_per_class_recall"], len(truth))
     return Measured(
@@ -85,6 +85,27 @@ def class_rows(truth: Array, predicted: Array, names: Sequence[str]) -> tuple[Cl
         )
         for index, (name, true, guessed, right) in enumerate(rows)
     )  # fmt: skip
+
+
+def class_groups(rows: Sequence[ClassRow], groups: Mapping[str, str]) -> tuple[GroupRow, ...]:
+    """Means of the rows by group; `groups` names the group of a label, if it has one."""
+    found = []
+    for group in dict.fromkeys(groups.values()):
+        own = [row for row in rows if groups.get(row.label) == group]
+        found.append(
+            GroupRow(
+                group,
+                len(own),
+                _mean_of([row.recall for row in own]),
+                _mean_of([row.precision for row in own]),
+            )
+        )
+    return tuple(found)
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def confusion_cells(truth: Array, predicted: Array, names: Sequence[str]) -> tuple[Cell, ...]:
@@ -132,7 +153,7 @@ def measure_retrieval(images: Array, texts: Array, image_of_text: Array, at: Seq
         }
         resampled |= {
             of_images: partial(_weighted_image_recall, ranks.image_of_text, image_of_text, k),
-            of_texts: partial(_weighted_accuracy, ranks.text_of_image, k),
+            of_texts: partial(share_within, ranks.text_of_image, k),
         }
         intervals |= {
             of_images: bootstrap(resampled[of_images], len(images)),
@@ -155,14 +176,6 @@ def difference_interval(
 
 def _wilson_of(hits: Array) -> Interval:
     return wilson(int(hits.sum()), len(hits))
-
-
-def _weighted_accuracy(rank: Array, k: int, weights: Array) -> float:
-    return share_within(rank, k, weights)
-
-
-def _weighted_recall(truth: Array, predicted: Array, classes: int, weights: Array) -> float:
-    return mean_per_class_recall(truth, predicted, classes, weights)
 
 
 def _weighted_precision(orders: Sequence[Array], truth: Array, weights: Array) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
+from clipfleet.contract.label_sets import short_hash
 from clipfleet.errors import SourceError, UsageError
 from clipfleet.evaluation.measuring import measure_classification, measure_multilabel, measure_retrieval
 from clipfleet.evaluation.outcome import Evaluation, Measured
@@ -26,6 +28,13 @@ class EvaluationTask(StrEnum):
     AUTO = "auto"
     CLASSIFICATION = "zeroshot_classification"
     RETRIEVAL = "zeroshot_retrieval"
+
+
+def task_named(name: str) -> EvaluationTask:
+    """The task of this name. Raises `UsageError` with the names that there are."""
+    if name not in list(EvaluationTask):
+        raise UsageError(f"`task=` {name!r} is not one of {', '.join(EvaluationTask)}")
+    return EvaluationTask(name)
 
 
 def evaluate_root(
@@ -54,29 +63,66 @@ def evaluate_root(
     if task not in (EvaluationTask.AUTO, own):
         raise UsageError(f"{root.uri}: its type is {root.kind}, so the task is {own}, not {task}")
     if own is EvaluationTask.RETRIEVAL:
-        measured, images, texts, counted = _retrieval(root, embedder, recalls)
+        gathered = _retrieval(root, embedder, recalls)
     else:
-        measured, images, texts, counted = _classification(root, embedder)
+        gathered = _classification(root, embedder)
     options = embedder.options
     return Evaluation(
         source=root.uri, split=root.split, task=own, dataset=root.name, model=options.model,
-        precision=options.precision, decode=options.decode, model_fingerprint=images.model_fingerprint,
-        outputs={"images": images.output, "texts": texts.output}, measured=measured,
-        failed=(*images.failed, *texts.failed), items_ok=counted,
+        precision=options.precision, decode=options.decode,
+        model_fingerprint=gathered.images.model_fingerprint,
+        outputs={"images": gathered.images.output, "texts": gathered.texts.output},
+        items_ok=gathered.ok, measure=gathered.measure, measured=gathered.measure(gathered.ok),
+        failed=(*gathered.images.failed, *gathered.texts.failed),
+        truth_hash=short_hash([root.uri, root.split, root.state, recalls]),
     )  # fmt: skip
 
 
-def _classification(root: Root, embedder: Embedder) -> tuple[Measured, Embedded, Embedded, Array]:
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Vectors of a root, and how its metrics are computed."""
+
+    images: Embedded
+    texts: Embedded
+    ok: Array  # bool (images,)
+    measure: Callable[[Array], Measured]  # takes such a mask
+
+
+def _classification(root: Root, embedder: Embedder) -> _Gathered:
     names, templates = root.classnames(), root.templates()
     is_multi = root.kind is DatasetType.MULTILABEL
     truth = read_label_vectors(root, len(names)) if is_multi else read_labels(root, len(names))
     texts = embedder.texts(prompts_of(names, templates))
-    _require_all(texts, "prompt")
     images = _images(root, embedder, len(truth))
+    measure = measured_by(images, texts, names, truth)
+    return _Gathered(images, texts, images.ok, measure)
+
+
+def measured_by(
+    images: Embedded, texts: Embedded, names: Sequence[str], truth: Array
+) -> Callable[[Array], Measured]:
+    """How the metrics of some items are computed.
+
+    Args:
+        images: of all items.
+        texts: the prompts of all classes, see `prompts_of`.
+        names: of the classes.
+        truth: int (items,), or bool (items, classes) where an item may have several classes.
+
+    Raises:
+        UsageError: a prompt could not be embedded, or another model embedded the prompts.
+    """
+    if texts.failed:
+        first = texts.failed[0]
+        raise UsageError(f"{texts.output}: prompt {first.item_id}: {first.error_code}: {first.error_detail}")
+    if texts.model_fingerprint != images.model_fingerprint:
+        raise UsageError(
+            f"{images.output} and {texts.output} are of different models "
+            f"({images.model_fingerprint} and {texts.model_fingerprint}): embed the images again"
+        )
     classifier = zero_shot_classifier(texts.features, len(names))
-    measure = measure_multilabel if is_multi else measure_classification
-    measured = measure(images.features[images.ok], classifier, truth[images.ok], names)
-    return measured, images, texts, images.ok
+    measure = measure_multilabel if truth.ndim > 1 else measure_classification
+    return lambda mask: measure(images.features[mask], classifier, truth[mask], names)
 
 
 def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -84,27 +130,28 @@ def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{c}", name) for name in names for template in templates]
 
 
-def _retrieval(
-    root: Root, embedder: Embedder, recalls: Sequence[int]
-) -> tuple[Measured, Embedded, Embedded, Array]:
+def _retrieval(root: Root, embedder: Embedder, recalls: Sequence[int]) -> _Gathered:
     captions = read_captions(root)
     texts = embedder.texts([text for each in captions for text in each])
     images = _images(root, embedder, len(captions))
     image_of_text = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
-    good_text = texts.ok & images.ok[image_of_text]
-    good_image = np.zeros(len(captions), bool)
-    good_image[image_of_text[good_text]] = True
-    number = np.cumsum(good_image) - 1  # of an image among the good ones
-    most = max(recalls)
-    if most > good_image.sum():
-        raise UsageError(f"{root.uri}: recall@{most} needs {most} images, and it has {good_image.sum()}")
-    measured = measure_retrieval(
-        images.features[good_image],
-        texts.features[good_text],
-        number[image_of_text[good_text]],
-        recalls,
-    )
-    return measured, images, texts, good_image
+    ok = np.zeros(len(captions), bool)  # an image, and at least one of its captions
+    ok[image_of_text[texts.ok]] = True
+    ok &= images.ok
+    if max(recalls) > ok.sum():
+        raise UsageError(
+            f"{root.uri}: recall@{max(recalls)} needs as many images, and there are {ok.sum():,}: "
+            "give a lower `recall_k=`"
+        )
+
+    def measure(mask: Array) -> Measured:
+        good = texts.ok & mask[image_of_text]
+        number = np.cumsum(mask) - 1  # of an image among those of the mask
+        return measure_retrieval(
+            images.features[mask], texts.features[good], number[image_of_text[good]], recalls
+        )
+
+    return _Gathered(images, texts, ok, measure)
 
 
 def _images(root: Root, embedder: Embedder, expected: int) -> Embedded:
@@ -115,12 +162,6 @@ def _images(root: Root, embedder: Embedder, expected: int) -> Embedded:
             "remove that folder, and run it again"
         )
     return images
-
-
-def _require_all(texts: Embedded, what: str) -> None:
-    if texts.failed:
-        first = texts.failed[0]
-        raise UsageError(f"{texts.output}: {what} {first.item_id}: {first.error_code}: {first.error_detail}")
 
 
 def read_labels(root: Root, classes: int) -> Array:

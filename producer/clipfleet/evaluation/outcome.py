@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -30,7 +30,18 @@ class ClassRow:
     recall_interval: Interval | None = None  # 95 %, Wilson
     precision: float | None = None
     precision_interval: Interval | None = None
+    f1: float | None = None  # of a set with thresholds: of the accepted labels
     average_precision: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """Means over the labels of a group that have the value."""
+
+    group: str
+    labels: int
+    recall: float | None
+    precision: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +61,16 @@ class Measured:
     intervals: Mapping[str, Interval]  # 95 %
     items: int  # that the metrics count
     classes: tuple[ClassRow, ...] = ()
+    groups: tuple[GroupRow, ...] = ()
     confusion: tuple[Cell, ...] = ()
     notes: tuple[str, ...] = ()  # why a metric is null
     right: np.ndarray | None = None  # bool (items,), of a classification
     # Metrics of resampled items, by name; takes the multiplicity of each item.
     resampled: Mapping[str, Callable[[np.ndarray], float]] = field(default_factory=dict)
+
+    def grouped(self, groups: tuple[GroupRow, ...], notes: Sequence[str]) -> Measured:
+        """The same with a table of groups, and further notes."""
+        return replace(self, groups=groups, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +98,17 @@ class Evaluation:
     decode: str
     model_fingerprint: str | None
     outputs: Mapping[str, str]  # by what they hold
-    measured: Measured
-    failed: tuple[FailedItem, ...]
     items_ok: np.ndarray  # bool (all items,): those that the metrics count
+    measure: Callable[[np.ndarray], Measured]  # takes such a mask
+    measured: Measured  # of `items_ok`
+    failed: tuple[FailedItem, ...]
+    truth_hash: str  # of items and truth: evaluations that share it can be compared
     compared_with: str | None = None
     comparison: tuple[Compared, ...] = ()
+
+    def compared(self, name: str, comparison: tuple[Compared, ...]) -> Evaluation:
+        """The same with a comparison; `name` is that of the other."""
+        return replace(self, compared_with=name, comparison=comparison)
 
     def document(self) -> dict[str, Any]:
         """Everything as one JSON object; null where a metric has no value."""
@@ -104,6 +126,7 @@ class Evaluation:
             "metrics": dict(measured.metrics),
             "intervals": dict(measured.intervals),
             "notes": list(measured.notes),
+            "groups": [asdict(one) for one in measured.groups],
             "classes": [asdict(one) for one in measured.classes],
             "confusion": [asdict(one) for one in measured.confusion],
             "compared_with": self.compared_with,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, Interval
+from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, GroupRow, Interval
 from clipfleet.wording import counted
 
 _SHOWN = 5  # classes, confusions and failed items
@@ -21,6 +21,7 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     for note in measured.notes:
         yield f"  {note}"
     yield from _class_lines(measured.classes)
+    yield from _group_lines(measured.groups)
     confused = [cell for cell in measured.confusion if cell.truth != cell.predicted][:_SHOWN]
     if confused:
         yield "most frequent confusions"
@@ -41,6 +42,16 @@ def _class_lines(classes: tuple[ClassRow, ...]) -> Iterator[str]:
     width = max(len(row.label) for _, row in worst)
     for value, row in worst:
         yield f"  {row.label:<{width}}  {_number(value)}{_interval(row.recall_interval)} of {row.n:,}"
+
+
+def _group_lines(groups: tuple[GroupRow, ...]) -> Iterator[str]:
+    if not groups:
+        return
+    yield "means of groups: recall, precision"
+    width = max(len(row.group) for row in groups)
+    for row in groups:
+        recall, precision = _number(row.recall), _number(row.precision)
+        yield f"  {row.group:<{width}}  {recall}  {precision}  of {counted(row.labels, 'label')}"
 
 
 def _score(row: ClassRow) -> float | None:
