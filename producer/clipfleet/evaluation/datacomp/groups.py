@@ -61,8 +61,9 @@ def jaccard_by_size(values: Sequence[float], candidates: Sequence[int]) -> Metri
     """Mean Jaccard index of WinoGAViL's instances by number of candidates; None where there are none."""
     each, size = np.array(values, float), np.array(candidates)
     chosen = {
-        "avg_jaccard_score": size > 0, "jaccard_score_5": size == 5, "jaccard_score_6": size == 6, "jaccard_score_10": size == 10,
-        "jaccard_score_12": size == 12, "jaccard_score_5-6": size <= 6, "jaccard_score_10-12": size >= 10,
+        "avg_jaccard_score": size > 0, "jaccard_score_5": size == 5, "jaccard_score_6": size == 6,
+        "jaccard_score_10": size == 10, "jaccard_score_12": size == 12, "jaccard_score_5-6": size <= 6,
+        "jaccard_score_10-12": size >= 10,
     }  # fmt: skip
     return {name: _mean(each[inside]) if inside.any() else None for name, inside in chosen.items()}
 
