@@ -76,7 +76,7 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
         metrics["mean_average_precision"] = None
         notes.append(
             "mean_average_precision is null: the rows do not have the scores of all labels; "
-            f"label with --top-k {len(names)}"
+            f"label with a top k of {len(names)}"
         )
     once = np.ones(items, np.int64)
     for name, statistic in resampled.items():

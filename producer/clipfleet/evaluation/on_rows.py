@@ -60,7 +60,7 @@ def evaluate_rows(reader: RowReader, column: str) -> Evaluation:
 def _job_of(reader: RowReader) -> tuple[Job, LabelSet]:
     job = reader.job()
     if job is None:
-        raise UsageError(f"{reader.uri}: its job is not known, so neither are its labels")
+        raise UsageError(f"{reader.uri}: no job has this output, so its labels are not known")
     if job.task is not Task.CLASSIFY:
         raise UsageError(f"{reader.uri}: its rows have no labels: add `labels=`, to label its vectors now")
     if job.label_set_column is not None:
@@ -131,7 +131,7 @@ def _softmax_measure(
     if len(names) < TOP_FIVE:
         no_five = [f"acc5 is null: there are fewer than {TOP_FIVE} labels"]
     elif job.top_k < TOP_FIVE:
-        no_five = [f"acc5 is null: the rows have {job.top_k} labels each, see --top-k"]
+        no_five = [f"acc5 is null: the rows have {job.top_k} labels each, label with a higher top k"]
 
     def measure(mask: Array) -> Measured:
         kept = mask[np.array(read.ok, bool)]

@@ -35,7 +35,7 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
     """
     job = reader.job()
     if job is None:
-        raise UsageError(f"{reader.uri}: its job is not known, so neither is its model")
+        raise UsageError(f"{reader.uri}: no job has this output, so its model is not known")
     if label_set.none:
         raise UsageError("a label set with `none` decides by its background: label with it, then evaluate")
     if not label_set.labels:
