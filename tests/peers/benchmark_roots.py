@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.support.images import encoded
 from tests.support.shards import tar_bytes
@@ -36,6 +36,24 @@ def jpg(image: Image.Image) -> bytes:
 
 def webp(image: Image.Image) -> bytes:
     return encoded(image, "WEBP", lossless=True)
+
+
+def turned_jpg(image: Image.Image) -> bytes:
+    """Lies on its side, and says so; neither program turns it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return encoded(image, "JPEG", exif=exif)
+
+
+def _in(mode: str, image_format: str) -> Encode:
+    return lambda image: encoded(image.convert(mode), image_format)
+
+
+# They convert what has a palette, one bit, 16 bits or four inks before it is resized; open_clip, and we, afterwards.
+MIXED: tuple[tuple[str, Encode], ...] = (
+    ("png", png), ("jpg", jpg), ("webp", webp), ("jpeg", turned_jpg), ("jpg", _in("L", "JPEG")),
+    ("png", _in("RGBA", "PNG")),
+)  # fmt: skip
 
 
 def drawing(number: int, seed: int, least: int = 40, most: int = 600) -> Image.Image:
@@ -149,15 +167,14 @@ def labelled(
 
 def write_by_hand(folder: Path) -> None:
     """The roots `drawings`, `few`, `several`, `captions` and `photos`."""
-    mixed = (("png", png), ("jpg", jpg), ("webp", webp), ("jpeg", jpg))
     templates = ("a photo of a {c}.", "a drawing of a {c}", "{c}")
     names = [f"{name} " for name in NAMES[:20]]
     # Without the images of two classes, which do not count then; and unequally many of the others.
     samples = [
-        one for index, one in enumerate(labelled(range(20), 240, mixed, 0)) if index % 20 not in (4, 9)
+        one for index, one in enumerate(labelled(range(20), 240, MIXED, 0)) if index % 20 not in (4, 9)
     ]
     write_root(folder / "drawings", samples[:-7], classes=names, templates=templates)
-    few = labelled((23, 29, 41), 45, mixed, 5000)
+    few = labelled((23, 29, 41), 45, MIXED, 5000)
     write_root(
         folder / "few", few, classes=[NAMES[number] for number in (23, 29, 41)], templates=templates[:1]
     )

@@ -32,6 +32,7 @@ class Benchmark:
     python: Path
     folder: Path
     results: dict[str, Path] = field(default_factory=dict)  # their files, by root
+    answers: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = field(default_factory=dict)
 
     def call(self, program: str, *arguments: str | Path) -> None:
         done = subprocess.run(
@@ -51,9 +52,14 @@ class Benchmark:
         [row] = csv.DictReader(table.read_text().splitlines())
         return {column: _value(text) for column, text in row.items()}
 
-    def ours(self, root: str, *options: str | Path) -> dict[str, Any]:
-        output = ("--output", self.folder / "evaluations")
-        return self.cluster.run_json("evaluate", self.folder / root, *_AS_THEY_DO, *options, *output)
+    def ours(self, root: str, *options: str) -> tuple[dict[str, Any], Path]:
+        """What our command prints, and the file that it writes for them."""
+        if (root, *options) not in self.answers:
+            file = self.folder / f"ours_{len(self.answers)}.json"
+            output = ("--output", self.folder / "evaluations", "--clip-benchmark-json", file)
+            found = self.cluster.run_json("evaluate", self.folder / root, *_AS_THEY_DO, *options, *output)
+            self.answers[root, *options] = (found, file)
+        return self.answers[root, *options]
 
 
 def _value(text: str) -> Any:
@@ -107,28 +113,27 @@ def _evaluate(benchmark: Benchmark, roots: tuple[str, ...], task: str, *options:
 @pytest.mark.parametrize("root", [*CLASSIFIED, *RETRIEVED])
 def test_the_metrics_are_theirs_to_one_millionth(benchmark: Benchmark, root: str) -> None:
     expected = benchmark.theirs(root)
-    found = benchmark.ours(root, *EXACT)
+    found, _ = benchmark.ours(root, *EXACT)
     assert found["task"] == expected["task"]
     # They write NaN where we write null: acc5 of fewer than five classes.
     metrics = {name: pytest.approx(value, abs=1e-6) for name, value in expected["metrics"].items()}
     if root == "few":
-        assert found["metrics"].pop("acc5") is None
-        del metrics["acc5"]
+        metrics["acc5"] = None
     assert found["metrics"] == metrics
-    assert all(0 < value < 1 for value in found["metrics"].values()), "the root does not tell models apart"
+    values = [value for value in found["metrics"].values() if value is not None]
+    assert all(0 < value < 1 for value in values), "the root does not tell models apart"
 
 
 def test_top_1_of_the_default_route_is_theirs_within_half_a_point(benchmark: Benchmark) -> None:
     expected = benchmark.theirs("photos")["metrics"]["acc1"]
-    found = benchmark.ours("photos")
+    found, _ = benchmark.ours("photos")
     assert (found["decode"], found["items"]) == ("fast", 800)
     assert found["metrics"]["acc1"] == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize("root", ["drawings", "few", "several", "captions"])
 def test_their_table_has_the_same_row_from_our_file(benchmark: Benchmark, root: str) -> None:
-    ours = benchmark.folder / f"ours_{root}.json"
-    benchmark.ours(root, *EXACT, "--clip-benchmark-json", ours)
+    _, ours = benchmark.ours(root, *EXACT)
     expected, found = benchmark.row(benchmark.results[root]), benchmark.row(ours)
     # They have no name for the demo model but the path of its folder.
     assert found == expected | {"model": "demo", "model_fullname": "demo "}

@@ -163,7 +163,7 @@ def _line(task: Task, score: SetScore, about: Mapping[str, Any]) -> dict[str, An
         OURS: {
             **about, "main_metric": task.main_metric,
             "interval": score.interval and list(score.interval), "items": score.items, "failed": score.failed,
-             "size": task.size, "model_fingerprint": score.model_fingerprint,
+            "size": task.size, "model_fingerprint": score.model_fingerprint,
         },
     }  # fmt: skip
 
