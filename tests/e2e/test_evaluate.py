@@ -17,6 +17,7 @@ from clipfleet.results import rows as results
 from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.models.loader import load_model
 from tests.support.cluster import Cluster
+from tests.support.s3 import S3Bucket
 from tests.support.wds_roots import Image, demo_images, write_root
 
 TEMPLATES = ("a photo of a {c}", "a drawing of a {}")
@@ -115,6 +116,22 @@ class TestClassification:
         printed = cluster.run(*command)
         assert printed.returncode == 3
         assert "left out: 1 failed item" in printed.stdout
+
+    def test_a_root_in_s3_that_keeps_its_vectors_there(
+        self, cluster: Cluster, folder: Path, s3: S3Bucket
+    ) -> None:
+        root = write_root(folder / "root", [numbered()[:3], numbered()[3:5]], CLASSES)
+        for path in root.rglob("*.*"):
+            s3.put(f"sets/{path.relative_to(root)}", path.read_bytes())
+        place = ("-o", f"{s3.uri}/kept")
+
+        found = cluster.run_json("evaluate", f"{s3.uri}/sets", "--model", "demo", *place)
+
+        here = cluster.run_json("evaluate", root, "--model", "demo", "-o", folder / "kept")
+        assert found["metrics"] == here["metrics"]
+        assert s3.keys("kept/images-")
+        refused = cluster.run("evaluate", f"{s3.uri}/sets", "--split", "val", *place)
+        assert "no split 'val'" in refused.stderr and "its splits are test" in refused.stderr
 
     def test_two_models_are_compared(self, cluster: Cluster, folder: Path) -> None:
         root = write_root(folder / "root", [numbered()[:5]], CLASSES)

@@ -41,8 +41,9 @@ CHAINS = (
     ("docs/label-a-bucket.md",),
     ("ops/demo_model/README.md",),
     (
-        "docs/first-minute.md", "docs/labelling.md", "docs/embedding.md", "docs/python.md", "docs/s3.md",
-        "docs/models.md", "docs/results.md", "docs/moderation.md", "docs/deploy.md",
+        "docs/first-minute.md", "docs/labelling.md", "docs/embedding.md", "docs/evaluate.md",
+        "docs/python.md", "docs/s3.md", "docs/models.md", "docs/results.md", "docs/moderation.md",
+        "docs/deploy.md",
     ),
 )  # fmt: skip
 LEFT_TO_CI = {"make demo": r"^in_clone demo$", "make test": r'^make PYTHON="\$python" .*\btest$'}

@@ -49,7 +49,7 @@ def _in(mode: str, image_format: str) -> Encode:
     return lambda image: encoded(image.convert(mode), image_format)
 
 
-# They convert what has a palette, one bit, 16 bits or four inks before it is resized; open_clip, and we, afterwards.
+# Without palettes, one bit, 16 bits, four inks: they convert these before the resizing, open_clip after it.
 MIXED: tuple[tuple[str, Encode], ...] = (
     ("png", png), ("jpg", jpg), ("webp", webp), ("jpeg", turned_jpg), ("jpg", _in("L", "JPEG")),
     ("png", _in("RGBA", "PNG")),

@@ -14,7 +14,7 @@ import typer
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.evaluating_suite import evaluate_suite
 from clipfleet.commands.following import EXIT_SOME_FAILED, interruptible
-from clipfleet.commands.interrupted import words_after_watching
+from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, names_between_commas, not_empty
 from clipfleet.commands.results import row_reader
 from clipfleet.commands.submitting import LABELS_HELP, Template, chosen_label_sets
@@ -159,6 +159,7 @@ def evaluate(
     )
     recalls = _recalls(recall_k or [])
     with ExitStack() as opened:
+        opened.enter_context(interruptible(words_after_evaluating))
         connect = cache(lambda: opened.enter_context(open_client()))
         embedder = Embedder(
             connect, ModelOptions(model, precision, decode), output or default_place(),
@@ -248,12 +249,10 @@ def _report(found: Evaluation, clip_benchmark_json: Path | None, *, as_json: boo
 
 def _wait(client: Client, job: JobHandle, *, quiet: bool) -> JobStatus:
     """Follow a job of the evaluation until it ends."""
-    progress = JobProgress(client.workers, quiet=quiet)
-    with interruptible(lambda: words_after_watching(job.job_id, progress.latest)):
-        if not quiet:
-            say(f"job {job.job_id} -> {job.output}")
-        with progress:
-            return job.wait(on_progress=progress.update, on_trouble=say_trouble)
+    if not quiet:
+        say(f"job {job.job_id} -> {job.output}")
+    with JobProgress(client.workers, quiet=quiet) as progress:
+        return job.wait(on_progress=progress.update, on_trouble=say_trouble)
 
 
 def _recalls(given: list[str]) -> tuple[int, ...]:

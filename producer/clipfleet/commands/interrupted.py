@@ -51,3 +51,9 @@ def words_after_submitting(
     cancel = shlex.join(["clipfleet", "cancel", job_id])
     words = f"The submit was interrupted. Resume it with `{submit}`, or end the job with `{cancel}`"
     return words if up is None else f"{words}; once `up` has ended, write `{up.again} --` before it"
+
+
+def words_after_evaluating(arguments: Sequence[str] | None = None) -> str:
+    """For a Ctrl-C during an evaluation, whose jobs the same command continues; `arguments` as above."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return f"Nothing is lost. Continue with `{afterwards('clipfleet', *given)}`"

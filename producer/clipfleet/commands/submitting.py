@@ -27,11 +27,6 @@ from clipfleet.terminal.help import LABELS, SOURCE
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
 
-Submit = Callable[["Client"], "JobHandle"]
-
-LABELS_HELP = (
-    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
-)
 Template = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,6 +34,11 @@ Template = Annotated[
         rich_help_panel=LABELS,
     ),
 ]
+Submit = Callable[["Client"], "JobHandle"]
+
+LABELS_HELP = (
+    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
+)
 _LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; repeatable"
 
 

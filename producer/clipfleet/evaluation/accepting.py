@@ -8,16 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from clipfleet.evaluation.measuring import confusion_cells
+from clipfleet.evaluation.measuring import RANKING_RESAMPLES, confusion_cells, share_interval
 from clipfleet.evaluation.outcome import ClassRow, Interval, Measured
 from clipfleet.evaluation.truth import NONE
-from clipfleet.labels.comparing import bootstrap
+from clipfleet.labels.comparing import RESAMPLES
 from clipfleet.labels.intervals import wilson
 from clipfleet.labels.metrics import auroc, average_precision, mean_per_class_recall, share_within
 
 Array = np.ndarray
-
-_RESAMPLES = 200  # of metrics that sort all items
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
             mean_per_class_recall, true, rows.best_accepted, len(names) + 1
         )
         intervals["acc1"] = wilson(int(right.sum()), items)
-        metrics["acc5"] = None
+        metrics |= {"acc1": None, "acc5": None}  # in this order
         notes.append("acc5 is null: a label set with `none` chooses one label, or none")
     right_pairs, accepted, true_pairs = (
         one.sum(axis=1) for one in (rows.truth & rows.accepted, rows.accepted, rows.truth)
@@ -78,12 +76,15 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
             "mean_average_precision is null: the rows do not have the scores of all labels; "
             f"label with a top k of {len(names)}"
         )
+    for name, below in (("precision", accepted), ("recall", true_pairs)):
+        if below.any():
+            intervals[name] = wilson(int(right_pairs.sum()), int(below.sum()))
     once = np.ones(items, np.int64)
     for name, statistic in resampled.items():
         metrics[name] = statistic(once)
         if name not in intervals:
             is_sorting = name in ("none_auroc", "mean_average_precision")
-            intervals[name] = bootstrap(statistic, items, **({"resamples": _RESAMPLES} if is_sorting else {}))
+            intervals[name] = share_interval(statistic, items, RANKING_RESAMPLES if is_sorting else RESAMPLES)
     return Measured(
         metrics, intervals, items, classes=_rows(rows, names), notes=tuple(notes), resampled=resampled,
         confusion=confusion_cells(true, rows.best_accepted, [*names, NONE]) if has_none else (),

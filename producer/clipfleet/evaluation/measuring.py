@@ -25,7 +25,7 @@ from clipfleet.labels.metrics import (
 
 Array = np.ndarray
 
-_RANKING_RESAMPLES = 200  # each one goes through all items of all classes
+RANKING_RESAMPLES = 200  # each one goes through all items of all classes
 _TOO_FEW = f"acc5 is null: there are fewer than {TOP_FIVE} classes"
 
 
@@ -59,7 +59,7 @@ def classification_measured(
         intervals["acc5"] = _wilson_of(ranks.rank < TOP_FIVE)
         resampled["acc5"] = partial(share_within, ranks.rank, TOP_FIVE)
     metrics["mean_per_class_recall"] = mean_per_class_recall(truth, ranks.predicted, classes)
-    intervals["mean_per_class_recall"] = bootstrap(resampled["mean_per_class_recall"], len(truth))
+    intervals["mean_per_class_recall"] = share_interval(resampled["mean_per_class_recall"], len(truth))
     return Measured(
         metrics=metrics,
         intervals=intervals,
@@ -98,6 +98,7 @@ def class_groups(rows: Sequence[ClassRow], groups: Mapping[str, str]) -> tuple[G
                 len(own),
                 _mean_of([row.recall for row in own]),
                 _mean_of([row.precision for row in own]),
+                _mean_of([row.average_precision for row in own]),
             )
         )
     return tuple(found)
@@ -111,7 +112,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
 def confusion_cells(truth: Array, predicted: Array, names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells of the confusion matrix that are not 0, the highest first."""
     cells = confusion(truth, predicted, len(names))
-    return tuple(Cell(names[true], names[guessed], count) for true, guessed, count in cells)
+    return tuple(Cell(names[true], names[guessed], count, true, guessed) for true, guessed, count in cells)
 
 
 def measure_multilabel(images: Array, classifier: Array, truth: Array, names: Sequence[str]) -> Measured:
@@ -123,8 +124,8 @@ def measure_multilabel(images: Array, classifier: Array, truth: Array, names: Se
     return Measured(
         metrics={"mean_average_precision": value},
         intervals={
-            "mean_average_precision": bootstrap(
-                resampled["mean_average_precision"], len(truth), resamples=_RANKING_RESAMPLES
+            "mean_average_precision": share_interval(
+                resampled["mean_average_precision"], len(truth), resamples=RANKING_RESAMPLES
             )
         },
         items=len(truth),
@@ -156,10 +157,16 @@ def measure_retrieval(images: Array, texts: Array, image_of_text: Array, at: Seq
             of_texts: partial(share_within, ranks.text_of_image, k),
         }
         intervals |= {
-            of_images: bootstrap(resampled[of_images], len(images)),
+            of_images: share_interval(resampled[of_images], len(images)),
             of_texts: _wilson_of(ranks.text_of_image < k),
         }
     return Measured(metrics, intervals, len(images), resampled=resampled)
+
+
+def share_interval(statistic: Callable[[Array], float], items: int, resamples: int = RESAMPLES) -> Interval:
+    """95 % interval of a metric between 0 and 1, see `bootstrap`."""
+    low, high = bootstrap(statistic, items, resamples=resamples)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def difference_interval(
@@ -170,7 +177,7 @@ def difference_interval(
 ) -> Interval:
     """95 % interval of the difference of a metric between two evaluations of the same items."""
     one, other = first[metric], second[metric]
-    resamples = _RANKING_RESAMPLES if metric == "mean_average_precision" else RESAMPLES
+    resamples = RANKING_RESAMPLES if metric == "mean_average_precision" else RESAMPLES
     return bootstrap(lambda weights: one(weights) - other(weights), items, resamples=resamples)
 
 

@@ -42,15 +42,18 @@ class GroupRow:
     labels: int
     recall: float | None
     precision: float | None
+    average_precision: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of the confusion matrix."""
+    """A cell of the confusion matrix. Several classes of a root may have one name: their indexes differ."""
 
     truth: str
     predicted: str
     count: int
+    truth_index: int
+    predicted_index: int
 
 
 @dataclass(frozen=True, slots=True)

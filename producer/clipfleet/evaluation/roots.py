@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from clipfleet.errors import SourceError, SourceUnavailableError
+from clipfleet.outputs import objects
 from clipfleet.s3.client import SCHEME, default_client, split_s3_uri, with_s3_scheme
 from clipfleet.s3.file import S3File
 from clipfleet.sources.files import LocalFile, SourceFile
@@ -106,10 +107,10 @@ class Root:
         if text is None:
             raise SourceError(f"{uri}: does not exist; write it: {content}")
         lines = [line.strip() for line in text.splitlines()]
-        if not lines:
+        if not any(lines):
             raise SourceError(f"{uri}: is empty; write {content}")
         if "" in lines:
-            raise SourceError(f"{uri}, line {lines.index('') + 1}: is empty; write {content}")
+            raise SourceError(f"{uri}, line {lines.index('') + 1}: is empty; remove it, or write {content}")
         return lines
 
     def description(self) -> dict[str, str | None]:
@@ -133,6 +134,8 @@ def read_root(text: str, split: str) -> Root:
     uri = root_uri(text)
     if not uri.startswith(SCHEME) and not Path(uri).is_dir():
         raise SourceError(f"{uri}: no such folder: give a webdataset root, or an output and `truth_column=`")
+    if (Path(uri) / objects.INTERNAL).is_dir():
+        raise SourceError(f"{uri}: is the output of a job, not a webdataset root: add `truth_column=`")
     shards = _shards(uri, split)
     states = {shard: " ".join(_file(shard).state().values()) for shard in shards}
     return Root(uri, split, _kind(uri), shards, states)
@@ -183,7 +186,8 @@ def _splits(uri: str) -> list[str]:
     if not uri.startswith(SCHEME):
         return sorted(path.parent.name for path in Path(uri).glob(f"*/{SHARDS}"))
     bucket, key = split_s3_uri(uri)
-    names = (one.key[len(key) + 1 :] for one in islice(listing(default_client(), bucket, f"{key}/"), _LISTED))
+    prefix = f"{key}/" if key else ""
+    names = (one.key[len(prefix) :] for one in islice(listing(default_client(), bucket, prefix), _LISTED))
     return sorted({name.partition("/")[0] for name in names if name.partition("/")[2] == SHARDS})
 
 

@@ -47,11 +47,12 @@ class Labels:
         for one in value if isinstance(value, list) else [value]:
             text = one.strip() if isinstance(one, str) else one
             is_nan = isinstance(text, float) and math.isnan(text)
-            if text not in (None, "") and not is_nan and not (self.has_none and self._means_none(text)):
+            if text not in (None, "") and not is_nan and not self._means_none(text):
                 yield text
 
     def _means_none(self, text: Any) -> bool:
-        return isinstance(text, str) and text.lower() == NONE and text not in self._index
+        may_be_none = (self.has_none or self.is_multi) and text not in self._index
+        return may_be_none and isinstance(text, str) and text.lower() == NONE
 
     def index_of(self, value: Any, where: str) -> int:
         """Index of a label given by name or by index. Raises like `truth_of`."""

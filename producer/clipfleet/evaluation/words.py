@@ -22,7 +22,7 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
         yield f"  {note}"
     yield from _class_lines(measured.classes)
     yield from _group_lines(measured.groups)
-    confused = [cell for cell in measured.confusion if cell.truth != cell.predicted][:_SHOWN]
+    confused = [cell for cell in measured.confusion if cell.truth_index != cell.predicted_index][:_SHOWN]
     if confused:
         yield "most frequent confusions"
         width = max(len(str(cell.count)) for cell in confused)
@@ -47,11 +47,11 @@ def _class_lines(classes: tuple[ClassRow, ...]) -> Iterator[str]:
 def _group_lines(groups: tuple[GroupRow, ...]) -> Iterator[str]:
     if not groups:
         return
-    yield "means of groups: recall, precision"
+    yield "means of groups: recall, precision, average precision"
     width = max(len(row.group) for row in groups)
     for row in groups:
-        recall, precision = _number(row.recall), _number(row.precision)
-        yield f"  {row.group:<{width}}  {recall}  {precision}  of {counted(row.labels, 'label')}"
+        values = "  ".join(map(_number, (row.recall, row.precision, row.average_precision)))
+        yield f"  {row.group:<{width}}  {values}  of {counted(row.labels, 'label')}"
 
 
 def _score(row: ClassRow) -> float | None:

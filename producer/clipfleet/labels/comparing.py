@@ -42,7 +42,10 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic over resampled items (Efron 1979).
+    """Percentile interval of a statistic over resampled items (Efron 1979), moved onto its value.
+
+    Resamples repeat items, which raises statistics of rankings: the interval is moved so that the median of
+    the resamples falls on the value of all items, which therefore is always inside.
 
     For a difference of two evaluations of the same items, `statistic` returns the difference: both see the
     same items in each resample. Resamples for which it is NaN are left out.
@@ -55,7 +58,8 @@ def bootstrap(
         seed: of the draws: equal arguments give equal intervals.
 
     Returns:
-        The lower and the upper end; NaN if no resample has a value.
+        The lower and the upper end, possibly outside of the range of the statistic; NaN if no resample has a
+        value.
     """
     random = np.random.default_rng(seed)
     values = np.array(
@@ -68,5 +72,6 @@ def bootstrap(
     if not len(values):
         return math.nan, math.nan
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail])
+    value = statistic(np.ones(items, np.int64))
+    return float(value + low - middle), float(value + high - middle)

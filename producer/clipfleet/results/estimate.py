@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 
 from clipfleet.contract.bottleneck import Step
 from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import DEFAULT_LABEL_SET_NAME
 from clipfleet.contract.parts import ItemStatus
+from clipfleet.labels.intervals import wilson
 from clipfleet.ledger.status import JobStatus
 from clipfleet.results.rows import RowReader
-
-_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +28,9 @@ class Share:
     def of(cls, count: int, rows: int) -> Share:
         """Share of `count` in `rows` (at least one), with Wilson's score interval.
 
-        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
-        American Statistical Association 22 (1927), 209-212, with p the share and n the rows:
-        `(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`.
         It takes the source for infinite: a little too wide where the sample is a large part of it.
         """
-        p, scale = count / rows, 1 + _Z**2 / rows
-        middle = (p + _Z**2 / (2 * rows)) / scale
-        reach = _Z * sqrt(p * (1 - p) / rows + (_Z / (2 * rows)) ** 2) / scale
-        return cls(p, min(p, max(0.0, middle - reach)), max(p, min(1.0, middle + reach)))
+        return cls(count / rows, *wilson(count, rows))
 
 
 @dataclass(frozen=True, slots=True)

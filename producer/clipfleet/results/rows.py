@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import embedding_field
-from clipfleet.errors import OutputConflictError, UsageError
+from clipfleet.errors import OutputConflictError
+from clipfleet.labels.extra import require_numpy
 from clipfleet.ledger.status import EarlyEnd
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UsageError: numpy is not installed. Otherwise see `RowReader.read`.
     """
-    try:
-        import numpy as np
-    except ImportError:  # not a dependency of the base install
-        raise UsageError("embeddings need numpy: pip install numpy") from None
+    require_numpy("embeddings")
+    import numpy as np
+
     indexes, values = bytearray(), bytearray()  # they grow in place, which avoids a second copy at the end
     dimension, kind = 0, np.dtype(np.float16)
     for present in batches_with_vectors(reader.read()):

@@ -6,7 +6,11 @@ import os
 
 import pytest
 
-from clipfleet.commands.interrupted import words_after_submitting, words_after_watching
+from clipfleet.commands.interrupted import (
+    words_after_evaluating,
+    words_after_submitting,
+    words_after_watching,
+)
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import make_status
 
@@ -83,3 +87,11 @@ def test_before_there_is_a_job_no_cancel_is_offered(before: str) -> None:
     said = words_after_submitting("j", ["embed", "-", "--sample", "9"], is_known=False)
 
     assert said == f"Nothing was submitted. Run it again with `{before}clipfleet embed - --sample 9`"
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize(("pid", "before"), [(ALONE, ""), (ITS_COMMAND, f"{UP} -- ")])
+def test_during_an_evaluation(before: str) -> None:
+    said = words_after_evaluating(["evaluate", "a root"])
+
+    assert said == f"Nothing is lost. Continue with `{before}clipfleet evaluate 'a root'`"

@@ -85,8 +85,8 @@ class TestSoftmax:
             None,
         )
         assert found["groups"] == [
-            {"group": "animals", "labels": 2, "recall": 0.75, "precision": 0.5},
-            {"group": "vehicles", "labels": 2, "recall": None, "precision": None},
+            {"group": "animals", "labels": 2, "recall": 0.75, "precision": 0.5, "average_precision": None},
+            {"group": "vehicles", "labels": 2, "recall": None, "precision": None, "average_precision": None},
         ]
         cells = {(one["truth"], one["predicted"]): one["count"] for one in found["confusion"]}
         assert cells == {("cat", "cat"): 1, ("cat", "dog"): 1, ("dog", "dog"): 1, ("tree", "cat"): 1}
@@ -156,7 +156,7 @@ class TestThresholds:
     def test_a_multi_set_whose_rows_lack_scores(self, evaluated: Callable[..., Evaluation]) -> None:
         rows = [
             ranked(0, "cat|dog", "cat", "dog", accepted=["cat", "dog", "sea"]),
-            ranked(1, "", "cat", "sea"),
+            ranked(1, "none", "cat", "sea"),
             ranked(2, "5", "sea", "cat", accepted=["sea"]),
         ]
 
@@ -166,6 +166,7 @@ class TestThresholds:
             {"mean_average_precision": None, "precision": 0.75, "recall": 1.0, "f1": 6 / 7}
         )
         assert "label with a top k of 6" in found["notes"][0]
+        assert found["intervals"]["precision"] == pytest.approx(wilson(3, 4))
         assert found["confusion"] == []
 
 

@@ -180,3 +180,17 @@ def test_a_bootstrap_interval_of_a_share_is_as_wide_as_its_standard_error() -> N
     assert (low, high) == pytest.approx((0.25 - reach, 0.25 + reach), abs=0.006)
     assert bootstrap(lambda weights: float((hits * weights).sum() / weights.sum()), 400) == (low, high)
     assert all(map(math.isnan, bootstrap(lambda _: math.nan, 5)))
+
+
+def test_the_interval_of_a_ranking_is_around_its_value() -> None:
+    """Copies of an item stand together, which raises the precision in each resample."""
+    draws = np.random.default_rng(0)
+    scores, truth = draws.random((600, 80)), draws.random((600, 80)) < 0.05
+
+    def statistic(weights: np.ndarray) -> float:
+        each = zip(scores.T, truth.T, strict=True)
+        return float(np.mean([metrics.average_precision(one, true, weights) for one, true in each]))
+
+    low, high = bootstrap(statistic, 600, resamples=60)
+
+    assert low < statistic(np.ones(600, int)) < high

@@ -214,7 +214,7 @@ class TestReading:
     def test_without_numpy_the_way_out_is_named(self, finished: FolderOutput, monkeypatch: Any) -> None:
         monkeypatch.setitem(sys.modules, "numpy", None)
 
-        with pytest.raises(UsageError, match="pip install numpy"):
+        with pytest.raises(UsageError, match=r"pip install 'clipfleet\[analysis\]'"):
             results.vectors(PartRows(finished))
 
 

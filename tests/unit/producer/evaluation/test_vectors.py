@@ -1,0 +1,152 @@
+"""Vectors of an output, as evaluations read them, and the jobs that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipfleet.contract.jobs import JobState
+from clipfleet.errors import ClipfleetError, JobNotFoundError
+from clipfleet.evaluation.vectors import Embedder, ModelOptions, default_place, embedded
+from clipfleet.outputs import objects
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.results.part_rows import PartRows
+from tests.support import rows
+from tests.support.jobs import make_job, place_job
+
+
+def with_fingerprint(row: dict[str, Any], name: str = "f") -> dict[str, Any]:
+    return {**row, "model_fingerprint": name}
+
+
+GOOD = with_fingerprint(rows.embedded(0, 3.0, 4.0))
+
+
+def test_vectors_are_in_order_and_of_length_1(output: FolderOutput) -> None:
+    rows.add_part(output, 0, [GOOD, rows.failed(1)])
+    rows.add_part(output, 1, [with_fingerprint(rows.embedded(2, 0.0, 2.0))])
+
+    found = embedded(PartRows(output))
+
+    np.testing.assert_allclose(found.features, [[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]])
+    assert found.ok.tolist() == [True, False, True]
+    assert [(one.item_index, one.item_id, one.error_code) for one in found.failed] == [
+        (1, "img1", "not_found")
+    ]
+    assert found.model_fingerprint == "f"
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ([GOOD, rows.embedded(1, float("nan"), 1.0)], "the vector of item 1 is not finite"),
+        ([GOOD, rows.embedded(1, 0.0, 0.0)], "the vector of item 1 is not finite"),
+        ([rows.classified(0)], "keeps no vectors"),
+        ([GOOD, with_fingerprint(rows.embedded(1, 1.0, 0.0), "g")], "rows of 2 different models"),
+        ([rows.embedded(4, 1.0, 0.0)], "rows are missing"),
+    ],
+)
+def test_vectors_that_cannot_be_used(
+    output: FolderOutput, stored: Sequence[dict[str, Any]], words: str
+) -> None:
+    rows.add_part(output, 0, stored)
+
+    with pytest.raises(ClipfleetError, match=words):
+        embedded(PartRows(output))
+
+
+class Jobs:
+    """A client whose embed jobs end in one of these states each, and leave these rows."""
+
+    def __init__(self, *ends: tuple[JobState, Sequence[dict[str, Any]]], known: Sequence[str] = ()) -> None:
+        self.ends = list(ends)
+        self.known = known
+        self.ids: list[str] = []
+        self.retried = 0
+
+    def job(self, job_id: str) -> None:
+        if job_id not in self.known:
+            raise JobNotFoundError(job_id)
+
+    def embed_text(self, source: Any, *, options: Any) -> Any:
+        had_ended = options.job_id in self.ids
+        self.ids.append(options.job_id)
+        return SimpleNamespace(
+            output=options.output, job_id=options.job_id, had_ended=had_ended, retry=self.retry
+        )
+
+    def retry(self) -> None:
+        self.retried += 1
+
+    def wait(self, job: Any) -> Any:
+        state, stored = self.ends.pop(0)
+        output = FolderOutput(Path(job.output))
+        if output.read(objects.JOB_FILE) is None:
+            place_job(output, make_job(job.output, job_id=job.job_id))
+        if stored:
+            rows.note_manifest(output, [objects.LAYOUT.part(0)], job_id=job.job_id)
+            rows.add_part(output, 0, stored)
+        return SimpleNamespace(state=state, reason="workers cannot write")
+
+
+@pytest.fixture
+def embedder(output: FolderOutput) -> Callable[[Any], Embedder]:
+    return lambda jobs: Embedder(lambda: jobs, ModelOptions("demo"), output.uri, wait=jobs.wait)
+
+
+def test_each_text_is_embedded_once_and_read_from_then_on(embedder: Callable[[Any], Embedder]) -> None:
+    jobs = Jobs((JobState.COMPLETED, [GOOD, with_fingerprint(rows.embedded(1, 0.0, 2.0))]))
+
+    first = embedder(jobs).texts(["a", "b", "a"])
+    again = embedder(jobs).texts(["a", "b", "a"])
+
+    np.testing.assert_allclose(first.features, [[0.6, 0.8], [0.0, 1.0], [0.6, 0.8]])
+    np.testing.assert_array_equal(first.features, again.features)
+    assert len(jobs.ids) == 1
+
+
+def test_a_job_that_failed_is_continued_by_the_next_evaluation(embedder: Callable[[Any], Embedder]) -> None:
+    jobs = Jobs((JobState.FAILED, ()), (JobState.COMPLETED, [GOOD]))
+
+    with pytest.raises(ClipfleetError, match="is failed: workers cannot write; the same command"):
+        embedder(jobs).texts(["a"])
+    embedder(jobs).texts(["a"])
+
+    assert (len({*jobs.ids}), jobs.retried) == (1, 1)
+
+
+def test_items_that_all_failed_are_tried_again(embedder: Callable[[Any], Embedder]) -> None:
+    jobs = Jobs((JobState.COMPLETED_WITH_ERRORS, [rows.failed(0)]), (JobState.COMPLETED_WITH_ERRORS, ()))
+
+    for _ in range(2):
+        with pytest.raises(ClipfleetError, match=r"none of 1 items could be .* img0: not_found"):
+            embedder(jobs).texts(["a"])
+
+    assert jobs.retried == 1
+
+
+def test_a_job_whose_output_is_gone_gets_another_id(embedder: Callable[[Any], Embedder]) -> None:
+    before = Jobs((JobState.FAILED, ()))
+    with pytest.raises(ClipfleetError):
+        embedder(before).texts(["a"])
+    (name,) = before.ids
+    jobs = Jobs((JobState.COMPLETED, [GOOD]), known=[name])
+
+    elsewhere = replace(embedder(jobs), place=f"{embedder(jobs).place}/new")
+    elsewhere.texts(["a"])
+
+    assert jobs.ids[0].startswith(f"{name}-")
+
+
+def test_the_default_place_is_below_the_first_output_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLIPFLEET_OUTPUT_ROOTS", raising=False)
+    assert default_place() == "clipfleet-evaluations"
+
+    monkeypatch.setenv("CLIPFLEET_OUTPUT_ROOTS", "/data/out/,/scratch")
+    assert default_place() == "/data/out/clipfleet-evaluations"
