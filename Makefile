@@ -5,6 +5,7 @@ VENV_ARGS ?=
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 READERS := .venv-readers
+BENCHMARK := .venv-benchmark
 
 # A file of ops/locks: what is installed then has those versions and hashes. `.ci/run` sets it.
 LOCK ?=
@@ -34,10 +35,11 @@ unit: ALSO := tests/house tests/ops
 $(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ $(ALSO) -q $(SIDE_BY_SIDE)
 
-# The programs that exports are made for, and those that read outputs, in two environments: their requirements are not
-# ours, and autofaiss does not want those of the others. Spark needs java.
-test-peers: $(VENV)/.dev-installed $(PEERS)/.installed $(READERS)/.installed
-	PEERS_PYTHON=$(PEERS)/bin/python READERS_PYTHON=$(READERS)/bin/python $(BIN)/pytest tests/peers -q
+# The programs that exports are made for, those that read outputs, and clip-benchmark, in three environments: their
+# requirements are not ours, and autofaiss does not want those of the others. Spark needs java.
+test-peers: $(VENV)/.dev-installed $(PEERS)/.installed $(READERS)/.installed $(BENCHMARK)/.installed
+	PEERS_PYTHON=$(PEERS)/bin/python READERS_PYTHON=$(READERS)/bin/python BENCHMARK_PYTHON=$(BENCHMARK)/bin/python \
+	  $(BIN)/pytest tests/peers -q
 
 # Fails where torch sees no CUDA device. VENV_ARGS=--system-site-packages: with the torch of the machine. torch has
 # warnings of its own, which depend on the device.
@@ -150,5 +152,13 @@ $(PEERS)/.installed $(READERS)/.installed:
 	  { echo "they do not install on this Python: make test-peers PYTHON=python3.13"; exit 1; }
 	touch $@
 
+# Of the same Python as ours, whose torch, open_clip and webdataset it finds after its own packages.
+$(BENCHMARK)/.installed: tests/peers/benchmark.txt $(VENV)/.dev-installed
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --no-deps --only-binary :all: --requirement $<
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  >"$$(echo $(@D)/lib/python3.*/site-packages)/ours.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) $(READERS) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(READERS) $(BENCHMARK) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipfleet.commands.connecting import open_client
+from clipfleet.commands.evaluating_suite import evaluate_suite
 from clipfleet.commands.following import EXIT_SOME_FAILED, interruptible
 from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, names_between_commas, not_empty
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _Evaluated = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="ROOT|JOB|OUTPUT",
         callback=not_empty,
@@ -85,6 +86,25 @@ _Compare = Annotated[
         rich_help_panel=GENERAL,
     ),
 ]
+_Suite = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="datacomp: the sets of DataComp's suite that are below --root, with their main metrics and "
+        "averages; continues an earlier run",
+        rich_help_panel=SOURCE,
+    ),
+]
+_Sets = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        callback=not_empty,
+        help="folder or s3://BUCKET/PREFIX with a webdataset root for each set of the suite",
+        rich_help_panel=SOURCE,
+    ),
+]
 _Place = Annotated[
     str | None,
     typer.Option(
@@ -107,9 +127,11 @@ _ClipBenchmarkJson = Annotated[
 
 def evaluate(
     context: typer.Context,
-    source: _Evaluated,
+    source: _Evaluated = None,
     split: _Split = "test",
     task: _Task = "auto",
+    suite: _Suite = None,
+    root: _Sets = None,
     truth_column: _TruthColumn = None,
     labels: _Labels = None,
     label_set: _LabelSet = None,
@@ -131,7 +153,10 @@ def evaluate(
     from clipfleet.evaluation.roots import read_root
     from clipfleet.evaluation.vectors import Embedder, ModelOptions, default_place
 
-    _refuse_ignored(context, is_root=truth_column is None, has_labels=bool(labels or label_set))
+    is_suite = bool(suite or root)
+    _refuse_ignored(
+        context, is_suite=is_suite, is_root=truth_column is None, has_labels=bool(labels or label_set)
+    )
     recalls = _recalls(recall_k or [])
     with ExitStack() as opened:
         opened.enter_context(interruptible(words_after_evaluating))
@@ -140,6 +165,10 @@ def evaluate(
             connect, ModelOptions(model, precision, decode), output or default_place(),
             lambda job: _wait(connect(), job, quiet=as_json), lane,
         )  # fmt: skip
+        if is_suite:
+            raise typer.Exit(evaluate_suite(suite, root, split, embedder, output, as_json=as_json))
+        if source is None:
+            raise UsageError("give a webdataset ROOT, an OUTPUT with --truth-column, or --suite")
 
         def evaluated(name: str) -> Evaluation:
             """Evaluate rows or vectors of this name, or a model of this name on the root."""
@@ -156,20 +185,33 @@ def evaluate(
     _report(found, clip_benchmark_json, as_json=as_json)
 
 
+_NOT_OF_SUITES = (
+    "source", "task", "truth_column", "labels", "label_set", "template", "recall_k", "compare",
+    "clip_benchmark_json",
+)  # fmt: skip
 _OF_ROOTS = ("split", "task", "model", "precision", "decode", "recall_k", "clip_benchmark_json")
 _OF_VECTORS = ("labels", "label_set", "template")
 _OF_JOBS = ("output", "lane")
 
 
-def _refuse_ignored(context: typer.Context, *, is_root: bool, has_labels: bool) -> None:
+def _refuse_ignored(context: typer.Context, *, is_suite: bool, is_root: bool, has_labels: bool) -> None:
     """Refuse options that this kind of evaluation ignores."""
+    if is_suite:
+        given = [name for name in _NOT_OF_SUITES if context.params.get(name) and _is_given(context, name)]
+        if given:
+            what = "a source" if given[0] == "source" else f"--{given[0].replace('_', '-')}"
+            raise UsageError(f"{what} does not go with --suite, which has its own sets and metrics")
     ignored = {name: "--truth-column" for name in _OF_VECTORS if is_root}
     ignored |= {name: "a ROOT, not with --truth-column" for name in _OF_ROOTS if not is_root}
     ignored |= {name: "a ROOT or --labels" for name in _OF_JOBS if not is_root and not has_labels}
     for name, goes_with in ignored.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_given(context, name):
             raise UsageError(f"--{name.replace('_', '-')} goes with {goes_with}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _label_set(labels: str | None, file: str | None, templates: list[str]) -> LabelSet | None:

@@ -93,7 +93,7 @@ def _classification(root: Root, embedder: Embedder) -> _Gathered:
     is_multi = root.kind is DatasetType.MULTILABEL
     truth = read_label_vectors(root, len(names)) if is_multi else read_labels(root, len(names))
     texts = embedder.texts(prompts_of(names, templates))
-    images = _images(root, embedder, len(truth))
+    images = embedded_images(root, embedder, len(truth))
     measure = measured_by(images, texts, names, truth)
     return _Gathered(images, texts, images.ok, measure)
 
@@ -112,6 +112,14 @@ def measured_by(
     Raises:
         UsageError: a prompt could not be embedded, or another model embedded the prompts.
     """
+    require_prompts(texts, images)
+    classifier = zero_shot_classifier(texts.features, len(names))
+    measure = measure_multilabel if truth.ndim > 1 else measure_classification
+    return lambda mask: measure(images.features[mask], classifier, truth[mask], names)
+
+
+def require_prompts(texts: Embedded, images: Embedded) -> None:
+    """Raise UsageError if a prompt could not be embedded, or if another model embedded the prompts."""
     if texts.failed:
         first = texts.failed[0]
         raise UsageError(f"{texts.output}: prompt {first.item_id}: {first.error_code}: {first.error_detail}")
@@ -120,9 +128,6 @@ def measured_by(
             f"{images.output} and {texts.output} are of different models "
             f"({images.model_fingerprint} and {texts.model_fingerprint}): embed the images again"
         )
-    classifier = zero_shot_classifier(texts.features, len(names))
-    measure = measure_multilabel if truth.ndim > 1 else measure_classification
-    return lambda mask: measure(images.features[mask], classifier, truth[mask], names)
 
 
 def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -133,7 +138,7 @@ def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 def _retrieval(root: Root, embedder: Embedder, recalls: Sequence[int]) -> _Gathered:
     captions = read_captions(root)
     texts = embedder.texts([text for each in captions for text in each])
-    images = _images(root, embedder, len(captions))
+    images = embedded_images(root, embedder, len(captions))
     image_of_text = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
     ok = np.zeros(len(captions), bool)  # an image, and at least one of its captions
     ok[image_of_text[texts.ok]] = True
@@ -154,7 +159,13 @@ def _retrieval(root: Root, embedder: Embedder, recalls: Sequence[int]) -> _Gathe
     return _Gathered(images, texts, ok, measure)
 
 
-def _images(root: Root, embedder: Embedder, expected: int) -> Embedded:
+def embedded_images(root: Root, embedder: Embedder, expected: int) -> Embedded:
+    """Embed the images of a root, one row each.
+
+    Raises:
+        UsageError: none could be embedded, or the rows are not those of the `expected` images.
+        WorldError: see `Embedder.images`.
+    """
     images = embedder.images(root.source, root.state)
     if len(images.ok) != expected:
         raise UsageError(
@@ -172,7 +183,7 @@ def read_labels(root: Root, classes: int) -> Array:
     """
     found = []
     for sample in root.samples(("cls",)):
-        text = _member(sample, "cls").decode("ascii", "replace").strip()
+        text = member(sample, "cls").decode("ascii", "replace").strip()
         try:
             label = int(text)
         except ValueError:
@@ -195,7 +206,7 @@ def read_label_vectors(root: Root, classes: int) -> Array:
     found = []
     for sample in root.samples(("npy",)):
         try:
-            vector = np.load(io.BytesIO(_member(sample, "npy")), allow_pickle=False)
+            vector = np.load(io.BytesIO(member(sample, "npy")), allow_pickle=False)
             is_good = vector.shape == (classes,) and bool(np.isin(vector, (0, 1)).all())
         except (ValueError, EOFError, TypeError, AttributeError):
             is_good = False
@@ -215,14 +226,19 @@ def read_captions(root: Root) -> list[list[str]]:
     """
     found = []
     for sample in root.samples(("txt",)):
-        lines = _member(sample, "txt").decode(errors="replace").splitlines()
+        lines = member(sample, "txt").decode(errors="replace").splitlines()
         if not any(line.strip() for line in lines):
             raise SourceError(f"{sample.where}.txt: has no caption")
         found.append(lines)
     return found
 
 
-def _member(sample: Sample, extension: str) -> bytes:
+def member(sample: Sample, extension: str) -> bytes:
+    """Content beside an image.
+
+    Raises:
+        SourceError: there is none with this extension.
+    """
     if extension not in sample.texts:
         raise SourceError(f"{sample.where}: has no .{extension} beside the image")
     return sample.texts[extension]

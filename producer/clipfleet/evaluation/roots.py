@@ -25,6 +25,7 @@ from clipfleet.sources.tar import groups
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 DATASET_TYPE = "dataset_type.txt"
+INSTANCES = "instances.jsonl"  # of WinoGAViL, see `sets`
 SHARDS = "nshards.txt"
 _LISTED = 10_000  # objects of an S3 root that are looked at for the names of its splits
 
@@ -69,11 +70,11 @@ class Root:
 
     def classnames(self) -> list[str]:
         """Names of the classes, by index; may have duplicates."""
-        return self._lines(CLASSNAMES, "one class name per line")
+        return self.lines(CLASSNAMES, "one class name per line")
 
     def templates(self) -> list[str]:
         """Prompt templates with `{c}`."""
-        found = self._lines(TEMPLATES, "one prompt per line, {c} in place of the class")
+        found = self.lines(TEMPLATES, "one prompt per line, {c} in place of the class")
         for template in found:
             if "{c}" not in template and "{}" not in template:
                 raise SourceError(
@@ -95,15 +96,28 @@ class Root:
                         item_id = group.key if len(group.images) == 1 else image.name
                         yield Sample(item_id, f"{shard}: {group.key}", group.texts)
 
-    def _lines(self, name: str, content: str) -> list[str]:
+    def lines(self, name: str, content: str) -> list[str]:
+        """The lines of a file of the root, without surrounding blanks; `content` describes it in errors.
+
+        Raises:
+            SourceError: it does not exist, or a line is empty: the number of a line may have a meaning.
+        """
         uri = f"{self.uri}/{name}"
         text = _text(uri)
         if text is None:
             raise SourceError(f"{uri}: does not exist; write it: {content}")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
+        lines = [line.strip() for line in text.splitlines()]
+        if not any(lines):
             raise SourceError(f"{uri}: is empty; write {content}")
+        if "" in lines:
+            raise SourceError(f"{uri}, line {lines.index('') + 1}: is empty; remove it, or write {content}")
         return lines
+
+    def description(self) -> dict[str, str | None]:
+        """Texts of the files beside the splits, by name."""
+        return {
+            name: _text(f"{self.uri}/{name}") for name in (CLASSNAMES, TEMPLATES, DATASET_TYPE, INSTANCES)
+        }
 
 
 def read_root(text: str, split: str) -> Root:
@@ -117,15 +131,25 @@ def read_root(text: str, split: str) -> Root:
         SourceError: it is not such a root, or has no such split; the message names those there.
         SourceUnavailableError: it is in S3, and the store is unavailable.
     """
-    text = with_s3_scheme(text)
-    uri = text.rstrip("/") if text.startswith(SCHEME) else str(Path(text).expanduser().absolute())
-    if not text.startswith(SCHEME) and not Path(uri).is_dir():
+    uri = root_uri(text)
+    if not uri.startswith(SCHEME) and not Path(uri).is_dir():
         raise SourceError(f"{uri}: no such folder: give a webdataset root, or an output and `truth_column=`")
     if (Path(uri) / objects.INTERNAL).is_dir():
         raise SourceError(f"{uri}: is the output of a job, not a webdataset root: add `truth_column=`")
     shards = _shards(uri, split)
     states = {shard: " ".join(_file(shard).state().values()) for shard in shards}
     return Root(uri, split, _kind(uri), shards, states)
+
+
+def root_uri(text: str) -> str:
+    """Absolute path of a folder, or the URI of an S3 prefix, without a slash at the end."""
+    text = with_s3_scheme(text)
+    return text.rstrip("/") if text.startswith(SCHEME) else str(Path(text).expanduser().absolute())
+
+
+def has_split(uri: str, split: str) -> bool:
+    """Whether a folder or S3 prefix is a webdataset root with this split."""
+    return _exists(f"{uri}/{split}/{SHARDS}")
 
 
 def _kind(uri: str) -> DatasetType:

@@ -1,0 +1,1 @@
+"""DataComp's suite: its data sets, their metrics, the file of results."""
