@@ -2,7 +2,9 @@
 
 Sources: the p-value of "the promise does not hold" is the binomial distribution function at the number of
 wrong marks (A. N. Angelopoulos et al., "Learn then Test", arXiv 2110.01052, for one hypothesis); look j
-spends delta / 2^j, and all looks together less than delta (Bonferroni).
+spends delta / 2^j, and all looks together less than delta (Bonferroni). The size of a look may depend on what
+earlier looks saw. Counting the wrong marks by hand until they would pass is more looks than four, and voids
+the confidence.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def stratified(
 
     Up to 10 bins of equal width, from the score that 30 % of the rows lie below to the one that 0.1 % lie
     above; rows beyond belong to the outer bins. Each bin gives the same number of rows, and one with fewer
-    rows leaves the rest to the others. Within a bin the rows are the first of `uniform_order`. The draw
-    depends on the arguments only.
+    rows leaves the rest to the others. Within a bin a hash of key and `item_index` decides (SplitMix64, since
+    SHA-256 takes seconds for a million rows). The draw depends on the arguments only.
 
     Args:
         z: scores, (rows,), of any scale: `logits(p)` serves as well as z itself.
@@ -100,7 +100,8 @@ def stratified(
         raise ValueError(f"cannot draw {n} rows")
     if len(scores) == 0:
         return np.empty(0, np.int64), np.empty(0)
-    order = uniform_order(np.arange(len(scores)) if item_index is None else item_index, key)
+    indexes = np.arange(len(scores)) if item_index is None else np.asarray(item_index, np.int64)
+    order = np.lexsort((indexes, _mixed(indexes.astype(np.uint64), key)))
     low, high = np.quantile(scores, [_LOW, 1 - _HIGH], method="inverted_cdf")
     count = max(1, min(_BINS, n // _MARKS_PER_BIN)) if high > low else 1
     edges = np.linspace(low, high, count + 1)[1:-1]
@@ -111,6 +112,18 @@ def stratified(
     positions = np.sort(np.concatenate(chosen))
     share = np.asarray(draws) / np.maximum(sizes, 1)
     return positions, share[bins[positions]]
+
+
+def _mixed(indexes: npt.NDArray[np.uint64], key: bytes) -> npt.NDArray[np.uint64]:
+    """Hashes of whole numbers.
+
+    G. L. Steele, D. Lea and C. H. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    start = np.uint64(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
+    hashes = start + indexes * np.uint64(0x9E3779B97F4A7C15)
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(hashes ^ (hashes >> np.uint64(31)))
 
 
 def _shared(sizes: Sequence[int], n: int) -> list[int]:

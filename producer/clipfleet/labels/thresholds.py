@@ -16,7 +16,8 @@ from clipfleet.labels.intervals import binomial_cdf
 
 MARGIN = 0.75  # standard errors of the calibration that a threshold stays on the safe side, at least
 _WIDEST_MARGIN, _MARGIN_STEP = 2.0, 0.25
-# A threshold for half of the allowed errors is the easier one to certify, where enough rows remain.
+# A threshold for half of the allowed errors is the easier one to certify, where enough rows remain. A row
+# below half of the target is no more than a filler, where all others are right beyond doubt.
 _CAUTIOUS = 0.5
 _KEPT = 0.7  # of the rows that show the label and that the bare target would accept: safety may cost the rest
 _ROUNDING = 1e-9
@@ -45,9 +46,10 @@ def threshold_for_precision(
     The expected precision of the accepted rows is the mean of their probabilities; its standard error comes
     from the spread (delta method, on the logit scale). Candidates, the safest first: the lowest threshold
     whose expected precision less 2, 1.75, ... `margin` standard errors is at least `1 - (1 - target) / 2`,
-    then the same for `target`. The first one is taken whose rows hold 70 % of the yes that is expected above
-    the lowest threshold with `expected precision >= target`, else the last one: safety, which makes a
-    certificate likely, is taken in full where it costs few rows, and cut where it costs many.
+    then the same for `target`; none accepts a row with a probability below `target / 2`. The first one is
+    taken whose rows hold 70 % of the yes that is expected above the lowest threshold with `expected precision
+    >= target`, else the last one: safety, which makes a certificate likely, is taken in full where it costs
+    few rows, and cut where it costs many.
 
     Args:
         p: probabilities of one label for ALL rows of the output, (n,), in any order.
@@ -69,7 +71,7 @@ def threshold_for_precision(
     if evidence is not None:
         ends &= ~_contradicted(-rows, evidence, -1, 1 - target)
     expected, error = _expected(rows, spread)
-    chosen = _chosen(ends, expected, error, np.cumsum(rows), target, margin)
+    chosen = _chosen(ends, rows, expected, error, np.cumsum(rows), target, margin)
     if chosen is None:
         return None
     return _shortest(float(rows[chosen + 1]) if chosen + 1 < len(rows) else 0.0, float(rows[chosen]))
@@ -94,7 +96,8 @@ def threshold_for_miss(
     if evidence is not None:
         ends &= ~_contradicted(rows, evidence, 1, most)
     expected, error = _expected(rows, spread)
-    chosen = _chosen(ends, -expected, error, np.arange(1.0, len(rows) + 1), 1 - most, margin)
+    gain = np.arange(1.0, len(rows) + 1)
+    chosen = _chosen(ends, 1 - rows, -expected, error, gain, 1 - most, margin)
     return None if chosen is None else _shortest(float(rows[chosen]), float(rows[chosen + 1]))
 
 
@@ -125,6 +128,7 @@ def _expected(rows: Floats, spread: Spread | None) -> tuple[Floats, Floats | Non
 
 def _chosen(
     ends: npt.NDArray[np.bool_],
+    right: Floats,
     expected: Floats,
     error: Floats | None,
     gain: Floats,
@@ -135,6 +139,7 @@ def _chosen(
 
     Args:
         ends: whether the rows may end there.
+        right: probability of each row that it belongs there.
         expected: logit of the share of right ones among the rows up to each.
         error: its standard error; None: it has none.
         gain: what the rows up to each are worth.
@@ -142,12 +147,12 @@ def _chosen(
         margin: least number of standard errors.
     """
 
-    def last(share: float, errors: float) -> int | None:
+    def last(allowed: npt.NDArray[np.bool_], share: float, errors: float) -> int | None:
         safe = expected if error is None else expected - errors * error
-        counts = np.flatnonzero(ends & (safe >= _logit(share)))
+        counts = np.flatnonzero(allowed & (safe >= _logit(share)))
         return int(counts[-1]) if len(counts) else None
 
-    bare = last(least, 0)
+    bare = last(ends, least, 0)
     if bare is None or error is None:
         return bare
     steps = ceil((_WIDEST_MARGIN - margin) / _MARGIN_STEP)
@@ -155,7 +160,7 @@ def _chosen(
     found = None
     for share in (1 - (1 - least) * _CAUTIOUS, least):
         for errors in margins:
-            found = last(share, errors)
+            found = last(ends & (right >= least * _CAUTIOUS), share, errors)
             if found is not None and gain[found] >= _KEPT * gain[bare]:
                 return found
     return found

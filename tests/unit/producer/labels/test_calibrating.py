@@ -175,6 +175,7 @@ def best_recall(z: np.ndarray, is_yes: np.ndarray) -> float:
 
 
 WORLDS = {
+    "trivial": World(0.3),
     "easy": World(1.5),
     "noisy": World(2.5),
     "noisier": World(2.8),

@@ -47,6 +47,17 @@ class TestPrecision:
         assert threshold_for_precision(cheap, 0.93, spread=certain) == pytest.approx(0.92, abs=0.069)
         assert threshold_for_precision(dear, 0.93, spread=certain) == pytest.approx(0.5, abs=0.35)
 
+    def test_rows_that_are_probably_wrong_are_no_filler(self) -> None:
+        """With 1,000 certain rows, 20 improbable ones would still keep 0.95."""
+        p = np.append(np.ones(1_000), np.linspace(0.02, 0.01, 20))
+        slightly = Spread(0.0, ((1e-4, 0.0), (0.0, 1e-4)))
+
+        threshold = threshold_for_precision(p, 0.95, spread=slightly)
+
+        assert threshold is not None
+        assert threshold > 0.02
+        assert (threshold_for_precision(p, 0.95) or 1) <= np.float32(0.01)
+
     def test_marks_that_contradict_the_probabilities_raise_it(self) -> None:
         marks = np.linspace(0.7, 0.99, 60)
         wrong_below = Evidence(marks, marks > 0.9, np.ones(60))
