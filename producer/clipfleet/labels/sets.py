@@ -227,6 +227,7 @@ def _named(
     name: str, value: Sequence[str] | LabelSet, templates: Sequence[str], rules: Mapping[str, Any]
 ) -> LabelSet:
     if isinstance(value, LabelSet):
+        _refuse_own(multi=rules["kind"] is LabelKind.MULTI, none=rules["none"])
         return value.model_copy(update={"name": _made(name=name, labels=("x",)).name})
     if isinstance(value, str):
         raise UsageError(f"label set {name!r}: {value!r} is a single string: give a list of labels")

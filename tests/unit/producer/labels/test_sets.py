@@ -87,6 +87,8 @@ class TestThresholds:
         for rule in ("multi", "none"):
             with pytest.raises(UsageError, match=f"`{rule}=` is for labels given as names: a label set has"):
                 label_sets_of(LabelSet(labels=("cat", "dog")), **{rule: True})
+            with pytest.raises(UsageError, match=f"`{rule}=` is for labels given as names"):
+                label_sets_of({"a": ["cat"], "b": LabelSet(labels=("cat", "dog"))}, **{rule: True})
 
     def test_both_have_no_meaning(self) -> None:
         with pytest.raises(UsageError, match=r"`none` is for sets of kind single.*leave it out"):
