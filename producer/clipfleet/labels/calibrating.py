@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from clipfleet.contract.label_sets import LARGEST_SCORE
-
 Floats = npt.NDArray[np.float64]
 
 SMALLEST = 2.0**-25  # probabilities are clamped to this and to 1 less this
@@ -86,9 +84,7 @@ class Calibration:
         """
         scores = np.asarray(z, np.float64)
         check_finite(scores, "score")
-        return np.minimum(sigmoid(self.slope * scores + self.intercepts[label]), LARGEST_SCORE).astype(
-            np.float32
-        )
+        return sigmoid(self.slope * scores + self.intercepts[label]).astype(np.float32)
 
 
 def fit(

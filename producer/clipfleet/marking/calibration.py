@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clipfleet.contract.label_sets import Claim, LabelSet, Promise
+from clipfleet.contract.label_sets import LARGEST_SCORE, Claim, LabelSet, Promise
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.calibrating import Calibration, fit
 from clipfleet.labels.marks import MarkVerdict, Purpose
@@ -128,8 +128,9 @@ def _choose(
     if threshold is None:
         threshold = _ACCEPT_ALL if is_miss else _ACCEPT_NONE
     else:
+        threshold = min(threshold, LARGEST_SCORE)
         rows.require_exact(label, (p >= threshold) & ~scores.is_exact)
-    accepted = p >= threshold
+    accepted = np.minimum(p, LARGEST_SCORE).astype(np.float64) >= threshold
     of_marks = accepted[marks.positions]
     return ChosenThreshold(
         label=label,

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipfleet.contract.label_sets import Certificate, Claim, LabelSet, Look, Promise, Verdict
 from clipfleet.errors import UsageError, usage_errors
-from clipfleet.labels.certifying import judge
+from clipfleet.labels.certifying import Judgement, judge
 from clipfleet.labels.marks import MarkVerdict, Purpose
 from clipfleet.marking.drawing import Draw, Positions, certify_order, next_of_order
 from clipfleet.marking.matching import MarkedItem, MatchedMarks
@@ -72,46 +72,74 @@ class Certification:
             )
         order = certify_order(self.rows, label, self.label_set)
         items = {item.item_index: item for item in marked.of(Purpose.CERTIFY, label)}
-        is_marked = np.isin(self.rows.item_index[order], list(items))
-        gaps = self._gaps(label, is_marked, list(items.values()))
-        count, wrong = len(items), sum(_is_wrong(item, promise) for item in items.values())
+        indexes = self.rows.item_index[order]
+        gaps = self._gaps(label, np.isin(indexes, list(items)), list(items.values()))
+        wrong = [_is_wrong(items[index], promise) for index in indexes.tolist() if index in items]
+        now = Look(marks=len(wrong), wrong=sum(wrong)) if wrong else None
         before = self.certificate(label)
-        looks: Sequence[Look] = ()
-        terms = self.terms
-        if before is not None:
-            looks = before.looks
-            if items:
-                self._require_its_terms(before, count, is_whole=not len(gaps))
-            else:
-                count, wrong = looks[-1].marks, looks[-1].wrong
-                terms = Terms(before.confidence, before.labels_jointly)
-        with usage_errors(f"{label}: "):
-            judged = judge(promise, count, wrong, looks, len(order), terms.confidence, terms.labels_jointly)
-        result = LabelVerdict(
-            label=label,
-            promise=promise,
-            terms=terms,
-            threshold=self.label_set.threshold(label),
-            verdict=judged.verdict,
-            marks=count,
-            wrong=wrong,
-            population=len(order),
-            looks=judged.looks,
-            more_marks=judged.more_marks,
-            interval=judged.interval,
-            reason=judged.reason,
-            to_mark=self._next(label, order, count, judged.more_marks),
-        )
+        if before is not None and now is not None:
+            self._require_its_terms(before, now.marks, is_whole=not len(gaps))
+        if before is not None and (now is None or self._stands(before, wrong, len(order))):
+            terms = Terms(before.confidence, before.labels_jointly)
+            return self._verdict(label, promise, order, before.looks[-1], before.looks, terms)
+        looks = before.looks if before is not None else ()
+        found = self._verdict(label, promise, order, now, looks, self.terms)
         if not len(gaps):
-            return result
+            return found
         return replace(
-            result,
+            found,
             verdict=Verdict.NOT_YET,
             looks=looks,
             more_marks=len(gaps),
             reason=f"{counted(len(gaps), 'item')} of its sample without a mark",
             to_mark=next_of_order(self.rows, label, self.label_set, order, gaps),
         )
+
+    def _verdict(
+        self,
+        label: str,
+        promise: Promise,
+        order: Positions,
+        now: Look | None,
+        looks: Sequence[Look],
+        terms: Terms,
+    ) -> LabelVerdict:
+        """Judge all marks so far, the first ones of the order."""
+        judged = self._judged(promise, now, looks, len(order), terms)
+        marks = now.marks if now is not None else 0
+        places = np.arange(marks, min(len(order), marks + (judged.more_marks or 0)))
+        return LabelVerdict(
+            label=label,
+            promise=promise,
+            terms=terms,
+            threshold=self.label_set.threshold(label),
+            verdict=judged.verdict,
+            marks=marks,
+            wrong=now.wrong if now is not None else 0,
+            population=len(order),
+            looks=judged.looks,
+            more_marks=judged.more_marks,
+            interval=judged.interval,
+            reason=judged.reason,
+            to_mark=next_of_order(self.rows, label, self.label_set, order, places),
+        )
+
+    def _judged(
+        self, promise: Promise, now: Look | None, looks: Sequence[Look], population: int, terms: Terms
+    ) -> Judgement:
+        marks, wrong = (now.marks, now.wrong) if now is not None else (0, 0)
+        with usage_errors(f"{self.where}: "):
+            return judge(promise, marks, wrong, looks, population, terms.confidence, terms.labels_jointly)
+
+    def _stands(self, before: Certificate, wrong: Sequence[bool], population: int) -> bool:
+        """Whether a label stays certified: further marks do not contradict its promise, and no mark of its
+        look was corrected to a wrong one.
+        """
+        if before.verdict is not Verdict.CERTIFIED:
+            return False
+        last, now = before.looks[-1], Look(marks=len(wrong), wrong=sum(wrong))
+        fresh = self._judged(before.promise, now, (), population, self.terms)
+        return fresh.verdict is not Verdict.FAILED and sum(wrong[: last.marks]) <= last.wrong
 
     def certificate(self, label: str) -> Certificate | None:
         """The certificate of this threshold on this output; its looks are spent.
@@ -198,10 +226,6 @@ class Certification:
                 "sample with `clipfleet sample`"
             )
         return gaps
-
-    def _next(self, label: str, order: Positions, marks: int, more: int | None) -> Draw:
-        end = min(len(order), marks + (more or 0))
-        return next_of_order(self.rows, label, self.label_set, order, np.arange(marks, end))
 
 
 def _is_wrong(item: MarkedItem, promise: Promise) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,30 @@ class TestCertify:
 
         assert (found["labels"][0]["n"], found["labels"][0]["k"]) == (40, 2)
         assert found["disagreements"] == [{"label": "cat", "item_index": int(rows[1]["item_index"])}]
+
+    @pytest.mark.parametrize(
+        ("wrong", "expected"),
+        [
+            ((), ("certified", 40, 0, 1)),
+            ((45,), ("certified", 40, 0, 1)),  # further marks take nothing back
+            ((5,), ("not yet", 50, 1, 2)),  # a mark that was corrected does
+            (range(40, 44), ("certified", 40, 0, 1)),
+            (range(25, 50), ("failed", 50, 25, 2)),
+        ],
+    )
+    def test_what_is_certified_stays_so_unless_marks_say_otherwise(
+        self, truth: Truth, wrong: Sequence[int], expected: tuple[str, int, int, int]
+    ) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 40)))
+        rows = table(certify_sample(always, 50, "more.csv"))
+        for place in wrong:
+            rows[place]["verdict"] = "no"
+        write_rows(Path("more.csv"), rows)
+
+        found = run_json(*self.command("--marks", "more.csv"), expect=None)["labels"][0]
+
+        assert (found["verdict"], found["n"], found["k"], len(found["looks"])) == expected
 
     def test_a_promise_to_miss_little_is_wrong_where_the_rest_shows_the_label(self, truth: Truth) -> None:
         labels_file(promises={"cat": {"claim": "miss", "value": 0.1}})
