@@ -8,6 +8,7 @@ ROOT/SPLIT/nshards.txt, ROOT/SPLIT/0.tar ...    images, each with a .cls, .npy o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -118,7 +119,7 @@ def read_root(text: str, split: str) -> Root:
         SourceUnavailableError: it is in S3, and the store is unavailable.
     """
     text = with_s3_scheme(text)
-    uri = text.rstrip("/") if text.startswith(SCHEME) else str(Path(text).expanduser().absolute())
+    uri = text.rstrip("/") if text.startswith(SCHEME) else os.path.abspath(Path(text).expanduser())  # noqa: PTH100 - pathlib keeps `..`
     if not text.startswith(SCHEME) and not Path(uri).is_dir():
         raise SourceError(f"{uri}: no such folder: give a webdataset root, or an output and `truth_column=`")
     if (Path(uri) / objects.INTERNAL).is_dir():
