@@ -8,6 +8,7 @@ ROOT/SPLIT/nshards.txt, ROOT/SPLIT/0.tar ...    images, each with a .cls, .npy o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -144,7 +145,9 @@ def read_root(text: str, split: str) -> Root:
 def root_uri(text: str) -> str:
     """Absolute path of a folder, or the URI of an S3 prefix, without a slash at the end."""
     text = with_s3_scheme(text)
-    return text.rstrip("/") if text.startswith(SCHEME) else str(Path(text).expanduser().absolute())
+    if text.startswith(SCHEME):
+        return text.rstrip("/")
+    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 - pathlib keeps `..`
 
 
 def has_split(uri: str, split: str) -> bool:

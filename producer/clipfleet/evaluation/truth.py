@@ -60,8 +60,7 @@ class Labels:
             if value in self._index:
                 return self._index[value]
             value = int(value) if _NUMBER.fullmatch(value) else value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-        if is_number and 0 <= value < len(self.names):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value in range(len(self.names)):
             return int(value)
         more = len(self.names) - _SHOWN
         shown = ", ".join(self.names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
