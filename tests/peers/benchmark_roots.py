@@ -60,8 +60,8 @@ def drawing(number: int, seed: int, least: int = 40, most: int = 600) -> Image.I
     """Sample `number` on a coloured ground with some noise; the sides have `least` to `most` pixels."""
     random = np.random.default_rng(seed)
     width, height = (int(side) for side in random.integers(least, most + 1, 2))
-    ground = random.integers(150, 256, 3) + random.normal(0, 6, (height, width, 3))
-    canvas = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
+    ground = random.integers(150, 245, 3, np.uint8) + random.integers(0, 11, (height, width, 1), np.uint8)
+    canvas = Image.fromarray(ground)
     sample = Image.open(io.BytesIO((_SAMPLES / SAMPLES[number]["file"]).read_bytes())).convert("RGBA")
     side = max(16, int(min(width, height) * random.uniform(0.55, 1.0)))
     turned = sample.rotate(random.uniform(-25, 25), Image.Resampling.BICUBIC).resize((side, side))
@@ -190,7 +190,7 @@ def write_by_hand(folder: Path) -> None:
         for number, text in enumerate(texts)
     ]
     write_root(folder / "captions", pairs, kind="retrieval", shard_size=25)
-    photos = labelled(range(40, 60), 800, (("jpg", jpg),), 9000, least=300, most=600)
+    photos = labelled(range(40, 60), 600, (("jpg", jpg),), 9000, least=300, most=600)
     write_root(folder / "photos", photos, classes=NAMES[40:], templates=templates)
 
 
