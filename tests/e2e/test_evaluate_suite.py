@@ -239,6 +239,8 @@ def test_averages_say_of_how_many_sets_and_what_is_missing(
     }  # fmt: skip
     assert averages["Retrieval"]["value"] == pytest.approx((main["Flickr"] + main["WinoGAViL"]) / 2)
     assert (averages["Retrieval"]["sets"], averages["Retrieval"]["of"]) == (2, 3)
+    items = {line["dataset"]: line["clipfleet"]["items"] for line in found["sets"]}
+    assert items == dict.fromkeys(items, 20) | {"WinoGAViL": len(INSTANCES)}
     assert (averages["ImageNet"]["value"], averages["ImageNet"]["of"]) == (None, 1)
     assert len(found["missing"]) == 30
     assert "ImageNet 1k" in found["missing"]

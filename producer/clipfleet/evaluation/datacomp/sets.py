@@ -56,8 +56,8 @@ class SetScore:
     """Metrics of one set."""
 
     metrics: Metrics  # with main_metric
-    items: int  # that count
-    failed: int
+    items: int  # that count: images, of WinoGAViL instances
+    failed: int  # images
     model_fingerprint: str | None
     interval: Interval | None = None  # 95 %, of the main metric
 
@@ -71,14 +71,14 @@ def measure_set(task: Task, root: Root, embedder: Embedder) -> SetScore:
     if task.kind in (Kind.CLASSIFICATION, Kind.RETRIEVAL):
         return _plain(task, root, embedder)
     if task.kind is Kind.WINOGAVIL:
-        metrics, images = _winogavil(root, embedder)
-    elif task.kind is Kind.FACES:
-        metrics, images = _faces(root, embedder)
+        metrics, images, items = _winogavil(root, embedder)
     else:
-        metrics, images = _grouped(task.kind, root, embedder)
-    return SetScore(
-        _with_main(task, metrics), int(images.ok.sum()), len(images.failed), images.model_fingerprint
-    )
+        if task.kind is Kind.FACES:
+            metrics, images = _faces(root, embedder)
+        else:
+            metrics, images = _grouped(task.kind, root, embedder)
+        items = int(images.ok.sum())
+    return SetScore(_with_main(task, metrics), items, len(images.failed), images.model_fingerprint)
 
 
 def _with_main(task: Task, metrics: Mapping[str, float | None]) -> Metrics:
@@ -236,7 +236,7 @@ class _Instance:
         return f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"
 
 
-def _winogavil(root: Root, embedder: Embedder) -> tuple[Metrics, Embedded]:
+def _winogavil(root: Root, embedder: Embedder) -> tuple[Metrics, Embedded, int]:
     keys = [sample.item_id for sample in root.samples(())]
     instances = _instances(root, {key: number for number, key in enumerate(keys)})
     prompts = embedder.texts([one.prompt for one in instances])
@@ -248,7 +248,7 @@ def _winogavil(root: Root, embedder: Embedder) -> tuple[Metrics, Embedded]:
         jaccard(images.features[one.candidates] @ prompts.features[number], one.associated)
         for number, one in counted
     ]
-    return jaccard_by_size(values, [len(one.candidates) for _, one in counted]), images
+    return jaccard_by_size(values, [len(one.candidates) for _, one in counted]), images, len(counted)
 
 
 def _instances(root: Root, index: Mapping[str, int]) -> list[_Instance]:
