@@ -190,7 +190,8 @@ class LabelSet(FrozenModel):
             "not": self.not_prompts, "threshold": self.thresholds, "intercept": self.intercepts,
             "promise": self.promises,
         }  # fmt: skip
-        for what, values in {**by_label, "background": dict.fromkeys(self.background)}.items():
+        given = {**by_label, "background": self.background, "certificates": self.certificates}
+        for what, values in given.items():
             if values and not self.has_thresholds:
                 raise ValueError(no_thresholds(what))
         for what, values in {**by_label, "group": self.groups}.items():
@@ -206,13 +207,21 @@ class LabelSet(FrozenModel):
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the fields of version 3 at their defaults: older workers refuse unknown keys."""
         found: dict[str, Any] = handler(self)
-        given = {name for name, default in _SINCE_VERSION_3.items() if getattr(self, name) != default}
+        given = self._given_since_version_3()
         return {name: value for name, value in found.items() if name in given or name not in _SINCE_VERSION_3}
+
+    def _given_since_version_3(self) -> set[str]:
+        return {name for name, default in _SINCE_VERSION_3.items() if getattr(self, name) != default}
 
     @property
     def has_thresholds(self) -> bool:
         """Whether labels are accepted by their thresholds, rather than the best one by a softmax."""
         return self.none or self.kind is LabelKind.MULTI
+
+    @property
+    def needs_version_3(self) -> bool:
+        """Whether older workers cannot read it: it has a key or a preset that came with schema version 3."""
+        return self.preset not in (None, Preset.IMAGENET1K) or bool(self._given_since_version_3())
 
     def threshold(self, label: str) -> float:
         """The threshold of a label, a probability."""

@@ -113,8 +113,8 @@ class LabelSetSpec(BaseModel):
             for key in sorted(label.model_fields_set.intersection(_BY_LABEL.values()) - {"group"}):
                 word = key.removesuffix("_prompts")
                 yield ("labels", position, word), no_thresholds(word)
-        for key in ("background", "slope"):
-            if getattr(self, key) is not None:
+        for key in ("background", "slope", "certificates"):
+            if getattr(self, key) != type(self).model_fields[key].default:
                 yield (key,), no_thresholds(key)
 
     def made(self, name: str, folder: Path = Path()) -> LabelSet:

@@ -174,7 +174,7 @@ def make_job(
             "schema_version": lowest_version(
                 output_is_redis=output == REDIS_OUTPUT,
                 applies_exif=exif is Exif.APPLY,
-                has_thresholds=any(one.has_thresholds for one in label_sets),
+                has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
             ),
         }
         return Job(**values)

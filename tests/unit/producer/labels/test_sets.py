@@ -17,6 +17,14 @@ from tests.support.jobs import make_job
 
 pytestmark = pytest.mark.usefixtures("folder")
 
+CERTIFICATE = json.dumps(
+    {
+        "label": "a", "threshold": 0.5, "promise": {"claim": "precision", "value": 0.9}, "confidence": 0.9,
+        "looks": [{"marks": 1, "wrong": 0}], "verdict": "not yet", "output": "/out", "job_id": "j",
+        "model_fingerprint": "m", "label_set_hash": "h", "at": "2026-11-24T12:00:00Z",
+    }
+)  # fmt: skip
+
 
 class TestFromPrograms:
     def test_names_are_one_set(self) -> None:
@@ -156,6 +164,7 @@ class TestFiles:
             ("labels:\n- a\n- name: b\n  threshold: 0.5\n", "x.yaml:4: `threshold` has no .* add `none: t"),
             ("labels:\n- name: a\n  not: [x]\n- b\n", "x.yaml:3: `not` has no meaning for a softmax"),
             ("labels: [a, b]\nbackground: [x]\n", "x.yaml:2: `background` has no meaning for a softmax"),
+            (f"labels: [a, b]\ncertificates: [{CERTIFICATE}]\n", "x.yaml:2: `certificates` has no meaning"),
             ("none: true\nlabels: [a]\nbackground: []\n", "x.yaml:3: the background is empty: leave"),
             ("none: true\nlabels: [a]\nbackground: ['']\n", "x.yaml:1: the background is empty"),
             ("labels: [a]\nkind: multi\nnone: true\n", "x.yaml:3: `none` is for sets of kind single"),

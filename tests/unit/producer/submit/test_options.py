@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from clipfleet.contract.jobs import DecodeRoute, Exif, Lane, PartFormat, Precision, Task
 from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.versions import FIRST_WITH_THRESHOLDS
 from clipfleet.errors import UsageError
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.sources.texts import text_source_of
@@ -198,17 +200,34 @@ def test_a_job_carries_the_lowest_version_that_can_run_it(values: dict[str, Any]
     assert job.exif.value == values.get("exif", "ignore")
 
 
-@pytest.mark.parametrize(
-    ("label_set", "version"),
-    [(LabelSet(labels=("a", "b")), 1), (LabelSet(labels=("a",), none=True), 3),
-     (LabelSet(labels=("a",), kind="multi"), 3)],
-)  # fmt: skip
-def test_workers_that_know_no_thresholds_leave_sets_with_them_alone(
-    label_set: LabelSet, version: int
-) -> None:
-    job = make_job(source_of(["/a.jpg"], ReadOptions()), JobOptions(), Task.CLASSIFY, [label_set])
+# What workers of versions 1 and 2 read of a label set; they refuse anything else.
+OLD_KEYS, OLD_PRESETS = {"name", "labels", "templates", "preset"}, (None, "imagenet1k")
+PAIR = {"labels": ("a", "b")}
 
-    assert job.schema_version == version
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        PAIR,
+        {"preset": "imagenet1k"},
+        {"preset": "imagenet1k-simple"},
+        {**PAIR, "groups": {"a": "letters"}},
+        {**PAIR, "none": True},
+        {**PAIR, "kind": "multi"},
+        {**PAIR, "kind": "multi", "thresholds": {"a": 0.9}},
+    ],
+    ids=str,
+)
+def test_a_job_that_older_workers_cannot_read_is_of_a_version_that_they_leave_alone(
+    values: dict[str, Any],
+) -> None:
+    sets = [LabelSet(name="plain", labels=("x", "y")), LabelSet(**values)]
+
+    job = make_job(source_of(["/a.jpg"], ReadOptions()), JobOptions(), Task.CLASSIFY, sets)
+
+    sent = json.loads(job.model_dump_json())["label_sets"]
+    is_readable = all(one.keys() <= OLD_KEYS and one["preset"] in OLD_PRESETS for one in sent)
+    assert (job.schema_version < FIRST_WITH_THRESHOLDS) == is_readable
 
 
 def test_texts_have_no_orientation() -> None:
