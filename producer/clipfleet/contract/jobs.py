@@ -229,9 +229,11 @@ class Job(FrozenModel):
             of_this = {*ours.get(label_set.name, ()), *self._accepted_columns_of(label_set)}
             clash = sorted(of_this.intersection(self.source.extra_columns))
             if clash:
+                # No name of the set frees the column of the set that comes first.
+                which = "the column of the source" if clash[0] == ACCEPTED_COLUMN else "one of them"
                 raise ValueError(
                     f"label set {label_set.name!r} would fill the column {clash[0]!r}, which the source has "
-                    "too: rename one of them"
+                    f"too: rename {which}"
                 )
         return self
 
@@ -297,7 +299,7 @@ class Job(FrozenModel):
         }  # fmt: skip
         found = self.model_dump(mode="json", exclude=unlike)
         for label_set in found["label_sets"]:
-            for name in ("promises", "certificates"):  # no row depends on them
+            for name in ("groups", "promises", "certificates"):  # no row depends on them
                 label_set.pop(name, None)
         return found
 

@@ -45,6 +45,7 @@ from tests.support.jobs import make_job
 NO_IDENTITY = {
     "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished", "on_finished_queue",
 }  # fmt: skip
+CATS = LabelSet(labels=("cat",), none=True)
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
     "vector_type": VectorType.FLOAT32,
@@ -110,7 +111,7 @@ class TestJob:
         ("names", "column", "extra", "problem"),
         [
             ("aa", None, (), "two label sets are named 'a'"),
-            ("ab", None, ("labels_b",), "'b' would fill the column 'labels_b'"),
+            ("ab", None, ("labels_b",), "'b' would fill the column 'labels_b'.*rename one of them"),
             ("a", "group", (), "no column 'group'.*it has none at all"),
             ("a", "group", ("x", "y"), "no column 'group' to choose label sets by; it has x, y"),
         ],
@@ -123,6 +124,12 @@ class TestJob:
 
         with pytest.raises(ValidationError, match=problem):
             make_job(task=Task.CLASSIFY, label_sets=sets, source=source, label_set_column=column)
+
+    def test_a_source_column_called_accepted_must_be_renamed(self) -> None:
+        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=("accepted",))
+
+        with pytest.raises(ValidationError, match=r"column 'accepted'.*too: rename the column of the source"):
+            make_job(task=Task.CLASSIFY, label_sets=(CATS,), source=source)
 
     @pytest.mark.parametrize("job_id", ["a", "A9", "2026-11.run_7", "x" * 64])
     def test_a_name(self, job_id: str) -> None:
@@ -161,6 +168,15 @@ class TestIdentity:
 
         assert (job.fingerprint == other.fingerprint) is (name in NO_IDENTITY)
         assert job.differences(other) == ([] if name in NO_IDENTITY else [name])
+
+    def test_what_no_row_depends_on_is_no_part_of_it(self) -> None:
+        promise = {"claim": "precision", "value": 0.9}
+        plain = {"labels": ("cat", "cow"), "none": True}
+        sets = [LabelSet(**plain), LabelSet(**plain, groups={"cat": "pets"}, promises={"cat": promise})]
+
+        jobs = [make_job(task=Task.CLASSIFY, label_sets=(one,)) for one in sets]
+
+        assert jobs[0].is_same(jobs[1])
 
     def test_all_that_differs_is_named(self) -> None:
         assert make_job().differences(make_job("/elsewhere", top_k=2)) == ["top_k", "output"]
