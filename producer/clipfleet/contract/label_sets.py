@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -52,10 +53,24 @@ class FrozenModel(BaseModel):
     @classmethod
     def _check_text(cls, value: Any) -> Any:
         """A job is sent as JSON, which cannot contain lone surrogates, as in undecodable file names."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+        for text in _texts(value):
+            if _SURROGATES.search(text):
                 raise ValueError(f"{text!r} is not UTF-8")
         return value
+
+
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All strings in a value of tuples and dicts, with the keys; nested models check their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts((*value, *value.values()))
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)
 
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -177,6 +192,7 @@ class LabelSet(FrozenModel):
                     f"template {template!r} must contain {{}} exactly once, in place of the label"
                 )
         self._check_decisions()
+        self._check_by_label()
         return self
 
     def _check_decisions(self) -> None:
@@ -186,22 +202,33 @@ class LabelSet(FrozenModel):
             raise ValueError(EMPTY_BACKGROUND)
         if any(not prompt.strip() for prompt in self.background):
             raise ValueError("a background prompt is empty")
-        by_label: dict[str, Mapping[str, Any]] = {
-            "not": self.not_prompts, "threshold": self.thresholds, "intercept": self.intercepts,
-            "promise": self.promises,
-        }  # fmt: skip
-        given = {**by_label, "background": self.background, "certificates": self.certificates}
+        given = {**self._by_label(), "background": self.background, "certificates": self.certificates}
         for what, values in given.items():
             if values and not self.has_thresholds:
                 raise ValueError(no_thresholds(what))
-        for what, values in {**by_label, "group": self.groups}.items():
-            unknown = [label for label in values if label not in self.labels]
-            if unknown and self.preset is None:
-                raise ValueError(f"{what}: there is no label {unknown[0]!r}")
         if (self.slope is not None) != bool(self.intercepts):
             raise ValueError("a calibrated set has a slope and an intercept for each label")
         if self.slope is not None and (missing := set(self.labels).difference(self.intercepts)):
             raise ValueError(f"a slope needs an intercept for each label: {min(missing)!r} has none")
+
+    def _check_by_label(self) -> None:
+        known = set(self.labels)
+        for what, values in {**self._by_label(), "group": self.groups}.items():
+            if values and self.preset is not None:
+                raise ValueError(f"preset {self.preset} takes no `{what}` by label: give a set with `labels`")
+            unknown = [label for label in values if label not in known]
+            if unknown:
+                raise ValueError(f"{what}: there is no label {unknown[0]!r}")
+        for label, prompts in self.not_prompts.items():
+            if any(not prompt.strip() for prompt in prompts):
+                raise ValueError(f"a `not` prompt of {label!r} is empty")
+
+    def _by_label(self) -> dict[str, Mapping[str, Any]]:
+        """What only sets with thresholds have by label, by the name that users write."""
+        return {
+            "not": self.not_prompts, "threshold": self.thresholds, "intercept": self.intercepts,
+            "promise": self.promises,
+        }  # fmt: skip
 
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

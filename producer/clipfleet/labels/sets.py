@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from clipfleet.contract.label_sets import (
@@ -42,7 +50,7 @@ class LabelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, StringConstraints(strip_whitespace=True)]  # as `--labels` and text files are read
     not_prompts: _Prompts = Field((), alias="not")
     threshold: Probability | None = None
     group: str | None = None
@@ -99,14 +107,15 @@ class LabelSetSpec(BaseModel):
         """Problems of one key or label, with the place: what `LabelSet` says, it says of the whole set."""
         if self.labels == () and "labels" in self.model_fields_set:
             yield ("labels",), "the list is empty: name at least two, or one and `none: true`"
-        names = [label.name for label in self.labels]
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                yield ("labels", position), f"label {name!r} appears twice"
+        seen: set[str] = set()
+        for position, label in enumerate(self.labels):
+            if label.name in seen:
+                yield ("labels", position), f"label {label.name!r} appears twice"
+            seen.add(label.name)
         if self.none or self.kind is LabelKind.MULTI:
             if self.none and self.kind is LabelKind.MULTI:
                 yield ("none",), NONE_OF_MULTI
-            if self.background == ():
+            if "background" in self.model_fields_set and not self.background:
                 yield ("background",), EMPTY_BACKGROUND
             return
         for position, label in enumerate(self.labels):
@@ -114,7 +123,7 @@ class LabelSetSpec(BaseModel):
                 word = key.removesuffix("_prompts")
                 yield ("labels", position, word), no_thresholds(word)
         for key in ("background", "slope", "certificates"):
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if key in self.model_fields_set:
                 yield (key,), no_thresholds(key)
 
     def made(self, name: str, folder: Path = Path()) -> LabelSet:

@@ -228,6 +228,46 @@ class TestLabelSet:
         with pytest.raises(ValidationError, match=re.escape(words)):
             LabelSet(labels=labels, templates=(template,))
 
+    @pytest.mark.parametrize("prompts", [("",), ("dog", " ")])
+    def test_an_empty_not_prompt_is_refused(self, prompts: tuple[str, ...]) -> None:
+        with pytest.raises(ValidationError, match="a `not` prompt of 'cat' is empty"):
+            LabelSet(labels=("cat", "cow"), none=True, not_prompts={"cat": prompts})
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"groups": {"cat": "\ud800"}},
+            {"groups": {"\ud800": "pets"}},
+            {"not_prompts": {"cat": ("dog", "\udfff")}, "none": True},
+            {"background": ("\ud800",), "none": True},
+        ],
+        ids=ascii,
+    )
+    def test_text_that_is_not_utf_8_is_refused_at_any_depth(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match="is not UTF-8"):
+            LabelSet(labels=("cat",), **values)
+
+    def test_an_unreadable_planted_set_makes_the_job_unreadable(self) -> None:
+        value = json.loads(make_job(task=Task.CLASSIFY, label_sets=(CATS,)).model_dump_json())
+        value["label_sets"][0]["not_prompts"] = {"cat": [""]}
+
+        with pytest.raises(JobUnreadableError, match="label_sets"):
+            read_job(json.dumps(value))
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"thresholds": {"cat": 0.9}},
+            {"not_prompts": {"cat": ("dog",)}},
+            {"groups": {"cat": "pets"}},
+            {"slope": 2.0, "intercepts": {"cat": 1.0}},
+        ],
+        ids=str,
+    )
+    def test_a_preset_has_no_values_by_label(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match=r"preset imagenet1k .*by label"):
+            LabelSet(preset="imagenet1k", none=True, **values)
+
     def test_equal_content_has_an_equal_hash(self) -> None:
         one = LabelSet(labels=("cat", "dog"))
 
