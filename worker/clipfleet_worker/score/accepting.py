@@ -11,21 +11,23 @@ import numpy as np
 
 from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
 from clipfleet_worker.process.device import memory_errors
-from clipfleet_worker.score.ranking import from_sort_keys, sort_keys
 
 if TYPE_CHECKING:
     import torch
 
 _LABELS_PER_SLICE = 4096  # in double precision
+# Margins are rounded to multiples of 2^-30: labels with equal vectors get equal ones in any slice.
+_STEPS = 2.0**30
+_MOST_STEPS = 2**51 - 1  # with the place in a slice they fit into 64 bits; a margin of 2 million
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """The best and the accepted labels of each image, as positions in the set."""
 
-    label_indices: np.ndarray  # (images, k), by score, descending
-    scores: np.ndarray  # float32 (images, k)
-    accepted: Sequence[Sequence[int]]  # of each image, by score, descending
+    label_indices: np.ndarray  # (images, k), by margin, descending
+    scores: np.ndarray  # float32 (images, k), descending
+    accepted: Sequence[Sequence[int]]  # of each image, by margin, descending
     best_scores: np.ndarray  # float32 (images,): of the best accepted label, or the best of all
 
 
@@ -81,9 +83,10 @@ def accept(
 ) -> Acceptance:
     """Score each label by `LabelSet`'s formula; find the best `top_k` and all accepted ones.
 
-    Computed in double precision and rounded to float32; thresholds are compared with the rounded scores, so
-    that a reader of the scores gets the same answer. Of equal scores the first label wins. Labels are
-    processed in slices, so that there is never a matrix of all images and all labels.
+    Labels are ordered by their margin `slope * z + intercept`, which still differs where the scores are all
+    close to 1; of equal margins the first label wins. Scores are rounded to float32; thresholds are compared
+    with the rounded scores, so that a reader of the scores gets the same answer. Labels are processed in
+    slices, so that there is never a matrix of all images and all labels.
 
     Args:
         features: float32 (images, d), L2-normalised.
@@ -101,25 +104,31 @@ def accept(
         images = torch.from_numpy(features).to(text_matrix.device).double() * logit_scale
         ground = torch.logsumexp(images @ decision.shared.T, dim=1, keepdim=True)
         best = torch.empty((len(images), 0), dtype=torch.int64, device=images.device)
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        indices = torch.empty_like(best)
+        found: list[tuple[torch.Tensor, ...]] = []  # accepted: images, labels, margins
         for start in range(0, len(text_matrix), _LABELS_PER_SLICE):
             texts = text_matrix[start : start + _LABELS_PER_SLICE]
-            scores = _scores(images, texts.double(), ground, decision, start)
-            keys = sort_keys(scores, start)
-            best = torch.cat([best, torch.topk(keys, min(top_k, keys.shape[1])).values], dim=1)
-            best = torch.topk(best, min(top_k, best.shape[1])).values
-            is_accepted = scores.double() >= decision.thresholds[start : start + len(texts)]
-            found.append((is_accepted.nonzero()[:, 0].cpu(), keys[is_accepted].cpu()))
-        indices, values = from_sort_keys(best)
-        top = values.cpu().numpy()
+            margins = _margins(images, texts.double(), ground, decision, start)
+            some, places = _best(margins, top_k)
+            # Stable: earlier slices come first.
+            best, order = torch.sort(torch.cat([best, some], dim=1), dim=1, descending=True, stable=True)
+            indices = torch.cat([indices, places + start], dim=1).gather(1, order)[:, :top_k]
+            best = best[:, :top_k]
+            is_accepted = _scores(margins).double() >= decision.thresholds[start : start + len(texts)]
+            image, place = is_accepted.nonzero(as_tuple=True)
+            found.append((image.cpu(), place.cpu() + start, margins[is_accepted].cpu()))
+        top = _scores(best).cpu().numpy()
         accepted, best_scores = _by_image(found, top[:, 0])
         return Acceptance(indices.cpu().numpy(), top, accepted, best_scores)
 
 
-def _scores(
+def _margins(
     images: torch.Tensor, texts: torch.Tensor, ground: torch.Tensor, decision: Decision, start: int
 ) -> torch.Tensor:
-    """Scores of some labels, float32 (images, labels); `images` are multiplied by the logit scale."""
+    """`slope * z + intercept` of some labels in steps, int64 (images, labels).
+
+    `images` are multiplied by the logit scale.
+    """
     import torch
 
     stop = start + len(texts)
@@ -130,29 +139,47 @@ def _scores(
         own = torch.exp(decision.own[first:last] @ images.T - ground.T)
         mass = images.new_zeros((len(texts), len(images)))  # rows are added faster than columns
         over -= torch.log1p(mass.index_add_(0, decision.owners[first:last] - start, own)).T
-    scores = torch.sigmoid(decision.slope * over + decision.intercepts[start:stop])
-    return scores.clamp(max=LARGEST_SCORE).float()
+    margins = torch.round((decision.slope * over + decision.intercepts[start:stop]) * _STEPS)
+    return margins.clamp(-_MOST_STEPS, _MOST_STEPS).long()
+
+
+def _scores(margins: torch.Tensor) -> torch.Tensor:
+    """Scores of margins in steps, float32."""
+    import torch
+
+    return torch.sigmoid(margins.double() / _STEPS).clamp(max=LARGEST_SCORE).float()
+
+
+def _best(margins: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest margins of a slice and their places (images, k), descending, then by place."""
+    import torch
+
+    places = torch.arange(margins.shape[1], device=margins.device)
+    keys = margins * _LABELS_PER_SLICE + (_LABELS_PER_SLICE - 1 - places)
+    best = torch.topk(keys, min(top_k, keys.shape[1])).values
+    return (
+        torch.div(best, _LABELS_PER_SLICE, rounding_mode="floor"),
+        _LABELS_PER_SLICE - 1 - best % _LABELS_PER_SLICE,
+    )
 
 
 def _by_image(
-    found: Sequence[tuple[torch.Tensor, torch.Tensor]], best_scores: np.ndarray
+    found: Sequence[tuple[torch.Tensor, ...]], best_scores: np.ndarray
 ) -> tuple[list[list[int]], np.ndarray]:
-    """Accepted labels of each image, by score; and the score of the best one, else the given score.
+    """Accepted labels of each image, by margin; and the score of the best one, else the given score.
 
     Args:
-        found: images and sort keys of accepted labels, in any order.
+        found: images, labels and margins of accepted labels, in any order.
         best_scores: float32, of the best label of each image.
     """
     import torch
 
-    images = torch.cat([image for image, _ in found]).numpy()
-    keys = torch.cat([key for _, key in found])
-    labels, scores = (values.numpy() for values in from_sort_keys(keys))
-    order = np.lexsort((-keys.numpy(), images))
-    ends = np.cumsum(np.bincount(images, minlength=len(best_scores)))
-    accepted = [part.tolist() for part in np.split(labels[order], ends[:-1])]
+    images, labels, margins = (torch.cat(values) for values in zip(*found, strict=True))
+    order = np.lexsort((labels.numpy(), -margins.numpy(), images.numpy()))
+    ends = np.cumsum(np.bincount(images.numpy(), minlength=len(best_scores)))
+    accepted = [part.tolist() for part in np.split(labels.numpy()[order], ends[:-1])]
     starts = np.concatenate([[0], ends[:-1]])
     has_any = ends > starts
     best_scores = best_scores.copy()
-    best_scores[has_any] = scores[order][starts[has_any]]
+    best_scores[has_any] = _scores(margins[order][starts[has_any]]).numpy()
     return accepted, best_scores

@@ -32,8 +32,8 @@ class Case:
         decision = Decision.of(self.label_set, self.labels, encoded)
         return accept(features, torch.from_numpy(self.matrix), decision, logit_scale, top_k)
 
-    def reference(self, features: np.ndarray, logit_scale: float = 100.0) -> np.ndarray:
-        """The formula of `LabelSet`, one image and one label at a time; rounded to float32."""
+    def margins(self, features: np.ndarray, logit_scale: float) -> np.ndarray:
+        """`slope * z + intercept` by the formula of `LabelSet`, one image and one label at a time."""
         rows = []
         for feature in features.astype(np.float64):
             row = []
@@ -45,9 +45,9 @@ class Case:
                 z = logit_scale * (self.matrix[position].astype(np.float64) @ feature)
                 z -= np.logaddexp.reduce(sorted(over))
                 slope = 1.0 if self.label_set.slope is None else self.label_set.slope
-                row.append(1 / (1 + np.exp(-(slope * z + self.label_set.intercepts.get(label, 0.0)))))
+                row.append(slope * z + self.label_set.intercepts.get(label, 0.0))
             rows.append(row)
-        return np.minimum(rows, LARGEST_SCORE).astype(np.float32)
+        return np.array(rows)
 
 
 def require_reference(case: Case, images: int = 12, logit_scale: float = 100.0, top_k: int = 5) -> Acceptance:
@@ -56,13 +56,15 @@ def require_reference(case: Case, images: int = 12, logit_scale: float = 100.0, 
 
     found = case.accept(features, logit_scale, top_k)
 
-    expected = case.reference(features, logit_scale)
-    order = np.argsort(-expected, axis=1, kind="stable")
+    margins = case.margins(features, logit_scale)
+    expected = np.minimum(1 / (1 + np.exp(-margins)), LARGEST_SCORE).astype(np.float32)
+    order = np.argsort(-margins, axis=1, kind="stable")
     np.testing.assert_array_equal(found.label_indices, order[:, :top_k])
     np.testing.assert_allclose(
         found.scores, np.take_along_axis(expected, order, axis=1)[:, :top_k], rtol=1e-6
     )
     assert found.scores.dtype == np.float32
+    assert (np.diff(found.scores, axis=1) <= 0).all()
     thresholds = np.array([case.label_set.threshold(label) for label in case.labels])
     for image, scores in enumerate(expected):
         accepted = [index for index in order[image] if float(scores[index]) >= thresholds[index]]
@@ -106,6 +108,18 @@ NOT = {"thing 0": ("a", "b"), "thing 3": ("b",), "thing 8": ("a photo", "c")}
 @pytest.mark.parametrize("logit_scale", [1.0, 14.3, 100.0])
 def test_scores_are_those_of_the_formula_and_the_thresholds_decide(case: Case, logit_scale: float) -> None:
     require_reference(case, logit_scale=logit_scale)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_the_order_holds_where_all_scores_are_as_good_as_1(threshold: float) -> None:
+    labels = tuple(f"thing {number}" for number in range(9))
+    thresholds = dict.fromkeys(labels, threshold)
+    case = Case(9, slope=0.1, intercepts=dict.fromkeys(labels, 40.0), thresholds=thresholds)
+
+    found = require_reference(case, top_k=9)
+
+    assert np.unique(found.scores).tolist() == [np.float32(LARGEST_SCORE)]
+    assert {*found.label_indices[:, 0].tolist()} != {0}
 
 
 def test_labels_are_accepted_beyond_the_best_few() -> None:
