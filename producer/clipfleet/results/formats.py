@@ -221,14 +221,23 @@ def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
     has_labels = any(row["label"] is not None for row in rows) if job is None else bool(job.label_sets)
     accepts = job is not None and bool(job.accepted_columns)
     columns = (*LABEL_COLUMNS, ACCEPTED_COLUMN)
-    is_multi = job is not None and any(one.kind is LabelKind.MULTI for one in job.label_sets)
-    labels = [_label(row, columns, is_multi=is_multi) if accepts else row["label"] for row in rows]
+    labels = [_label(row, columns, is_multi=_is_multi(row, job)) if accepts else row["label"] for row in rows]
     answers = [label or vector for label, vector in zip(labels, vectors, strict=True)]
     scores = [_score(row["score"]) for row in rows]
     return [
         _Column("label" if has_labels else "vector", answers),
         _Column("score", scores, is_number=True),
     ]
+
+
+def _is_multi(row: dict[str, Any], job: Job | None) -> bool:
+    """Whether the columns without the name of a set are of a multi set."""
+    if job is None or not job.label_sets:
+        return False
+    if job.label_set_column is None:
+        return job.label_sets[0].kind is LabelKind.MULTI
+    kinds = {one.name: one.kind for one in job.label_sets}
+    return kinds.get(str(row.get(job.label_set_column)).strip()) is LabelKind.MULTI
 
 
 def _label_set(label_set: LabelSet, rows: Sequence[dict[str, Any]]) -> _Column:

@@ -302,6 +302,27 @@ class TestExports:
         add_part(output, 0, [row | columns], label_sets=["single", "several"], accepted=accepted)
         assert re.search(r"ok +dog 0\.750 +dog, cat 0\.750", export(output, ResultFormat.TABLE).decode())
 
+    def test_in_the_table_a_row_has_the_labels_of_the_kind_of_set_that_it_names(
+        self, output: FolderOutput
+    ) -> None:
+        single = LabelSet(name="single", labels=("cat", "dog"), none=True)
+        several = LabelSet(name="several", labels=("cat", "dog"), kind=LabelKind.MULTI)
+        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=("set",))
+        note_job(
+            output,
+            task=Task.CLASSIFY,
+            label_sets=(single, several),
+            label_set_column="set",
+            source=source,
+        )
+        rows = [accepting(n, "dog", "cat") | {"set": name} for n, name in enumerate(("single", " several "))]
+        add_part(output, 0, rows, accepted=["accepted"], extra=["set"])
+
+        text = export(output, ResultFormat.TABLE).decode()
+
+        assert re.search(r"0 .* ok +dog +0\.750", text)
+        assert re.search(r"1 .* ok +dog, cat +0\.750", text)
+
     def test_the_table_of_a_classify_job_has_labels_also_where_all_rows_failed(
         self, output: FolderOutput
     ) -> None:
