@@ -39,7 +39,7 @@ def encode_label_set(
     if not label_set.has_thresholds:
         return EncodedSet(label_set.name, matrix, None)
     prompts = LabelSet(name="background", labels=background_prompts(label_set), templates=("{}",))
-    background = matrices.get(model, prompts, lane, alive)
+    background = matrices.get(model, prompts, lane, alive, "background prompt")
     by_prompt = dict(zip(background.labels, background.values, strict=True))
     with memory_errors():
         return EncodedSet(label_set.name, matrix, Decision.of(label_set, matrix.labels, by_prompt))

@@ -85,7 +85,9 @@ class TextMatrices:
         if self._redis is not None:
             self._redis.close()
 
-    def get(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def get(
+        self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive, what: str = "label"
+    ) -> TextMatrix:
         """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
 
         Args:
@@ -93,6 +95,7 @@ class TextMatrices:
             label_set: the label set.
             lane: of the job that needs it.
             alive: called before each slice and while another one encodes; what it raises ends the call.
+            what: the word for a label in error messages.
 
         Raises:
             MemoryError: the device has no room for the matrix now.
@@ -106,7 +109,7 @@ class TextMatrices:
         try:
             kept = self._kept(key)
             self.requests.note(hit=kept is not None)
-            return kept or self._keep(key, self._made(model, label_set, lane, alive))
+            return kept or self._keep(key, self._made(model, label_set, lane, alive, what))
         finally:
             encoding.release()
 
@@ -127,7 +130,7 @@ class TextMatrices:
                 self._encoding.pop(gone, None)
         return matrix
 
-    def _made(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def _made(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive, what: str) -> TextMatrix:
         import torch
 
         labels, templates = label_set.labels, label_set.templates
@@ -135,7 +138,7 @@ class TextMatrices:
             labels, templates = preset_label_set(label_set.preset)
         step = max(1, _PROMPTS_PER_PASS // len(templates))
         slices = [
-            partial(self._encode, model, labels[start : start + step], templates, lane)
+            partial(self._encode, model, labels[start : start + step], templates, lane, what)
             for start in range(0, len(labels), step)
         ]
         values = None
@@ -181,14 +184,14 @@ class TextMatrices:
             log.info("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
 
     def _encode(
-        self, model: Encoder, labels: Sequence[str], templates: Sequence[str], lane: Lane
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str], lane: Lane, what: str
     ) -> np.ndarray:
         prompts = prompts_of(labels, templates)
         matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
         usable = have_direction(matrix)
         if not usable.all():
             label = labels[int(np.argmin(usable))]
-            raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
+            raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the {what} {label[:60]!r}"))
         return matrix
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from clipfleet_worker.encode.batcher import Batcher, Encoder
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.score import text_matrices
+from clipfleet_worker.score.labelling import encode_label_set
 from clipfleet_worker.score.ranking import prompts_of, text_matrix_of
 from clipfleet_worker.score.text_matrices import Alive, TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
@@ -175,17 +176,23 @@ def test_too_little_memory_of_the_device_is_told_as_such(
         get(matrices, labels("cat"))
 
 
+class Overflowing(FakeEncoder):
+    """Gives no usable vector for texts with `red`."""
+
+    value = np.nan
+
+    def encode_texts(self, prompts: list[str]) -> np.ndarray:
+        features = super().encode_texts(prompts)
+        features[["red" in prompt for prompt in prompts]] = self.value
+        return features
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_a_label_without_a_vector_is_named_and_nothing_is_kept(
     batcher: FakeBatcher, matrices: TextMatrices, value: float
 ) -> None:
-    class Overflowing(FakeEncoder):
-        def encode_texts(self, prompts: list[str]) -> np.ndarray:
-            features = super().encode_texts(prompts)
-            features[["red" in prompt for prompt in prompts]] = value
-            return features
-
     encoder = Overflowing()
+    encoder.value = value
     encoder.precision = Precision.BF16
     for times in (1, 2):
         with pytest.raises(ItemFailure, match="the label 'red'") as told:
@@ -194,3 +201,13 @@ def test_a_label_without_a_vector_is_named_and_nothing_is_kept(
         assert told.value.error.code is ErrorCode.CRASHED
         assert told.value.error.detail.startswith("the model overflows in bf16; set CLIPFLEET_PRECISION=fp32")
         assert len(batcher.asked) == times
+
+
+@pytest.mark.parametrize("prompts", [{"background": ("red",)}, {"not_prompts": {"blue": ("red",)}}], ids=str)
+def test_a_background_prompt_without_a_vector_is_called_so(
+    matrices: TextMatrices, prompts: dict[str, Any]
+) -> None:
+    label_set = LabelSet(labels=("blue",), none=True, **prompts)
+
+    with pytest.raises(ItemFailure, match="for the background prompt 'red'"):
+        encode_label_set(matrices, Overflowing(), label_set, Lane.BULK, lambda: None)
