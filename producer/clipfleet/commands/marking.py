@@ -175,6 +175,10 @@ def certify(
         require_yaml(labels)
         require_unmarked(to_mark)
     with _scored(job, set_name) as (reader, rows):
+        if marks and reader.finished_at() is None:
+            raise UsageError(
+                f"{rows.uri}: rows may still change, for the job has not finished: certify when it has"
+            )
         label_set, where = thresholds_of(rows, str(labels))
         asked = asked_labels(label or list(label_set.promises), label_set, where)
         marked = read_matched_marks(reader, label_set, where, marks or [], asked)

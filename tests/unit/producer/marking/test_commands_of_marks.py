@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LabelSet
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.labels.sets import label_set_yaml, read_label_set
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.marked_outputs import (
     LABELS,
@@ -105,6 +107,11 @@ def certify_sample(truth: Truth, n: int, name: str = "certify.csv", label: str =
     )
     mark_file(path, truth)
     return path
+
+
+def rewrite(output: FolderOutput, folder: Path, rows: list[dict[str, Any]]) -> None:
+    shutil.rmtree(folder / "out")
+    place_scored_output(FolderOutput(folder / "out"), rows, label_set=multi_set(**OF_THE_SET))
 
 
 def always(_: int, __: str) -> bool:
@@ -453,6 +460,83 @@ class TestCertify:
 
         assert f"cat: certified on {folder / 'out'}, 20" in text
         assert "; not here" in text
+
+    def test_a_certificate_holds_for_the_rows_that_were_tested(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        """The output is rewritten under its job id with twice the rows, as by a retry."""
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+        rewrite(output, folder, two_labels(2 * ROWS)[0])
+
+        text = run(*self.command(), expect=3)
+        found = run_json(*self.command("--marks", "certify.csv"), expect=3)["labels"][0]
+
+        assert "the rows have changed since it was tested with 60 marks" in text
+        assert (found["verdict"], found["looks"]) == ("not yet", [{"marks": 60, "wrong": 0}])
+        gaps = table("to_mark.csv")
+        assert len(gaps) == found["more_marks"] > 20
+        (certificate,) = read_label_set("labels.yaml").certificates
+        assert certificate.verdict == "not yet"
+        mark_file(Path("to_mark.csv"), always)
+        Path("to_mark.csv").rename("gaps.csv")
+        again = run_json(*self.command("--marks", "certify.csv", "--marks", "gaps.csv"))["labels"][0]
+        assert (again["verdict"], len(again["looks"])) == ("certified", 2)
+        assert "cat: certified" in run(*self.command())
+
+    def test_images_that_have_changed_withdraw_a_certificate_also_from_the_file(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+        one = int(rows[3]["item_index"])
+        scores = two_labels(ROWS)[0]
+        rewrite(output, folder, [*scores[:one], {**scores[one], "content_hash": "x"}, *scores[one + 1 :]])
+
+        found = run_json(*self.command("--marks", "certify.csv"), expect=3)["labels"][0]
+
+        assert (found["verdict"], found["more_marks"]) == ("not yet", 1)
+        assert [row["item_index"] for row in table("to_mark.csv")] == [str(one)]
+        assert "cat: not yet" in run(*self.command(), expect=3)
+        mark_file(Path("to_mark.csv"), always)
+        Path("to_mark.csv").rename("gap.csv")
+        assert "cat: certified" in run(*self.command("--marks", "certify.csv", "--marks", "gap.csv"))
+        assert "cat: certified" in run(*self.command())
+
+    def test_a_file_of_marks_that_is_not_given_withdraws_nothing(self, truth: Truth) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+
+        found = run_json(*self.command("--marks", write_rows(Path("less.csv"), rows[1:])), expect=3)
+
+        assert found["labels"][0]["verdict"] == "not yet"
+        assert "cat: certified" in run(*self.command())
+
+    def test_a_certificate_that_marks_withdraw_is_withdrawn_in_the_file(self, truth: Truth) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+        rows[5]["verdict"] = "no"
+        write_rows(Path("certify.csv"), rows)
+
+        run(*self.command("--marks", "certify.csv"), expect=3)
+
+        (certificate,) = read_label_set("labels.yaml").certificates
+        assert (certificate.verdict, [look.marks for look in certificate.looks]) == ("not yet", [40])
+        assert "cat: not yet" in run(*self.command(), expect=3)
+
+    def test_a_job_that_has_not_finished_is_not_certified(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        certify_sample(truth, 60)
+        (folder / "out" / objects.SUCCESS).unlink()
+
+        assert "the job has not finished: certify when it has" in refused(
+            *self.command("--marks", "certify.csv")
+        )
 
     def test_jointly_takes_more_marks(self, truth: Truth) -> None:
         labels_file()
