@@ -120,7 +120,7 @@ def calibrate(
     """Choose a threshold per label by fit marks, and write the label set with them."""
     require_numpy("marks")
     from clipfleet.marking.calibration import calibrate as choose
-    from clipfleet.marking.files import require_replaceable, write_label_set
+    from clipfleet.marking.files import require_replaceable, write_calibrated
     from clipfleet.marking.matching import read_matched_marks
 
     promise = _promise(target_precision, max_miss)
@@ -128,7 +128,7 @@ def calibrate(
         require_replaceable(output, rows.label_set, overwrite)
         marked = read_matched_marks(reader, rows.label_set, rows.uri, marks)
         found = choose(rows, marked, promise)
-    write_label_set(output, found.label_set)
+    write_calibrated(output, found.label_set)
     if as_json:
         chosen = [threshold_object(one) for one in found.labels]
         about = {"labels_file": str(output), "promise": promise.model_dump(mode="json"), "labels": chosen}
@@ -165,7 +165,7 @@ def certify(
     require_numpy("marks")
     from clipfleet.marking.certification import Certification, Terms
     from clipfleet.marking.drawing import write_to_mark
-    from clipfleet.marking.files import require_unmarked, require_yaml, write_label_set
+    from clipfleet.marking.files import record_certificates, require_unmarked, require_yaml
     from clipfleet.marking.matching import read_matched_marks
     from clipfleet.marking.scored_rows import asked_labels, thresholds_of
 
@@ -185,10 +185,10 @@ def certify(
         test = Certification(rows, label_set, Terms(confidence, len(asked) if jointly else 1), where)
         results = [test.run(one, marked) for one in asked]
         recorded = test.recorded(results, datetime.now(UTC)) if marks else label_set
+        if recorded != label_set:
+            recorded = record_certificates(labels, label_set, recorded)
         draws = [one.to_mark for one in results if one.verdict is Verdict.NOT_YET]
         left = write_to_mark(reader, rows, draws, label_set, to_mark) if marks else 0
-    if recorded != label_set:
-        write_label_set(labels, recorded)
     now = Certification(rows, recorded, test.terms, where)
     if as_json:
         found = certify_object(now, results, marked)

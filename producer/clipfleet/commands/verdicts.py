@@ -135,6 +135,7 @@ def _elsewhere(test: Certification, one: LabelVerdict) -> str:
         for certificate in test.label_set.certificates
         if certificate.label == one.label
         and certificate.verdict is Verdict.CERTIFIED
+        and certificate.label_set_hash == test.label_set.hash
         and not test.is_here(certificate)
     ]
     return f"certified on {found[-1].output}, {found[-1].at:%Y-%m-%d}; not here" if found else ""

@@ -58,7 +58,8 @@ def calibrate(rows: ScoredRows, marked: MatchedMarks, promise: Promise) -> Calib
     """Fit slope and intercepts, and choose the threshold of each label for a promise.
 
     Skips and disagreements are left out. A label without marks, or whose promise no threshold keeps, gets a
-    threshold of 1 (for `miss`: 0) and no promise.
+    threshold of 1 (for `miss`: 0) and no promise. Certificates stay: each names its threshold, and its looks
+    are spent should the same one be chosen again.
 
     Raises:
         UsageError: the marks cannot be fitted, or a row lacks a score that matters.
@@ -73,7 +74,6 @@ def calibrate(rows: ScoredRows, marked: MatchedMarks, promise: Promise) -> Calib
         "intercepts": dict(calibration.intercepts),
         "thresholds": {one.label: one.threshold for one in chosen},
         "promises": kept,
-        "certificates": (),
     }
     return Calibrated(LabelSet.model_validate({**dict(label_set), **values}), chosen)
 

@@ -263,6 +263,20 @@ class TestCalibrate:
         assert "labels.yaml holds certificates (cat)" in refused(*command)
         assert "labels.json: a label set is written as .yaml" in refused(*command[:-1], "labels.json")
 
+    def test_calibrating_again_leaves_looks_spent(self, truth: Truth) -> None:
+        run("sample", "out/", "--purpose", "fit", "-n", 60, "-o", "fit.csv")
+        mark_file(Path("fit.csv"), truth)
+        command = ("calibrate", "out/", "--marks", "fit.csv", "-o", "labels.yaml")
+        run(*command)
+        certify = ("certify", "out/", "--labels", "labels.yaml", "--label", "cat")
+        run(*certify, "--marks", certify_sample(truth, 120), expect=None)
+        before = Path("labels.yaml").read_text()
+
+        run(*command, "--overwrite")
+
+        assert Path("labels.yaml").read_text() == before
+        assert run_json(*certify, expect=None)["labels"][0]["looks"]
+
     @pytest.mark.parametrize(
         ("marks", "problem"),
         [
