@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +89,7 @@ def sample(
             for one in asked
         ]
         found = drawing.rows_to_mark(reader, rows, draws, label_set)
+        _say_what_saturates(rows, asked)
         text = files.to_mark_text(found, as_json=output is not None and output.suffix.lower() == ".jsonl")
     for draw in draws:
         if len(draw.positions) < count:
@@ -136,6 +137,7 @@ def calibrate(
         return
     print_table(threshold_table(found.labels, promise))
     _say_what_does_not_count(marked)
+    _say_what_saturates(rows, rows.label_set.labels)
     for one in found.labels:
         if one.problem:
             accepts = f"accepts {one.accepted:,} of {counted(one.rows, 'row')}"
@@ -237,6 +239,24 @@ def _say_what_does_not_count(marked: MatchedMarks) -> None:
     if marked.disagreements:
         items = ", ".join(f"{label} of item {index}" for label, index in marked.disagreements[:_SHOWN])
         say(f"people disagree on {counted(len(marked.disagreements), 'verdict')}: {items}", style="yellow")
+    if marked.unanswered:
+        what = counted(marked.unanswered, "annotation")
+        say(f"no marks, for nothing is chosen: {what} of Label Studio", style="yellow")
 
 
+def _say_what_saturates(rows: ScoredRows, labels: Sequence[str]) -> None:
+    count = len(rows.item_index)
+    found = {label: rows.saturated(label) for label in labels}
+    many = [f"{label} ({number:,})" for label, number in found.items() if number > _MANY_SATURATED * count]
+    if many:
+        more = f" and {len(many) - _SHOWN:,} more labels" if len(many) > _SHOWN else ""
+        say(
+            f"no threshold separates rows that share the largest score, as many of {count:,} rows do: "
+            f"{', '.join(many[:_SHOWN])}{more}; classify again with `slope: 0.2` in the label set, and "
+            "`intercept: 0` for each label",
+            style="yellow",
+        )
+
+
+_MANY_SATURATED = 0.01
 _SHOWN = 10  # of a list in a message

@@ -50,6 +50,7 @@ def threshold_object(one: ChosenThreshold) -> dict[str, Any]:
         "problem": one.problem or None,
         "rows": one.rows,
         "accepted": one.accepted,
+        "saturated": one.saturated,
         "accepted_marks": one.accepted_marks,
         "accepted_yes": one.accepted_yes,
         "estimated_precision": one.precision,
@@ -58,10 +59,11 @@ def threshold_object(one: ChosenThreshold) -> dict[str, Any]:
 
 
 def what_does_not_count(marked: MatchedMarks) -> dict[str, Any]:
-    """Void marks and disagreements as `--json` prints them."""
+    """Void marks, disagreements and annotations without an answer as `--json` prints them."""
     return {
         "void": [{"mark": mark.where, "label": mark.label} for mark in marked.void],
         "disagreements": [{"label": label, "item_index": index} for label, index in marked.disagreements],
+        "unanswered": marked.unanswered,
     }
 
 

@@ -117,6 +117,16 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
     return found
 
 
+def count_unanswered(paths: Iterable[Path], labels: Sequence[str]) -> int:
+    """Annotations of Label Studio in which nothing is chosen, so that they are no marks.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    exports = [path for path in paths if path.suffix.lower() == ".json"]
+    return sum(values["verdict"] == "" for path in exports for _, values in tasks_to_marks(path, labels))
+
+
 def is_marked(path: Path) -> bool:
     """Whether a `.csv` or `.jsonl` file of marks has a verdict.
 

@@ -31,6 +31,7 @@ class ChosenThreshold:
     problem: str  # why no threshold keeps the promise; empty: one does
     rows: int
     accepted: int  # rows at or above the threshold
+    saturated: int  # rows that share the largest score
     accepted_marks: int
     accepted_yes: int
     precision: float | None  # expected among the rows accepted; None: there are none
@@ -140,6 +141,7 @@ def _choose(
         problem=problem,
         rows=len(p),
         accepted=int(accepted.sum()),
+        saturated=rows.saturated(label),
         accepted_marks=int(of_marks.sum()),
         accepted_yes=int(marks.is_yes[of_marks].sum()),
         precision=_mean(p[accepted]),

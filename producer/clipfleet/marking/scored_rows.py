@@ -79,6 +79,12 @@ class ScoredRows:
         self.require_exact(label, reached & ~scores.is_exact)
         return reached
 
+    def saturated(self, label: str) -> int:
+        """Rows whose score of a label is the largest one that there is: no threshold separates them."""
+        number = self.label_set.labels.index(label)
+        entries = self.entry_scores[self.starts[number] : self.starts[number + 1]]
+        return int((entries >= LARGEST_SCORE).sum())
+
     def require_exact(self, label: str, doubtful: Flags) -> None:
         """Refuse to go on where rows lack a score that matters.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from clipfleet.contract.label_sets import Claim, Promise, Verdict
+from clipfleet.contract.label_sets import LARGEST_SCORE, Claim, Promise, Verdict
 from clipfleet.labels.calibrating import SMALLEST, Calibration, fit, logits, sigmoid
 from clipfleet.labels.certifying import judge
 from clipfleet.labels.sampling import certify_key, fit_key, stratified, uniform_order
@@ -168,6 +168,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def through_rows(z: np.ndarray, slope: float) -> np.ndarray:
+    """The z that is computed back from the float32 scores in rows of a label set with this slope."""
+    scores = np.minimum(sigmoid(slope * z), LARGEST_SCORE).astype(np.float32)
+    return np.stack([logits(column) / slope for column in scores.T], axis=1)
+
+
 def best_recall(z: np.ndarray, is_yes: np.ndarray) -> float:
     """The largest recall of any threshold whose true precision is at least the target."""
     hits = np.cumsum(is_yes[np.argsort(-z)])
@@ -188,22 +194,45 @@ WORLDS = {
 }
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """One draw of a world, and what 60 stratified fit marks a label make of it."""
+
+    z: np.ndarray
+    is_yes: np.ndarray
+    p: list[np.ndarray]
+    thresholds: list[float | None]
+
+
+def fitted(world: World, seed: int, slope: float) -> Fitted:
+    true_z, is_yes = world.scores(seed)
+    z = through_rows(true_z, slope)
+    draws = [stratified(z[:, i], MARKS, fit_key(f"job-{seed}", LABELS[i])) for i in range(5)]
+    rows, label = np.concatenate([rows for rows, _ in draws]), np.repeat(np.arange(5), MARKS)
+    weights = 1 / np.concatenate([probabilities for _, probabilities in draws])
+    found = fit(z[rows, label], label, is_yes[rows, label], weights, LABELS)
+    p = [found.probabilities(z[:, i], name) for i, name in enumerate(LABELS)]
+    thresholds = []
+    for i, name in enumerate(LABELS):
+        own = draws[i][0]
+        evidence = Evidence(p[i][own], is_yes[own, i], weights[label == i])
+        thresholds.append(
+            threshold_for_precision(p[i], TARGET, spread=found.spreads[name], evidence=evidence)
+        )
+    return Fitted(true_z, is_yes, p, thresholds)
+
+
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_thresholds_keep_their_promise_and_are_certified(world: World) -> None:
     """60 stratified fit marks a label choose a threshold; 300 certify marks test it, in one look."""
     certified = []
     for seed in range(4):
-        z, is_yes = world.scores(seed)
-        draws = [stratified(z[:, i], MARKS, fit_key(f"job-{seed}", LABELS[i])) for i in range(5)]
-        rows, label = np.concatenate([rows for rows, _ in draws]), np.repeat(np.arange(5), MARKS)
-        weights = 1 / np.concatenate([probabilities for _, probabilities in draws])
-        found = fit(z[rows, label], label, is_yes[rows, label], weights, LABELS)
+        found = fitted(world, seed, slope=0.2)
+        z, is_yes = found.z, found.is_yes
         for i, name in enumerate(LABELS):
-            p, own = found.probabilities(z[:, i], name), draws[i][0]
-            evidence = Evidence(p[own], is_yes[own, i], weights[label == i])
-            threshold = threshold_for_precision(p, TARGET, spread=found.spreads[name], evidence=evidence)
+            threshold = found.thresholds[i]
             assert threshold is not None
-            accepted = np.flatnonzero(p >= np.float32(threshold))
+            accepted = np.flatnonzero(found.p[i] >= np.float32(threshold))
 
             assert is_yes[accepted, i].mean() >= 0.92
             assert is_yes[accepted, i].sum() / is_yes[:, i].sum() >= best_recall(z[:, i], is_yes[:, i]) / 2
@@ -215,3 +244,13 @@ def test_thresholds_keep_their_promise_and_are_certified(world: World) -> None:
             certified.append(judge(promise, len(marks), wrong, (), len(order)).verdict is Verdict.CERTIFIED)
 
     assert np.mean(certified) >= 0.7
+
+
+def test_scores_that_saturate_lose_their_thresholds_and_a_smaller_slope_finds_them() -> None:
+    """With slope 1 all rows whose z is above 16.6 share the largest score, look-alikes among them."""
+    saturated, spread = (fitted(WORLDS["look-alikes"], 0, slope) for slope in (1.0, 0.2))
+
+    share = np.mean(saturated.z > logits(LARGEST_SCORE))
+    assert share > 0.1
+    assert saturated.thresholds == [None] * 5
+    assert None not in spread.thresholds

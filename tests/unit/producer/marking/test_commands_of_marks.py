@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clipfleet.commands import app
 from clipfleet.contract.jobs import SourceDescription
-from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LabelSet
+from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LARGEST_SCORE, LabelSet
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.labels.sets import label_set_yaml, read_label_set
 from clipfleet.outputs import objects
@@ -650,6 +650,24 @@ class TestOutputs:
         text = run("sample", "out/", "--purpose", "fit", "--set", "b", "--label", "red")
 
         assert [row["item_index"] for row in csv.DictReader(text.splitlines())] == ["1"]
+
+    def test_rows_that_share_the_largest_score_are_counted(self, output: FolderOutput) -> None:
+        rows = [
+            scored(index, {"cat": LARGEST_SCORE if index < 5 else 0.3, "dog": 1 - index / 100}, 2)
+            for index in range(100)
+        ]
+        place_scored_output(output, rows)
+        marks = [marked(index, "cat", "yes" if index < 5 else "no") for index in range(10)]
+        write_rows(Path("m.csv"), marks)
+
+        for words in (
+            ("sample", "out/", "--purpose", "fit"),
+            ("calibrate", "out/", "--marks", "m.csv", "-o", "l.yaml"),
+        ):
+            said = " ".join(CliRunner().invoke(app, words).stderr.split())
+            assert "share the largest score, as many of 100 rows do: cat (5); classify again with" in said
+        found = run_json("calibrate", "out/", "--marks", "m.csv", "-o", "l.yaml")
+        assert [one["saturated"] for one in found["labels"]] == [5, 1]
 
     @pytest.mark.parametrize(
         ("rows", "problem"),
