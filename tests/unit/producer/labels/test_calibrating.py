@@ -136,6 +136,23 @@ def test_doubtful_first_marks_leave_the_mean_probability_unbiased() -> None:
     assert np.all(np.abs(np.mean(unweighted, axis=0) / truth - 1) > 0.1)
 
 
+def test_a_heavy_yes_among_the_lowest_scores_is_no_contradiction_and_the_mean_stays_unbiased() -> None:
+    """Each draw counts: those that have such a yes are what makes the others unbiased."""
+    random = np.random.default_rng(3)
+    z = random.normal(-2, 4, 5_000)
+    is_yes = random.random(len(z)) < np.where(z > 5, 0.6, 0.02)
+
+    means, falling = [], 0
+    for number in range(300):
+        rows, shares = stratified(z, MARKS, f"draw {number}".encode())
+        yes, weights = is_yes[rows], 1 / shares
+        falling += np.cov(z[rows], yes, aweights=weights)[0, 1] <= 0
+        means.append(fit(z[rows], np.zeros(MARKS), yes, weights, ["cat"]).probabilities(z, "cat").mean())
+
+    assert falling >= 5
+    assert np.mean(means) == pytest.approx(is_yes.mean(), abs=3 * np.std(means) / np.sqrt(len(means)))
+
+
 @dataclass(frozen=True)
 class World:
     """Synthetic embeddings: unit vectors of items near the text of their label, or near something else."""

@@ -146,7 +146,8 @@ class TestLabelStudio:
         [
             (["cat"], False, "yes"), (["dog"], False, "no"), ([], True, "skip"), (["cat"], True, "skip"),
             (["yes"], False, "yes"), (["no"], False, "no"), (["skip"], False, "skip"),
-            (["Yes"], False, "yes"), ([" SKIP"], False, "skip"), (["Cat"], False, "yes"), (["cat", "dog"], False, "yes"),
+            (["Yes"], False, "yes"), ([" SKIP"], False, "skip"), (["Cat"], False, "yes"),
+            (["cat", "dog"], False, "yes"),
         ],
     )  # fmt: skip
     def test_an_item_of_our_sample_answers_its_own_label(
