@@ -142,6 +142,11 @@ def calibrate(
         if one.problem:
             accepts = f"accepts {one.accepted:,} of {counted(one.rows, 'row')}"
             say(f"{one.label}: {one.problem}; its threshold {one.threshold:g} {accepts}", style="yellow")
+    if few := [one.label for one in found.labels if 0 < one.marks < _FEW_FIT_MARKS]:
+        least = (
+            f"{len(few)} of {counted(len(found.labels), 'label')} with fewer than {_FEW_FIT_MARKS} fit marks"
+        )
+        say(f"more fit marks narrow the margins and lower thresholds: {least}")
     say(f"estimates from the fit marks, not proven: `clipfleet certify` tests them; label set -> {output}")
 
 
@@ -192,6 +197,8 @@ def certify(
         draws = [one.to_mark for one in results if one.verdict is Verdict.NOT_YET]
         left = write_to_mark(reader, rows, draws, label_set, to_mark) if marks else 0
     now = Certification(rows, recorded, test.terms, where)
+    if marks and not any(marked.of(Purpose.CERTIFY, one) for one in asked):
+        say("the files hold no certify marks of these labels: fit marks test nothing", style="yellow")
     if as_json:
         found = certify_object(now, results, marked)
         typer.echo(json.dumps({**found, "to_mark": str(to_mark) if left else None}))
@@ -259,4 +266,5 @@ def _say_what_saturates(rows: ScoredRows, labels: Sequence[str]) -> None:
 
 
 _MANY_SATURATED = 0.01
+_FEW_FIT_MARKS = 120  # with 60, hard labels may keep less than half of the recall that is there
 _SHOWN = 10  # of a list in a message

@@ -75,10 +75,16 @@ def certify_sentences(test: Certification, results: Sequence[LabelVerdict]) -> I
             yield f"{printable(one.label)}: {elsewhere}"
         else:
             yield f"{printable(one.label)}: {_verdict(one)}" + (f"; {elsewhere}" if elsewhere else "")
-    if results and all(one.terms.labels_jointly == 1 for one in results):
-        yield "each label separately: the confidence holds for each, not for all together (--jointly)"
-    else:
-        yield f"jointly: the confidence holds for all {results[0].terms.labels_jointly} labels together"
+    groups: dict[int, list[str]] = {}
+    for one in results:
+        groups.setdefault(one.terms.labels_jointly, []).append(printable(one.label))
+    for jointly, labels in groups.items():
+        whose = f"{', '.join(labels)}: " if len(groups) > 1 else ""
+        if jointly == 1:
+            about = "each label separately: the confidence holds for each, not for all together (--jointly)"
+        else:
+            about = f"jointly: the confidence holds for all {jointly} labels tested together"
+        yield whose + about
 
 
 def certify_object(

@@ -53,6 +53,7 @@ def test_csv_and_json_lines_say_the_same(folder: Path) -> None:
     ("name", "content", "problem"),
     [
         ("m.csv", "item_index,label,purpose\n", "m.csv:1: there is no column 'verdict'"),
+        ("m.csv", HEADER.replace(",", ";"), "m.csv:1: its columns are separated by ';': save it with ','"),
         ("m.csv", "", "m.csv:1: there is no column 'item_index'"),
         ("m.csv", f"{HEADER}\n\n1,,cat,maybe,fit,1\n", "m.csv:3: verdict: 'maybe' is not one of 'yes'"),
         ("m.csv", f"{HEADER}\n1,,cat,yes,test,1\n", "m.csv:2: purpose: 'test' is not one of 'fit'"),

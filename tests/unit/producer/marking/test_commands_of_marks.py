@@ -217,6 +217,7 @@ class TestCalibrate:
         result = CliRunner().invoke(app, ["calibrate", "out/", "--marks", "fit.csv", "-o", "labels.yaml"])
 
         assert result.exit_code == 0
+        assert "lower thresholds: 1 of 2 labels with fewer than 120 fit marks" in result.stderr
         assert "dog: it has no fit marks; its threshold 1 accepts 0 of 1,200 rows" in result.stderr
         found = read_label_set("labels.yaml")
         assert (found.thresholds["dog"], set(found.promises)) == (1.0, {"cat"})
@@ -562,6 +563,25 @@ class TestCertify:
         expected = math.ceil(math.log(0.05 / 2 / 2) / math.log(0.9))
         assert [(one["more_marks"], one["labels_jointly"]) for one in both] == [(expected, 2)] * 2
 
+    def test_the_confidence_is_said_of_the_labels_that_it_holds_for(self, truth: Truth) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+
+        text = run("certify", "out/", "--labels", "labels.yaml", "--jointly", expect=3)
+
+        assert "cat: each label separately: the confidence holds for each" in text
+        assert "dog: jointly: the confidence holds for all 2 labels tested together" in text
+
+    def test_fit_marks_test_nothing_and_a_fit_sample_is_not_removed(self, truth: Truth) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+        run("sample", "out/", "--purpose", "fit", "-o", "to_mark.csv")
+
+        result = CliRunner().invoke(app, [str(word) for word in self.command("--marks", other_marks())])
+
+        assert "the files hold no certify marks of these labels" in " ".join(result.stderr.split())
+        assert {row["purpose"] for row in table("to_mark.csv")} == {"fit"}
+
     def test_spent_looks_bind_their_terms(self, truth: Truth) -> None:
         labels_file()
         marks = certify_sample(truth, 60)
@@ -680,6 +700,7 @@ class TestOutputs:
                 "its rows are of several models",
             ),
             ([failed(0)], "no row has scores"),
+            ([scored(7, {"cat": 0.3}, 2)] * 2, "out: item 7 has several rows"),
         ],
     )
     def test_rows_that_are_not_sound(
