@@ -222,12 +222,13 @@ class Certification:
         for result in results:
             before = self.certificate(result.label)
             looks = tuple(result.looks)
-            is_same = before is not None and (before.looks, before.verdict) == (looks, result.verdict)
-            if not looks or is_same or not result.is_recorded:
-                continue
-            # Looks are about the rows that were marked: these may not be the present ones.
             is_spent = before is not None and before.looks == looks
-            population = before.population if before and is_spent else result.population_hash
+            # A verdict is about the present rows; without one the looks are still about those before.
+            is_old = is_spent and result.verdict is Verdict.NOT_YET
+            population = before.population if before and is_old else result.population_hash
+            is_same = before and (before.verdict, before.population) == (result.verdict, population)
+            if not looks or not result.is_recorded or (is_spent and is_same):
+                continue
             made = Certificate(
                 label=result.label,
                 threshold=result.threshold,

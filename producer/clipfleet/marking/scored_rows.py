@@ -191,7 +191,7 @@ def _label_set_of(reader: RowReader, set_name: str | None) -> LabelSet:
 
 
 class _Collected:
-    """Collects scores batch by batch: 8 bytes per row and label of its top k, about 30 while they are sorted."""
+    """Collects scores batch by batch: 8 bytes per row and label of its top k, 30 while they are sorted."""
 
     def __init__(self, reader: RowReader, job: Job, label_set: LabelSet) -> None:
         self._reader, self._job, self._label_set = reader, job, label_set

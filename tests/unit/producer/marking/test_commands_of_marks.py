@@ -499,6 +499,18 @@ class TestCertify:
         assert (again["verdict"], len(again["looks"])) == ("certified", 2)
         assert "cat: certified" in run(*self.command())
 
+    def test_rows_that_do_not_change_the_sample_are_certified_again_with_the_same_marks(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 40)))
+        rewrite(output, folder, [*two_labels(ROWS)[0], scored(ROWS + 1, {"cat": 0.9, "dog": 0.1}, 2)])
+
+        assert "cat: not yet" in run(*self.command(), expect=3)
+        found = run_json(*self.command("--marks", "certify.csv"))["labels"][0]
+        assert (found["verdict"], found["looks"]) == ("certified", [{"marks": 40, "wrong": 0}])
+        assert "cat: certified" in run(*self.command())
+
     def test_images_that_have_changed_withdraw_a_certificate_also_from_the_file(
         self, truth: Truth, output: FolderOutput, folder: Path
     ) -> None:
