@@ -181,11 +181,7 @@ def certify(
     if marks:
         require_yaml(labels)
         require_unmarked(to_mark)
-    with _scored(job, set_name) as (reader, rows):
-        if marks and reader.finished_at() is None:
-            raise UsageError(
-                f"{rows.uri}: rows may still change, for the job has not finished: certify when it has"
-            )
+    with _scored(job, set_name, finished=bool(marks)) as (reader, rows):
         label_set, where = thresholds_of(rows, str(labels))
         asked = asked_labels(label or list(label_set.promises), label_set, where)
         marked = read_matched_marks(reader, label_set, where, marks or [], asked)
@@ -215,12 +211,20 @@ def certify(
 
 
 @contextmanager
-def _scored(job: str, set_name: str | None) -> Iterator[tuple[RowReader, ScoredRows]]:
+def _scored(
+    job: str, set_name: str | None, *, finished: bool = False
+) -> Iterator[tuple[RowReader, ScoredRows]]:
+    """Read all scores of a job; `finished`: refuse one whose rows may still change."""
     from clipfleet.marking.scored_rows import read_scored_rows
 
     with row_reader(job) as reader:
+        is_finished = reader.finished_at() is not None  # asked first: it may finish while rows are read
         rows = read_scored_rows(reader, set_name)
-        if reader.finished_at() is None:
+        if finished and not is_finished:
+            raise UsageError(
+                f"{rows.uri}: rows may still change, for the job has not finished: certify when it has"
+            )
+        if not is_finished:
             say("the job has not finished: rows may be missing, and others will follow", style="yellow")
         yield reader, rows
 
