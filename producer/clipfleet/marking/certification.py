@@ -97,7 +97,8 @@ class Certification:
             return found
         is_void = any(mark.label == label and mark.purpose is Purpose.CERTIFY for mark in marked.void)
         found = self._with_gaps(found, gaps, order, before.looks)
-        return replace(found, is_recorded=has_changed or is_void)
+        reason = f"the rows have changed since its last look; {found.reason}" if has_changed else found.reason
+        return replace(found, is_recorded=has_changed or is_void, reason=reason)
 
     def _with_gaps(
         self, found: LabelVerdict, gaps: Positions, order: Positions, looks: Sequence[Look]

@@ -489,6 +489,7 @@ class TestCertify:
 
         assert "the rows have changed since it was tested with 60 marks" in text
         assert (found["verdict"], found["looks"]) == ("not yet", [{"marks": 60, "wrong": 0}])
+        assert "the rows have changed since its last look" in found["reason"]
         gaps = table("to_mark.csv")
         assert len(gaps) == found["more_marks"] > 20
         (certificate,) = read_label_set("labels.yaml").certificates
