@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +89,7 @@ def sample(
             for one in asked
         ]
         found = drawing.rows_to_mark(reader, rows, draws, label_set)
+        _say_what_saturates(rows, asked)
         text = files.to_mark_text(found, as_json=output is not None and output.suffix.lower() == ".jsonl")
     for draw in draws:
         if len(draw.positions) < count:
@@ -120,7 +121,7 @@ def calibrate(
     """Choose a threshold per label by fit marks, and write the label set with them."""
     require_numpy("marks")
     from clipfleet.marking.calibration import calibrate as choose
-    from clipfleet.marking.files import require_replaceable, write_label_set
+    from clipfleet.marking.files import require_replaceable, write_calibrated
     from clipfleet.marking.matching import read_matched_marks
 
     promise = _promise(target_precision, max_miss)
@@ -128,7 +129,7 @@ def calibrate(
         require_replaceable(output, rows.label_set, overwrite)
         marked = read_matched_marks(reader, rows.label_set, rows.uri, marks)
         found = choose(rows, marked, promise)
-    write_label_set(output, found.label_set)
+    write_calibrated(output, found.label_set)
     if as_json:
         chosen = [threshold_object(one) for one in found.labels]
         about = {"labels_file": str(output), "promise": promise.model_dump(mode="json"), "labels": chosen}
@@ -136,10 +137,16 @@ def calibrate(
         return
     print_table(threshold_table(found.labels, promise))
     _say_what_does_not_count(marked)
+    _say_what_saturates(rows, rows.label_set.labels)
     for one in found.labels:
         if one.problem:
             accepts = f"accepts {one.accepted:,} of {counted(one.rows, 'row')}"
             say(f"{one.label}: {one.problem}; its threshold {one.threshold:g} {accepts}", style="yellow")
+    if few := [one.label for one in found.labels if 0 < one.marks < _FEW_FIT_MARKS]:
+        least = (
+            f"{len(few)} of {counted(len(found.labels), 'label')} with fewer than {_FEW_FIT_MARKS} fit marks"
+        )
+        say(f"more fit marks narrow the margins and lower thresholds: {least}")
     say(f"estimates from the fit marks, not proven: `clipfleet certify` tests them; label set -> {output}")
 
 
@@ -165,7 +172,7 @@ def certify(
     require_numpy("marks")
     from clipfleet.marking.certification import Certification, Terms
     from clipfleet.marking.drawing import write_to_mark
-    from clipfleet.marking.files import require_unmarked, require_yaml, write_label_set
+    from clipfleet.marking.files import record_certificates, require_unmarked, require_yaml
     from clipfleet.marking.matching import read_matched_marks
     from clipfleet.marking.scored_rows import asked_labels, thresholds_of
 
@@ -174,18 +181,20 @@ def certify(
     if marks:
         require_yaml(labels)
         require_unmarked(to_mark)
-    with _scored(job, set_name) as (reader, rows):
+    with _scored(job, set_name, finished=bool(marks)) as (reader, rows):
         label_set, where = thresholds_of(rows, str(labels))
         asked = asked_labels(label or list(label_set.promises), label_set, where)
         marked = read_matched_marks(reader, label_set, where, marks or [], asked)
         test = Certification(rows, label_set, Terms(confidence, len(asked) if jointly else 1), where)
         results = [test.run(one, marked) for one in asked]
         recorded = test.recorded(results, datetime.now(UTC)) if marks else label_set
+        if recorded != label_set:
+            recorded = record_certificates(labels, label_set, recorded)
         draws = [one.to_mark for one in results if one.verdict is Verdict.NOT_YET]
         left = write_to_mark(reader, rows, draws, label_set, to_mark) if marks else 0
-    if recorded != label_set:
-        write_label_set(labels, recorded)
     now = Certification(rows, recorded, test.terms, where)
+    if marks and not any(marked.of(Purpose.CERTIFY, one) for one in asked):
+        say("the files hold no certify marks of these labels: fit marks test nothing", style="yellow")
     if as_json:
         found = certify_object(now, results, marked)
         typer.echo(json.dumps({**found, "to_mark": str(to_mark) if left else None}))
@@ -202,12 +211,20 @@ def certify(
 
 
 @contextmanager
-def _scored(job: str, set_name: str | None) -> Iterator[tuple[RowReader, ScoredRows]]:
+def _scored(
+    job: str, set_name: str | None, *, finished: bool = False
+) -> Iterator[tuple[RowReader, ScoredRows]]:
+    """Read all scores of a job; `finished`: refuse one whose rows may still change."""
     from clipfleet.marking.scored_rows import read_scored_rows
 
     with row_reader(job) as reader:
+        is_finished = reader.finished_at() is not None  # asked first: it may finish while rows are read
         rows = read_scored_rows(reader, set_name)
-        if reader.finished_at() is None:
+        if finished and not is_finished:
+            raise UsageError(
+                f"{rows.uri}: rows may still change, for the job has not finished: certify when it has"
+            )
+        if not is_finished:
             say("the job has not finished: rows may be missing, and others will follow", style="yellow")
         yield reader, rows
 
@@ -233,6 +250,25 @@ def _say_what_does_not_count(marked: MatchedMarks) -> None:
     if marked.disagreements:
         items = ", ".join(f"{label} of item {index}" for label, index in marked.disagreements[:_SHOWN])
         say(f"people disagree on {counted(len(marked.disagreements), 'verdict')}: {items}", style="yellow")
+    if marked.unanswered:
+        what = counted(marked.unanswered, "annotation")
+        say(f"no marks, for nothing is chosen: {what} of Label Studio", style="yellow")
 
 
+def _say_what_saturates(rows: ScoredRows, labels: Sequence[str]) -> None:
+    count = len(rows.item_index)
+    found = {label: rows.saturated(label) for label in labels}
+    many = [f"{label} ({number:,})" for label, number in found.items() if number > _MANY_SATURATED * count]
+    if many:
+        more = f" and {len(many) - _SHOWN:,} more labels" if len(many) > _SHOWN else ""
+        say(
+            f"no threshold separates rows that share the largest score, as many of {count:,} rows do: "
+            f"{', '.join(many[:_SHOWN])}{more}; classify again with `slope: 0.2` in the label set, and "
+            "`intercept: 0` for each label",
+            style="yellow",
+        )
+
+
+_MANY_SATURATED = 0.01
+_FEW_FIT_MARKS = 120  # with 60, hard labels may keep less than half of the recall that is there
 _SHOWN = 10  # of a list in a message

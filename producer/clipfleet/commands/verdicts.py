@@ -50,6 +50,7 @@ def threshold_object(one: ChosenThreshold) -> dict[str, Any]:
         "problem": one.problem or None,
         "rows": one.rows,
         "accepted": one.accepted,
+        "saturated": one.saturated,
         "accepted_marks": one.accepted_marks,
         "accepted_yes": one.accepted_yes,
         "estimated_precision": one.precision,
@@ -58,10 +59,11 @@ def threshold_object(one: ChosenThreshold) -> dict[str, Any]:
 
 
 def what_does_not_count(marked: MatchedMarks) -> dict[str, Any]:
-    """Void marks and disagreements as `--json` prints them."""
+    """Void marks, disagreements and annotations without an answer as `--json` prints them."""
     return {
         "void": [{"mark": mark.where, "label": mark.label} for mark in marked.void],
         "disagreements": [{"label": label, "item_index": index} for label, index in marked.disagreements],
+        "unanswered": marked.unanswered,
     }
 
 
@@ -73,10 +75,16 @@ def certify_sentences(test: Certification, results: Sequence[LabelVerdict]) -> I
             yield f"{printable(one.label)}: {elsewhere}"
         else:
             yield f"{printable(one.label)}: {_verdict(one)}" + (f"; {elsewhere}" if elsewhere else "")
-    if results and all(one.terms.labels_jointly == 1 for one in results):
-        yield "each label separately: the confidence holds for each, not for all together (--jointly)"
-    else:
-        yield f"jointly: the confidence holds for all {results[0].terms.labels_jointly} labels together"
+    groups: dict[int, list[str]] = {}
+    for one in results:
+        groups.setdefault(one.terms.labels_jointly, []).append(printable(one.label))
+    for jointly, labels in groups.items():
+        whose = f"{', '.join(labels)}: " if len(groups) > 1 else ""
+        if jointly == 1:
+            about = "each label separately: the confidence holds for each, not for all together (--jointly)"
+        else:
+            about = f"jointly: the confidence holds for all {jointly} labels tested together"
+        yield whose + about
 
 
 def certify_object(
@@ -135,6 +143,7 @@ def _elsewhere(test: Certification, one: LabelVerdict) -> str:
         for certificate in test.label_set.certificates
         if certificate.label == one.label
         and certificate.verdict is Verdict.CERTIFIED
+        and certificate.label_set_hash == test.label_set.hash
         and not test.is_here(certificate)
     ]
     return f"certified on {found[-1].output}, {found[-1].at:%Y-%m-%d}; not here" if found else ""

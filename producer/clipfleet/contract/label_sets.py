@@ -124,6 +124,7 @@ class Certificate(FrozenModel):
     job_id: str
     model_fingerprint: str
     label_set_hash: str  # of the set with this threshold
+    population: str = ""  # hash of the rows that the promise is about; another one: their output has changed
     at: datetime
 
 

@@ -179,11 +179,19 @@ class _Marks:
         return np.bincount(self.label, values, self.labels).astype(np.float64)
 
     def check_sense(self) -> None:
-        """Refuse scores that do not rise with the share of yes: a slope above 0 would not fit them."""
-        even = self.weights / self.sums(self.weights)[self.label]
-        share = self.sums(even * self.is_yes)[self.label]
-        if np.sum(even * (self.is_yes - share) * self.z) <= 0:
+        """Refuse scores that do not rise with the share of yes: a slope above 0 would not fit them.
+
+        With weights one heavy yes among the lowest scores decides; the marks contradict the scores only if
+        they do so without weights, too.
+        """
+        if all(self._rise(weights) <= 0 for weights in (self.weights, np.ones(len(self.z)))):
             raise ValueError("the marks contradict the scores: higher scores are not more often yes")
+
+    def _rise(self, weights: Floats) -> float:
+        """Covariance of yes and score within the labels, each of weight 1."""
+        even = weights / self.sums(weights)[self.label]
+        share = self.sums(even * self.is_yes)[self.label]
+        return float(np.sum(even * (self.is_yes - share) * self.z))
 
     def scale(self, information: Floats) -> Floats:
         """Factors (n,) of the weights, equal within a label, see `fit`; `information` is p q of each mark."""

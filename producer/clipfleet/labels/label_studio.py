@@ -18,16 +18,17 @@ def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dic
     """Yield where each mark is, and its values, for each annotation and label in question.
 
     A task with `label` in its data, as imported from `clipfleet sample`, asks for this label only: the choice
-    is `yes`, `no` or `skip`, or the label itself where it is shown. Any other task asks for all labels: the
-    chosen ones are shown, the others are not; its marks are fit marks of an evenly drawn item. A cancelled
-    annotation is a skip.
+    is `yes`, `no` or `skip`, or the label itself where it is shown; an annotation without a choice has an
+    empty verdict. Any other task asks for all labels: the chosen ones are shown, the others are not; its
+    marks are fit marks of an evenly drawn item. A cancelled annotation is a skip. Case counts in choices only
+    where labels differ by nothing else.
 
     Args:
         path: the file.
         labels: of the label set.
 
     Raises:
-        UsageError: the file is not such an export.
+        UsageError: the file is not such an export, or a choice is neither an answer nor a label.
     """
     try:
         tasks = json.loads(read_text_file(path))
@@ -44,19 +45,21 @@ def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dic
             raise UsageError(f"{where}: it has no `annotations`: export in the format JSON, not JSON-MIN")
         for annotation in task["annotations"]:
             try:
-                marks = list(_marks(task["data"], annotation, labels))
+                marks = list(_marks(where, task["data"], annotation, labels))
             except (AttributeError, KeyError, TypeError):
                 raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
             yield from ((where, mark) for mark in marks)
 
 
-def _marks(data: Mapping[str, Any], annotation: Any, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-    chosen = {
-        choice
+def _marks(
+    where: str, data: Mapping[str, Any], annotation: Any, labels: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    chosen = [
+        str(choice)
         for result in annotation["result"]
         if result["type"] == "choices"
         for choice in result["value"]["choices"]
-    }
+    ]
     about = {
         **{name: data[name] for name in _COPIED if name in data},
         "uri": data.get("uri") or data.get("image"),
@@ -65,20 +68,50 @@ def _marks(data: Mapping[str, Any], annotation: Any, labels: Sequence[str]) -> I
     }
     is_skipped = bool(annotation.get("was_cancelled"))
     if asked := data.get("label"):
-        verdict = "skip" if is_skipped else _answer(asked, chosen)
+        verdict = "skip" if is_skipped else _answer(where, asked, chosen, labels)
         yield {**about, "label": asked, "verdict": verdict, "purpose": data.get("purpose") or "fit"}
         return
     about.setdefault("inclusion_probability", 1.0)
     about["purpose"] = data.get("purpose") or "fit"
-    for label in dict.fromkeys((*labels, *sorted(chosen))):  # an unknown one is refused by its name later
-        verdict = "skip" if is_skipped else "yes" if label in chosen else "no"
+    shown = {_named(choice, labels) or choice for choice in chosen}
+    if not is_skipped and annotation["result"] and not chosen:
+        raise UsageError(f"{where}: its results are no choices: mark with `Choices`")
+    for label in dict.fromkeys((*labels, *sorted(shown))):  # an unknown one is refused by its name later
+        verdict = "skip" if is_skipped else "yes" if label in shown else "no"
         yield {**about, "label": label, "verdict": verdict}
 
 
-def _answer(label: str, chosen: set[str]) -> str:
-    """The verdict on the label in question; other labels that are chosen say no."""
-    words = [word for word in _VERDICTS if chosen == {word}]
-    return words[0] if words and label not in chosen else "yes" if label in chosen else "no"
+def _answer(where: str, asked: str, chosen: Sequence[str], labels: Sequence[str]) -> str:
+    """The verdict on the label in question; other labels that are chosen say no. Empty: nothing is chosen."""
+    if not chosen:
+        return ""
+    shown, words = set(), set()
+    for choice in chosen:
+        # A label of the set may be called `no`: the label in question and the answers come before others.
+        if choice == asked or choice.strip().casefold() not in _VERDICTS:
+            label = asked if _is_alike(choice, asked) and choice not in labels else _named(choice, labels)
+            if label is None:
+                raise UsageError(
+                    f"{where}: the choice {choice!r} is neither yes, no or skip nor a label of the set"
+                )
+            shown.add(label)
+        else:
+            words.add(choice.strip().casefold())
+    if len(words) > 1 or (words and shown):
+        raise UsageError(f'{where}: several answers: {", ".join(chosen)}; use `choice="single"`')
+    return next(iter(words), "yes" if asked in shown else "no")
+
+
+def _named(choice: str, labels: Sequence[str]) -> str | None:
+    """The label that a choice names, by case where labels differ by nothing else; None: no single one."""
+    if choice in labels:
+        return choice
+    alike = [label for label in labels if _is_alike(choice, label)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _is_alike(choice: str, label: str) -> bool:
+    return choice.strip().casefold() == label.strip().casefold()
 
 
 def _person(completed_by: Any) -> str:

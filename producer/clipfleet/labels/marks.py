@@ -21,6 +21,7 @@ MARK_COLUMNS = (
     "item_index", "item_id", "label", "verdict", "purpose", "inclusion_probability", "by", "at",
     "content_hash",
 )  # fmt: skip
+_OTHER_SEPARATORS = (";", "\t")
 _REQUIRED = ("item_index", "label", "verdict", "purpose", "inclusion_probability")
 
 
@@ -117,14 +118,32 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
     return found
 
 
+def count_unanswered(paths: Iterable[Path], labels: Sequence[str]) -> int:
+    """Annotations of Label Studio in which nothing is chosen, so that they are no marks.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    exports = [path for path in paths if path.suffix.lower() == ".json"]
+    return sum(values["verdict"] == "" for path in exports for _, values in tasks_to_marks(path, labels))
+
+
 def is_marked(path: Path) -> bool:
     """Whether a `.csv` or `.jsonl` file of marks has a verdict.
 
     Raises:
         UsageError: it cannot be read, or has no marks' columns.
     """
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-    return any(values.get("verdict") not in (None, "") for _, values in rows)
+    return any(values.get("verdict") not in (None, "") for values in _rows(path))
+
+
+def is_of(path: Path, purpose: Purpose) -> bool:
+    """Whether all rows of a `.csv` or `.jsonl` file, marked or not, are of one purpose.
+
+    Raises:
+        UsageError: it cannot be read, or has no marks' columns.
+    """
+    return all(values.get("purpose") == purpose for values in _rows(path))
 
 
 def latest_verdicts(marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]:
@@ -146,6 +165,11 @@ def latest_verdicts(marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]
     ]
 
 
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    found = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    return (values for _, values in found)
+
+
 def _mark(where: str, values: Mapping[str, Any]) -> Mark:
     try:
         return Mark.model_validate({**values, "where": where})
@@ -158,6 +182,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         header = [name.strip() for name in next(reader, [])]
         missing = [name for name in _REQUIRED if name not in header]
+        separators = [one for one in _OTHER_SEPARATORS if len(header) == 1 and one in header[0]]
+        if missing and separators:
+            raise UsageError(
+                f"{path}:1: its columns are separated by {separators[0]!r}: save it with ',' as the separator"
+            )
         if missing:
             raise UsageError(
                 f"{path}:1: there is no column {missing[0]!r}; `clipfleet sample` writes files to mark in"

@@ -31,6 +31,7 @@ class ChosenThreshold:
     problem: str  # why no threshold keeps the promise; empty: one does
     rows: int
     accepted: int  # rows at or above the threshold
+    saturated: int  # rows that share the largest score
     accepted_marks: int
     accepted_yes: int
     precision: float | None  # expected among the rows accepted; None: there are none
@@ -58,7 +59,8 @@ def calibrate(rows: ScoredRows, marked: MatchedMarks, promise: Promise) -> Calib
     """Fit slope and intercepts, and choose the threshold of each label for a promise.
 
     Skips and disagreements are left out. A label without marks, or whose promise no threshold keeps, gets a
-    threshold of 1 (for `miss`: 0) and no promise.
+    threshold of 1 (for `miss`: 0) and no promise. Certificates stay: each names its threshold, and its looks
+    are spent should the same one be chosen again.
 
     Raises:
         UsageError: the marks cannot be fitted, or a row lacks a score that matters.
@@ -73,7 +75,6 @@ def calibrate(rows: ScoredRows, marked: MatchedMarks, promise: Promise) -> Calib
         "intercepts": dict(calibration.intercepts),
         "thresholds": {one.label: one.threshold for one in chosen},
         "promises": kept,
-        "certificates": (),
     }
     return Calibrated(LabelSet.model_validate({**dict(label_set), **values}), chosen)
 
@@ -140,6 +141,7 @@ def _choose(
         problem=problem,
         rows=len(p),
         accepted=int(accepted.sum()),
+        saturated=rows.saturated(label),
         accepted_marks=int(of_marks.sum()),
         accepted_yes=int(marks.is_yes[of_marks].sum()),
         precision=_mean(p[accepted]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
+import numpy.typing as npt
 
 from clipfleet.contract.label_sets import Certificate, Claim, LabelSet, Look, Promise, Verdict
 from clipfleet.errors import UsageError, usage_errors
@@ -41,11 +43,13 @@ class LabelVerdict:
     marks: int
     wrong: int
     population: int  # rows that the promise is about
+    population_hash: str
     looks: Sequence[Look]
     more_marks: int | None  # until it is certified at the present share of wrong ones; None: no number serves
     interval: tuple[float, float] | None  # of the precision or the miss
     reason: str
     to_mark: Draw  # the items that are still to be marked
+    is_recorded: bool = True  # False: marks are missing, which say nothing on an earlier verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +77,59 @@ class Certification:
         order = certify_order(self.rows, label, self.label_set)
         items = {item.item_index: item for item in marked.of(Purpose.CERTIFY, label)}
         indexes = self.rows.item_index[order]
-        gaps = self._gaps(label, np.isin(indexes, list(items)), list(items.values()))
+        before = self.certificate(label)
+        has_changed = before is not None and before.population != _hash(indexes)
+        is_marked = np.isin(indexes, list(items))
+        gaps = self._gaps(label, is_marked, list(items.values()), has_changed=has_changed)
         wrong = [_is_wrong(items[index], promise) for index in indexes.tolist() if index in items]
         now = Look(marks=len(wrong), wrong=sum(wrong)) if wrong else None
-        before = self.certificate(label)
-        if before is not None and now is not None:
-            self._require_its_terms(before, now.marks, is_whole=not len(gaps))
-        if before is not None and (now is None or self._stands(before, wrong, len(order))):
-            terms = Terms(before.confidence, before.labels_jointly)
-            return self._verdict(label, promise, order, before.looks[-1], before.looks, terms)
-        looks = before.looks if before is not None else ()
-        found = self._verdict(label, promise, order, now, looks, self.terms)
+        if before is None:
+            found = self._verdict(label, promise, order, now, (), self.terms)
+            return self._with_gaps(found, gaps, order, ()) if len(gaps) else found
+        if now is None:
+            return self._recorded_verdict(before, order, has_changed=has_changed)
+        self._require_its_terms(before, now.marks, is_whole=not len(gaps) and not has_changed)
+        is_whole = not len(gaps) or gaps[0] >= before.looks[-1].marks
+        if is_whole and not has_changed and self._stands(before, wrong, len(order)):
+            return self._recorded_verdict(before, order)
+        found = self._verdict(label, promise, order, now, before.looks, self.terms)
         if not len(gaps):
             return found
+        is_void = any(mark.label == label and mark.purpose is Purpose.CERTIFY for mark in marked.void)
+        found = self._with_gaps(found, gaps, order, before.looks)
+        reason = f"the rows have changed since its last look; {found.reason}" if has_changed else found.reason
+        return replace(found, is_recorded=has_changed or is_void, reason=reason)
+
+    def _with_gaps(
+        self, found: LabelVerdict, gaps: Positions, order: Positions, looks: Sequence[Look]
+    ) -> LabelVerdict:
+        """The verdict while a sample has gaps, which spends no look."""
         return replace(
             found,
             verdict=Verdict.NOT_YET,
             looks=looks,
             more_marks=len(gaps),
             reason=f"{counted(len(gaps), 'item')} of its sample without a mark",
-            to_mark=next_of_order(self.rows, label, self.label_set, order, gaps),
+            to_mark=next_of_order(self.rows, found.label, self.label_set, order, gaps),
         )
+
+    def _recorded_verdict(
+        self, before: Certificate, order: Positions, *, has_changed: bool = False
+    ) -> LabelVerdict:
+        """The verdict that is on record, less one about other rows."""
+        terms, last = Terms(before.confidence, before.labels_jointly), before.looks[-1]
+        if has_changed:
+            found = self._verdict(before.label, before.promise, order, None, before.looks, terms)
+            return replace(
+                found,
+                verdict=Verdict.NOT_YET,
+                reason=f"the rows have changed since it was tested with {counted(last.marks, 'mark')}",
+            )
+        found = self._verdict(before.label, before.promise, order, last, before.looks, terms)
+        if found.verdict is before.verdict:
+            return found
+        reason = "by further or corrected marks, or void ones, that are not given here"
+        return replace(found, verdict=before.verdict, reason=reason)
 
     def _verdict(
         self,
@@ -117,6 +153,7 @@ class Certification:
             marks=marks,
             wrong=now.wrong if now is not None else 0,
             population=len(order),
+            population_hash=_hash(self.rows.item_index[order]),
             looks=judged.looks,
             more_marks=judged.more_marks,
             interval=judged.interval,
@@ -181,12 +218,17 @@ class Certification:
         )  # fmt: skip
 
     def recorded(self, results: Sequence[LabelVerdict], at: datetime) -> LabelSet:
-        """The label set with the looks of these results; the same one if none was spent."""
+        """The label set with the looks and verdicts of these results; the same one if none is new."""
         certificates = list(self.label_set.certificates)
         for result in results:
             before = self.certificate(result.label)
             looks = tuple(result.looks)
-            if not looks or (before is not None and before.looks == looks):
+            is_spent = before is not None and before.looks == looks
+            # A verdict is about the present rows; without one the looks are still about those before.
+            is_old = is_spent and result.verdict is Verdict.NOT_YET
+            population = before.population if before and is_old else result.population_hash
+            is_same = before and (before.verdict, before.population) == (result.verdict, population)
+            if not looks or not result.is_recorded or (is_spent and is_same):
                 continue
             made = Certificate(
                 label=result.label,
@@ -200,6 +242,7 @@ class Certification:
                 job_id=self.rows.job.job_id,
                 model_fingerprint=self.rows.model_fingerprint,
                 label_set_hash=self.label_set.hash,
+                population=population,
                 at=at,
             )
             if before is None:
@@ -208,22 +251,27 @@ class Certification:
                 certificates[certificates.index(before)] = made
         return self.label_set.model_copy(update={"certificates": tuple(certificates)})
 
-    def _gaps(self, label: str, is_marked: Flags, items: Sequence[MarkedItem]) -> Positions:
+    def _gaps(
+        self, label: str, is_marked: Flags, items: Sequence[MarkedItem], *, has_changed: bool
+    ) -> Positions:
         """Places of the order that are not marked, before one that is.
 
-        Few are an unfinished sample. Many are another order, sooner where no mark names its threshold.
+        Few are an unfinished sample. Many are another order, sooner where no mark names its threshold; but
+        where rows have changed since a test there may be any number.
 
         Raises:
             UsageError: the marks are no sample of this order.
         """
         there = np.flatnonzero(is_marked)
         gaps = np.flatnonzero(~is_marked[: there[-1] + 1]) if len(there) else there
+        if has_changed:
+            return gaps
         is_named = all(item.has_threshold for item in items)
         if len(there) < len(items) or len(gaps) > len(items) * (_MOST_GAPS if is_named else _FEW_GAPS):
             raise UsageError(
                 f"the certify marks of {label!r} were drawn for another threshold, output or label set than "
-                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}: draw a new "
-                "sample with `clipfleet sample`"
+                f"{self.label_set.threshold(label):.6g} of {self.where} on {self.rows.uri}, or before it had "
+                "these rows: draw a new sample with `clipfleet sample`"
             )
         return gaps
 
@@ -232,6 +280,11 @@ def _is_wrong(item: MarkedItem, promise: Promise) -> bool:
     """Skips and disagreements are wrong."""
     right = MarkVerdict.NO if promise.claim is Claim.MISS else MarkVerdict.YES
     return item.verdict is not right
+
+
+def _hash(indexes: npt.NDArray[np.int64]) -> str:
+    """Short hash of a set of rows, of any order."""
+    return hashlib.sha256(np.sort(indexes).astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def _words(promise: Promise) -> str:

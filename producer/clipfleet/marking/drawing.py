@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipfleet.contract.label_sets import Claim, LabelSet
-from clipfleet.labels.marks import Purpose
+from clipfleet.labels.marks import Purpose, is_of
 from clipfleet.labels.sampling import certify_key, fit_key, stratified, uniform_order
 from clipfleet.marking.files import remove, to_mark_text, write_text
 from clipfleet.marking.matching import MatchedMarks, find_items
@@ -108,15 +108,18 @@ def rows_to_mark(
 def write_to_mark(
     reader: RowReader, rows: ScoredRows, draws: Sequence[Draw], label_set: LabelSet, path: Path
 ) -> int:
-    """Write the drawn rows to a `.csv` or `.jsonl`, and return their number; without any, remove the file.
+    """Write the drawn rows to a `.csv` or `.jsonl`, and return their number.
+
+    Without any, an earlier such file is removed.
 
     Raises:
         OutputUnavailableError: the file cannot be written; it is as before.
+        UsageError: the earlier file is not one of marks.
     """
     count = sum(len(draw.positions) for draw in draws)
     if count:
         found = rows_to_mark(reader, rows, draws, label_set)
         write_text(path, to_mark_text(found, as_json=path.suffix.lower() == ".jsonl"))
-    else:
+    elif path.exists() and is_of(path, Purpose.CERTIFY):
         remove(path)
     return count

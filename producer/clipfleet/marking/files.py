@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import Certificate, LabelSet
 from clipfleet.errors import OutputUnavailableError, UsageError
 from clipfleet.labels.marks import MARK_COLUMNS, is_marked
 from clipfleet.labels.sets import label_set_yaml, read_label_set
@@ -65,31 +69,108 @@ def require_replaceable(path: Path, label_set: LabelSet, overwrite: bool) -> Non
     if there.certificates:
         labels = ", ".join(dict.fromkeys(one.label for one in there.certificates))
         raise UsageError(
-            f"{path} holds certificates ({labels}), which a new calibration drops: name another file, or add "
-            "`overwrite=True`"
+            f"{path} holds certificates ({labels}) of thresholds that a new calibration replaces: name "
+            "another file, or add `overwrite=True`"
         )
     if there.prompts_hash != label_set.prompts_hash:
         raise UsageError(f"{path} holds another label set: name another file, or add `overwrite=True`")
 
 
-def write_label_set(path: Path, label_set: LabelSet) -> None:
-    """Replace a file atomically by a label set."""
-    write_text(path, label_set_yaml(label_set))
+def write_calibrated(path: Path, label_set: LabelSet) -> None:
+    """Replace a file atomically by a label set; looks that are on record in the file stay spent."""
+    with _locked(path):
+        try:
+            there = read_label_set(str(path)) if path.exists() else label_set
+        except UsageError:  # not a label set: nothing is on record
+            there = label_set
+        known = {
+            _subject(one): one for one in there.certificates if there.prompts_hash == label_set.prompts_hash
+        }
+        for one in label_set.certificates:
+            if len(one.looks) >= len(known.get(_subject(one), one).looks):
+                known[_subject(one)] = one
+        certificates = tuple(known.values())
+        write_text(path, label_set_yaml(label_set.model_copy(update={"certificates": certificates})))
+
+
+def record_certificates(path: Path, read: LabelSet, made: LabelSet) -> LabelSet:
+    """Add the certificates of a test to a file, beside those added since it was read; return its label set.
+
+    Args:
+        path: the file.
+        read: what it held before the test.
+        made: the same with the certificates of the test.
+
+    Raises:
+        UsageError: the file or a tested label is not what it was.
+        OutputUnavailableError: it cannot be written; it is as before.
+    """
+    with _locked(path):
+        there = read_label_set(str(path))
+        if there.model_copy(update={"certificates": read.certificates}) != read:
+            raise UsageError(f"{path} has changed during the test: run it again")
+        now, before = ({_subject(one): one for one in held.certificates} for held in (there, read))
+        for one in made.certificates:
+            subject = _subject(one)
+            if one == before.get(subject):
+                continue
+            if now.get(subject) != before.get(subject):
+                raise UsageError(
+                    f"{path}: {one.label!r} was tested by another `certify` meanwhile: run it again"
+                )
+            now[subject] = one
+        found = there.model_copy(update={"certificates": tuple(now.values())})
+        write_text(path, label_set_yaml(found))
+    return found
+
+
+def _subject(one: Certificate) -> tuple[object, ...]:
+    """What a certificate is about, which looks are counted for."""
+    return one.label, one.threshold, one.job_id, one.model_fingerprint, one.label_set_hash
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other commands from writing label sets in the folder of a file; waits for one that does.
+
+    Raises:
+        OutputUnavailableError: the folder cannot be opened.
+    """
+    try:
+        descriptor = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise OutputUnavailableError(f"{path}: {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:  # without locks, reading again right before must do
+                raise OutputUnavailableError(f"{path}: {error.strerror or error}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# NFS answers EBADF: a folder cannot be opened for writing.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically.
+    """Replace a file atomically, and keep its mode; of a link, the file that it names.
 
     Raises:
         OutputUnavailableError: it cannot be written; it is as before.
     """
-    scratch = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}")
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:12]}")
     try:
         with scratch.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(path)
+        if target.exists():
+            scratch.chmod(stat.S_IMODE(target.stat().st_mode))
+        scratch.replace(target)
     except OSError as error:
         raise OutputUnavailableError(f"{path}: {error.strerror or error}") from error
     finally:

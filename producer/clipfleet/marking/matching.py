@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +13,14 @@ import pyarrow.compute as pc
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
-from clipfleet.labels.marks import Mark, MarkVerdict, Purpose, latest_verdicts, read_marks
+from clipfleet.labels.marks import (
+    Mark,
+    MarkVerdict,
+    Purpose,
+    count_unanswered,
+    latest_verdicts,
+    read_marks,
+)
 from clipfleet.results.rows import RowReader
 
 _SAME = 1e-7  # between two thresholds, of which one may have been through float32
@@ -48,6 +55,7 @@ class MatchedMarks:
     items: Mapping[tuple[Purpose, str], Sequence[MarkedItem]]
     void: Sequence[Mark] = ()  # of an image that has changed since
     disagreements: Sequence[tuple[str, int]] = field(default=())  # label and item index
+    unanswered: int = 0  # annotations of Label Studio without a choice
 
     def of(self, purpose: Purpose, label: str) -> Sequence[MarkedItem]:
         """The marked items of a label."""
@@ -98,7 +106,8 @@ def read_matched_marks(
     """
     found = read_marks(paths, label_set.labels)
     _require_thresholds(found, label_set, certified)
-    return match_marks(reader, label_set, found, where)
+    matched = match_marks(reader, label_set, found, where)
+    return replace(matched, unanswered=count_unanswered(paths, label_set.labels))
 
 
 def _require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ class ScoredRows:
     item_index: npt.NDArray[np.int64]  # (n,)
     last: npt.NDArray[np.float32]  # (n,): lowest score of a row, an upper bound for labels that it lacks
     # One entry per row and label of its top k, sorted by label:
-    entry_rows: npt.NDArray[np.int64]
+    entry_rows: npt.NDArray[np.int32]
     entry_scores: npt.NDArray[np.float32]
     starts: npt.NDArray[np.int64]  # (labels + 1,): where the entries of each label begin
 
@@ -78,6 +78,12 @@ class ScoredRows:
         reached = scores.p.astype(np.float64) >= label_set.threshold(label)  # as the worker compares
         self.require_exact(label, reached & ~scores.is_exact)
         return reached
+
+    def saturated(self, label: str) -> int:
+        """Rows whose score of a label is the largest one that there is: no threshold separates them."""
+        number = self.label_set.labels.index(label)
+        entries = self.entry_scores[self.starts[number] : self.starts[number + 1]]
+        return int((entries >= LARGEST_SCORE).sum())
 
     def require_exact(self, label: str, doubtful: Flags) -> None:
         """Refuse to go on where rows lack a score that matters.
@@ -185,7 +191,7 @@ def _label_set_of(reader: RowReader, set_name: str | None) -> LabelSet:
 
 
 class _Collected:
-    """Collects scores batch by batch: 8 bytes per row and label of its top k."""
+    """Collects scores batch by batch: 8 bytes per row and label of its top k, 30 while they are sorted."""
 
     def __init__(self, reader: RowReader, job: Job, label_set: LabelSet) -> None:
         self._reader, self._job, self._label_set = reader, job, label_set
@@ -197,7 +203,7 @@ class _Collected:
         self._chooser = None if job.label_set_column is None else extra_column_name(job.label_set_column)
         self._fingerprints: set[str] = set()
         self._indexes: list[npt.NDArray[np.int64]] = []
-        self._sizes: list[npt.NDArray[np.int64]] = []
+        self._sizes: list[npt.NDArray[np.int32]] = []
         self._codes: list[npt.NDArray[np.int32]] = []
         self._values: list[npt.NDArray[np.float32]] = []
 
@@ -212,21 +218,32 @@ class _Collected:
             )
         if not self._indexes:
             raise UsageError(f"{self._reader.uri}: no row has scores")
+        item_index, sizes = np.concatenate(self._indexes), np.concatenate(self._sizes)
+        self._require_unique(item_index)
         codes, values = np.concatenate(self._codes), np.concatenate(self._values)
-        sizes = np.concatenate(self._sizes)
-        rows = np.repeat(np.arange(len(sizes)), sizes)
+        for batches in (self._indexes, self._sizes, self._codes, self._values):
+            batches.clear()  # which would be a second copy
+        rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        last = values[np.cumsum(sizes) - 1]
+        counts = np.bincount(codes, minlength=len(self._label_set.labels))
         order = np.argsort(codes, kind="stable")
+        del codes
         return ScoredRows(
             uri=self._reader.uri,
             job=self._job,
             label_set=self._label_set,
             model_fingerprint=next(iter(self._fingerprints), ""),
-            item_index=np.concatenate(self._indexes),
-            last=values[np.cumsum(sizes) - 1],
+            item_index=item_index,
+            last=last,
             entry_rows=rows[order],
             entry_scores=values[order],
-            starts=np.searchsorted(codes[order], np.arange(len(self._label_set.labels) + 1)),
+            starts=np.concatenate([[0], np.cumsum(counts)]),
         )
+
+    def _require_unique(self, item_index: npt.NDArray[np.int64]) -> None:
+        in_order = np.sort(item_index)
+        if (same := in_order[1:][in_order[1:] == in_order[:-1]]).size:
+            raise OutputDamagedError(f"{self._reader.uri}: item {same[0]} has several rows: classify again")
 
     def _add(self, batch: pa.RecordBatch) -> None:
         batch = batch.filter(pc.equal(batch["status"], pa.scalar(ItemStatus.OK.value)))
@@ -250,7 +267,7 @@ class _Collected:
             raise OutputDamagedError(f"{self._reader.uri}: labels and scores differ in number")
         self._require(indexes[owners], codes >= 0, "has a label that its label set lacks")
         self._indexes.append(np.asarray(indexes, np.int64))
-        self._sizes.append(np.asarray(sizes, np.int64))
+        self._sizes.append(np.asarray(sizes, np.int32))
         self._codes.append(np.asarray(codes, np.int32))
         self._values.append(values)
 

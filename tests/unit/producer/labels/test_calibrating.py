@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from clipfleet.contract.label_sets import Claim, Promise, Verdict
+from clipfleet.contract.label_sets import LARGEST_SCORE, Claim, Promise, Verdict
 from clipfleet.labels.calibrating import SMALLEST, Calibration, fit, logits, sigmoid
 from clipfleet.labels.certifying import judge
 from clipfleet.labels.sampling import certify_key, fit_key, stratified, uniform_order
@@ -136,6 +136,23 @@ def test_doubtful_first_marks_leave_the_mean_probability_unbiased() -> None:
     assert np.all(np.abs(np.mean(unweighted, axis=0) / truth - 1) > 0.1)
 
 
+def test_a_heavy_yes_among_the_lowest_scores_is_no_contradiction_and_the_mean_stays_unbiased() -> None:
+    """Each draw counts: those that have such a yes are what makes the others unbiased."""
+    random = np.random.default_rng(3)
+    z = random.normal(-2, 4, 5_000)
+    is_yes = random.random(len(z)) < np.where(z > 5, 0.6, 0.02)
+
+    means, falling = [], 0
+    for number in range(300):
+        rows, shares = stratified(z, MARKS, f"draw {number}".encode())
+        yes, weights = is_yes[rows], 1 / shares
+        falling += np.cov(z[rows], yes, aweights=weights)[0, 1] <= 0
+        means.append(fit(z[rows], np.zeros(MARKS), yes, weights, ["cat"]).probabilities(z, "cat").mean())
+
+    assert falling >= 5
+    assert np.mean(means) == pytest.approx(is_yes.mean(), abs=3 * np.std(means) / np.sqrt(len(means)))
+
+
 @dataclass(frozen=True)
 class World:
     """Synthetic embeddings: unit vectors of items near the text of their label, or near something else."""
@@ -168,6 +185,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def through_rows(z: np.ndarray, slope: float) -> np.ndarray:
+    """The z that is computed back from the float32 scores in rows of a label set with this slope."""
+    scores = np.minimum(sigmoid(slope * z), LARGEST_SCORE).astype(np.float32)
+    return np.stack([logits(column) / slope for column in scores.T], axis=1)
+
+
 def best_recall(z: np.ndarray, is_yes: np.ndarray) -> float:
     """The largest recall of any threshold whose true precision is at least the target."""
     hits = np.cumsum(is_yes[np.argsort(-z)])
@@ -188,22 +211,45 @@ WORLDS = {
 }
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """One draw of a world, and what 60 stratified fit marks a label make of it."""
+
+    z: np.ndarray
+    is_yes: np.ndarray
+    p: list[np.ndarray]
+    thresholds: list[float | None]
+
+
+def fitted(world: World, seed: int, slope: float) -> Fitted:
+    true_z, is_yes = world.scores(seed)
+    z = through_rows(true_z, slope)
+    draws = [stratified(z[:, i], MARKS, fit_key(f"job-{seed}", LABELS[i])) for i in range(5)]
+    rows, label = np.concatenate([rows for rows, _ in draws]), np.repeat(np.arange(5), MARKS)
+    weights = 1 / np.concatenate([probabilities for _, probabilities in draws])
+    found = fit(z[rows, label], label, is_yes[rows, label], weights, LABELS)
+    p = [found.probabilities(z[:, i], name) for i, name in enumerate(LABELS)]
+    thresholds = []
+    for i, name in enumerate(LABELS):
+        own = draws[i][0]
+        evidence = Evidence(p[i][own], is_yes[own, i], weights[label == i])
+        thresholds.append(
+            threshold_for_precision(p[i], TARGET, spread=found.spreads[name], evidence=evidence)
+        )
+    return Fitted(true_z, is_yes, p, thresholds)
+
+
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_thresholds_keep_their_promise_and_are_certified(world: World) -> None:
     """60 stratified fit marks a label choose a threshold; 300 certify marks test it, in one look."""
     certified = []
     for seed in range(4):
-        z, is_yes = world.scores(seed)
-        draws = [stratified(z[:, i], MARKS, fit_key(f"job-{seed}", LABELS[i])) for i in range(5)]
-        rows, label = np.concatenate([rows for rows, _ in draws]), np.repeat(np.arange(5), MARKS)
-        weights = 1 / np.concatenate([probabilities for _, probabilities in draws])
-        found = fit(z[rows, label], label, is_yes[rows, label], weights, LABELS)
+        found = fitted(world, seed, slope=0.2)
+        z, is_yes = found.z, found.is_yes
         for i, name in enumerate(LABELS):
-            p, own = found.probabilities(z[:, i], name), draws[i][0]
-            evidence = Evidence(p[own], is_yes[own, i], weights[label == i])
-            threshold = threshold_for_precision(p, TARGET, spread=found.spreads[name], evidence=evidence)
+            threshold = found.thresholds[i]
             assert threshold is not None
-            accepted = np.flatnonzero(p >= np.float32(threshold))
+            accepted = np.flatnonzero(found.p[i] >= np.float32(threshold))
 
             assert is_yes[accepted, i].mean() >= 0.92
             assert is_yes[accepted, i].sum() / is_yes[:, i].sum() >= best_recall(z[:, i], is_yes[:, i]) / 2
@@ -215,3 +261,13 @@ def test_thresholds_keep_their_promise_and_are_certified(world: World) -> None:
             certified.append(judge(promise, len(marks), wrong, (), len(order)).verdict is Verdict.CERTIFIED)
 
     assert np.mean(certified) >= 0.7
+
+
+def test_scores_that_saturate_lose_their_thresholds_and_a_smaller_slope_finds_them() -> None:
+    """With slope 1 all rows whose z is above 16.6 share the largest score, look-alikes among them."""
+    saturated, spread = (fitted(WORLDS["look-alikes"], 0, slope) for slope in (1.0, 0.2))
+
+    share = np.mean(saturated.z > logits(LARGEST_SCORE))
+    assert share > 0.1
+    assert saturated.thresholds == [None] * 5
+    assert None not in spread.thresholds

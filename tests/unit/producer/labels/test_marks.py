@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet.labels.marks import Mark, Purpose, latest_verdicts, read_marks
+from clipfleet.labels.marks import Mark, Purpose, count_unanswered, latest_verdicts, read_marks
 
 HEADER = "item_index,item_id,label,verdict,purpose,inclusion_probability,by,at,content_hash"
 LABELS = ("cat", "dog")
@@ -53,6 +53,7 @@ def test_csv_and_json_lines_say_the_same(folder: Path) -> None:
     ("name", "content", "problem"),
     [
         ("m.csv", "item_index,label,purpose\n", "m.csv:1: there is no column 'verdict'"),
+        ("m.csv", HEADER.replace(",", ";"), "m.csv:1: its columns are separated by ';': save it with ','"),
         ("m.csv", "", "m.csv:1: there is no column 'item_index'"),
         ("m.csv", f"{HEADER}\n\n1,,cat,maybe,fit,1\n", "m.csv:3: verdict: 'maybe' is not one of 'yes'"),
         ("m.csv", f"{HEADER}\n1,,cat,yes,test,1\n", "m.csv:2: purpose: 'test' is not one of 'fit'"),
@@ -144,8 +145,10 @@ class TestLabelStudio:
     @pytest.mark.parametrize(
         ("choices", "is_cancelled", "verdict"),
         [
-            (["cat"], False, "yes"), (["dog"], False, "no"), ([], False, "no"), (["cat"], True, "skip"),
+            (["cat"], False, "yes"), (["dog"], False, "no"), ([], True, "skip"), (["cat"], True, "skip"),
             (["yes"], False, "yes"), (["no"], False, "no"), (["skip"], False, "skip"),
+            (["Yes"], False, "yes"), ([" SKIP"], False, "skip"), (["Cat"], False, "yes"),
+            (["cat", "dog"], False, "yes"),
         ],
     )  # fmt: skip
     def test_an_item_of_our_sample_answers_its_own_label(
@@ -170,3 +173,40 @@ class TestLabelStudio:
             7, "img7", "ab", 0.5,
         )  # fmt: skip
         assert (found.by, found.at is not None) == ("ann@example.org", True)
+
+    def test_an_annotation_of_our_sample_without_a_choice_is_no_mark(self, folder: Path) -> None:
+        box = {"type": "rectanglelabels", "value": {"rectanglelabels": ["cat"]}}
+        tasks = [self.task(data={"label": "cat"}), self.task(data={"label": "cat"}, result=[box])]
+
+        found = read(folder / "x.json", [*tasks, self.task("dog")])
+
+        assert short(found) == [("cat", "no"), ("dog", "yes")]
+        assert count_unanswered([folder / "x.json"], LABELS) == 2
+
+    @pytest.mark.parametrize(
+        ("choices", "asked", "problem"),
+        [
+            (["maybe"], "cat", "task 1: the choice 'maybe' is neither yes, no or skip nor a label"),
+            (["yes", "no"], "cat", "task 1: several answers: yes, no"),
+            (["yes", "dog"], "cat", "task 1: several answers: yes, dog"),
+        ],
+    )
+    def test_what_is_no_answer_is_refused(
+        self, folder: Path, choices: list[str], asked: str, problem: str
+    ) -> None:
+        with pytest.raises(UsageError, match=problem):
+            read(folder / "x.json", [self.task(*choices, data={"label": asked})])
+
+    def test_boxes_are_no_answer_for_all_labels(self, folder: Path) -> None:
+        box = {"type": "rectanglelabels", "value": {"rectanglelabels": ["cat"]}}
+
+        with pytest.raises(UsageError, match="task 1: its results are no choices"):
+            read(folder / "x.json", [self.task(result=[box])])
+
+    def test_case_counts_only_where_labels_differ_by_nothing_else(self, folder: Path) -> None:
+        (folder / "x.json").write_text(json.dumps([self.task("Dog", "POLISH")]))
+
+        found = read_marks([folder / "x.json"], ("dog", "Polish", "polish"))
+
+        assert short(found)[:3] == [("dog", "yes"), ("Polish", "no"), ("polish", "no")]
+        assert short(found)[3:] == [("POLISH", "yes")]  # of no label: refused where the set is known

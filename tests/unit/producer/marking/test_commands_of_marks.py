@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 
 from clipfleet.commands import app
 from clipfleet.contract.jobs import SourceDescription
-from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LabelSet
+from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LARGEST_SCORE, LabelSet
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.labels.sets import label_set_yaml, read_label_set
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.marked_outputs import (
     LABELS,
@@ -105,6 +107,11 @@ def certify_sample(truth: Truth, n: int, name: str = "certify.csv", label: str =
     )
     mark_file(path, truth)
     return path
+
+
+def rewrite(output: FolderOutput, folder: Path, rows: list[dict[str, Any]]) -> None:
+    shutil.rmtree(folder / "out")
+    place_scored_output(FolderOutput(folder / "out"), rows, label_set=multi_set(**OF_THE_SET))
 
 
 def always(_: int, __: str) -> bool:
@@ -210,6 +217,7 @@ class TestCalibrate:
         result = CliRunner().invoke(app, ["calibrate", "out/", "--marks", "fit.csv", "-o", "labels.yaml"])
 
         assert result.exit_code == 0
+        assert "lower thresholds: 1 of 2 labels with fewer than 120 fit marks" in result.stderr
         assert "dog: it has no fit marks; its threshold 1 accepts 0 of 1,200 rows" in result.stderr
         found = read_label_set("labels.yaml")
         assert (found.thresholds["dog"], set(found.promises)) == (1.0, {"cat"})
@@ -255,6 +263,20 @@ class TestCalibrate:
 
         assert "labels.yaml holds certificates (cat)" in refused(*command)
         assert "labels.json: a label set is written as .yaml" in refused(*command[:-1], "labels.json")
+
+    def test_calibrating_again_leaves_looks_spent(self, truth: Truth) -> None:
+        run("sample", "out/", "--purpose", "fit", "-n", 60, "-o", "fit.csv")
+        mark_file(Path("fit.csv"), truth)
+        command = ("calibrate", "out/", "--marks", "fit.csv", "-o", "labels.yaml")
+        run(*command)
+        certify = ("certify", "out/", "--labels", "labels.yaml", "--label", "cat")
+        run(*certify, "--marks", certify_sample(truth, 120), expect=None)
+        before = Path("labels.yaml").read_text()
+
+        run(*command, "--overwrite")
+
+        assert Path("labels.yaml").read_text() == before
+        assert run_json(*certify, expect=None)["labels"][0]["looks"]
 
     @pytest.mark.parametrize(
         ("marks", "problem"),
@@ -454,6 +476,96 @@ class TestCertify:
         assert f"cat: certified on {folder / 'out'}, 20" in text
         assert "; not here" in text
 
+    def test_a_certificate_holds_for_the_rows_that_were_tested(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        """The output is rewritten under its job id with twice the rows, as by a retry."""
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+        rewrite(output, folder, two_labels(2 * ROWS)[0])
+
+        text = run(*self.command(), expect=3)
+        found = run_json(*self.command("--marks", "certify.csv"), expect=3)["labels"][0]
+
+        assert "the rows have changed since it was tested with 60 marks" in text
+        assert (found["verdict"], found["looks"]) == ("not yet", [{"marks": 60, "wrong": 0}])
+        assert "the rows have changed since its last look" in found["reason"]
+        gaps = table("to_mark.csv")
+        assert len(gaps) == found["more_marks"] > 20
+        (certificate,) = read_label_set("labels.yaml").certificates
+        assert certificate.verdict == "not yet"
+        mark_file(Path("to_mark.csv"), always)
+        Path("to_mark.csv").rename("gaps.csv")
+        again = run_json(*self.command("--marks", "certify.csv", "--marks", "gaps.csv"))["labels"][0]
+        assert (again["verdict"], len(again["looks"])) == ("certified", 2)
+        assert "cat: certified" in run(*self.command())
+
+    def test_rows_that_do_not_change_the_sample_are_certified_again_with_the_same_marks(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 40)))
+        rewrite(output, folder, [*two_labels(ROWS)[0], scored(ROWS + 1, {"cat": 0.9, "dog": 0.1}, 2)])
+
+        assert "cat: not yet" in run(*self.command(), expect=3)
+        found = run_json(*self.command("--marks", "certify.csv"))["labels"][0]
+        assert (found["verdict"], found["looks"]) == ("certified", [{"marks": 40, "wrong": 0}])
+        assert "cat: certified" in run(*self.command())
+
+    def test_images_that_have_changed_withdraw_a_certificate_also_from_the_file(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+        one = int(rows[3]["item_index"])
+        scores = two_labels(ROWS)[0]
+        rewrite(output, folder, [*scores[:one], {**scores[one], "content_hash": "x"}, *scores[one + 1 :]])
+
+        found = run_json(*self.command("--marks", "certify.csv"), expect=3)["labels"][0]
+
+        assert (found["verdict"], found["more_marks"]) == ("not yet", 1)
+        assert [row["item_index"] for row in table("to_mark.csv")] == [str(one)]
+        assert "cat: not yet" in run(*self.command(), expect=3)
+        mark_file(Path("to_mark.csv"), always)
+        Path("to_mark.csv").rename("gap.csv")
+        assert "cat: certified" in run(*self.command("--marks", "certify.csv", "--marks", "gap.csv"))
+        assert "cat: certified" in run(*self.command())
+
+    def test_a_file_of_marks_that_is_not_given_withdraws_nothing(self, truth: Truth) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+
+        found = run_json(*self.command("--marks", write_rows(Path("less.csv"), rows[1:])), expect=3)
+
+        assert found["labels"][0]["verdict"] == "not yet"
+        assert "cat: certified" in run(*self.command())
+
+    def test_a_certificate_that_marks_withdraw_is_withdrawn_in_the_file(self, truth: Truth) -> None:
+        labels_file()
+        rows = table(certify_sample(always, 40))
+        run(*self.command("--marks", "certify.csv"))
+        rows[5]["verdict"] = "no"
+        write_rows(Path("certify.csv"), rows)
+
+        run(*self.command("--marks", "certify.csv"), expect=3)
+
+        (certificate,) = read_label_set("labels.yaml").certificates
+        assert (certificate.verdict, [look.marks for look in certificate.looks]) == ("not yet", [40])
+        assert "cat: not yet" in run(*self.command(), expect=3)
+
+    def test_a_job_that_has_not_finished_is_not_certified(
+        self, truth: Truth, output: FolderOutput, folder: Path
+    ) -> None:
+        labels_file()
+        certify_sample(truth, 60)
+        (folder / "out" / objects.SUCCESS).unlink()
+
+        assert "the job has not finished: certify when it has" in refused(
+            *self.command("--marks", "certify.csv")
+        )
+
     def test_jointly_takes_more_marks(self, truth: Truth) -> None:
         labels_file()
 
@@ -463,6 +575,25 @@ class TestCertify:
         assert [one["more_marks"] for one in alone] == [36, 36]
         expected = math.ceil(math.log(0.05 / 2 / 2) / math.log(0.9))
         assert [(one["more_marks"], one["labels_jointly"]) for one in both] == [(expected, 2)] * 2
+
+    def test_the_confidence_is_said_of_the_labels_that_it_holds_for(self, truth: Truth) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+
+        text = run("certify", "out/", "--labels", "labels.yaml", "--jointly", expect=3)
+
+        assert "cat: each label separately: the confidence holds for each" in text
+        assert "dog: jointly: the confidence holds for all 2 labels tested together" in text
+
+    def test_fit_marks_test_nothing_and_a_fit_sample_is_not_removed(self, truth: Truth) -> None:
+        labels_file()
+        run(*self.command("--marks", certify_sample(always, 60)))
+        run("sample", "out/", "--purpose", "fit", "-o", "to_mark.csv")
+
+        result = CliRunner().invoke(app, [str(word) for word in self.command("--marks", other_marks())])
+
+        assert "the files hold no certify marks of these labels" in " ".join(result.stderr.split())
+        assert {row["purpose"] for row in table("to_mark.csv")} == {"fit"}
 
     def test_spent_looks_bind_their_terms(self, truth: Truth) -> None:
         labels_file()
@@ -553,6 +684,24 @@ class TestOutputs:
 
         assert [row["item_index"] for row in csv.DictReader(text.splitlines())] == ["1"]
 
+    def test_rows_that_share_the_largest_score_are_counted(self, output: FolderOutput) -> None:
+        rows = [
+            scored(index, {"cat": LARGEST_SCORE if index < 5 else 0.3, "dog": 1 - index / 100}, 2)
+            for index in range(100)
+        ]
+        place_scored_output(output, rows)
+        marks = [marked(index, "cat", "yes" if index < 5 else "no") for index in range(10)]
+        write_rows(Path("m.csv"), marks)
+
+        for words in (
+            ("sample", "out/", "--purpose", "fit"),
+            ("calibrate", "out/", "--marks", "m.csv", "-o", "l.yaml"),
+        ):
+            said = " ".join(CliRunner().invoke(app, words).stderr.split())
+            assert "share the largest score, as many of 100 rows do: cat (5); classify again with" in said
+        found = run_json("calibrate", "out/", "--marks", "m.csv", "-o", "l.yaml")
+        assert [one["saturated"] for one in found["labels"]] == [5, 1]
+
     @pytest.mark.parametrize(
         ("rows", "problem"),
         [
@@ -564,6 +713,7 @@ class TestOutputs:
                 "its rows are of several models",
             ),
             ([failed(0)], "no row has scores"),
+            ([scored(7, {"cat": 0.3}, 2)] * 2, "out: item 7 has several rows"),
         ],
     )
     def test_rows_that_are_not_sound(
