@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from clipfleet.contract.jobs import SourceDescription
-from clipfleet.contract.label_sets import LabelSet
-from clipfleet.errors import UsageError
+from clipfleet.contract.label_sets import LabelSet, Preset
+from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.evaluation.on_rows import evaluate_rows
 from clipfleet.evaluation.outcome import Evaluation
 from clipfleet.evaluation.pairs import compare
@@ -33,7 +33,11 @@ def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
     number = iter(range(10))
 
     def run(
-        rows: Sequence[dict[str, Any]], label_set: LabelSet, column: str = "truth", **values: Any
+        rows: Sequence[dict[str, Any]],
+        label_set: LabelSet,
+        column: str = "truth",
+        stored: Sequence[dict[str, Any]] = (),
+        **values: Any,
     ) -> Evaluation:
         output = FolderOutput(tmp_path / str(next(number)))
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("truth",))
@@ -43,7 +47,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
         place_job(output, job)
         types = {"truth": pa.string(), "accepted": pa.list_(pa.string())}
         add_part(output, 0, [{"accepted": None, "truth": None, **one} for one in rows], types=types)
-        note_manifest(output, [objects.LAYOUT.part(0)])
+        note_manifest(output, [objects.LAYOUT.part(0)], label_sets=stored)
         return evaluate_rows(PartRows(output), column)
 
     return run
@@ -104,6 +108,17 @@ class TestSoftmax:
         assert "acc5" not in found["intervals"]
         assert reason in found["notes"][0]
 
+    def test_items_without_a_truth_are_left_out_and_counted(
+        self, evaluated: Callable[..., Evaluation]
+    ) -> None:
+        rows = [ranked(0, "", "cat", "dog"), ranked(1, "cat", "cat", "dog"), ranked(2, " ", "cat", "dog")]
+
+        found = evaluated(rows, LabelSet(labels=NAMES))
+
+        assert (found.document()["items"], found.document()["metrics"]["acc1"]) == (1, 1.0)
+        assert "left out: 2 items without a truth" in found.document()["notes"]
+        assert found.items_ok.tolist() == [False, True, False]
+
     @pytest.mark.parametrize(
         ("rows", "column", "words"),
         [
@@ -112,11 +127,11 @@ class TestSoftmax:
                 "truth",
                 r"item 0 \(img0\): the truth: 'cow' is neither a label.* cat, dog, car",
             ),
-            ([ranked(0, "6", "cat")], "truth", "6 is neither a label nor the index of one"),
-            ([ranked(0, "", "cat")], "truth", "is empty, and the label set has no `none`"),
+            ([ranked(0, "6", "cat")], "truth", "'6' is neither a label nor the index of one"),
+            ([ranked(0, "", "cat")], "truth", "none of 1 rows has labels and a truth"),
             ([ranked(0, "cat", "cat", best=float("nan"))], "truth", "a score is not a number"),
             ([ranked(0, "cat", "cat")], "species", "the source has no column 'species'; it has truth"),
-            ([failed(0), failed(1)], "truth", "none of 2 rows has labels"),
+            ([failed(0), failed(1)], "truth", "none of 2 rows has labels and a truth"),
         ],
     )
     def test_what_cannot_be_judged(
@@ -124,6 +139,60 @@ class TestSoftmax:
     ) -> None:
         with pytest.raises(UsageError, match=words):
             evaluated(rows, LabelSet(labels=NAMES), column)
+
+
+class TestPresets:
+    """Two labels of one name, as in ImageNet: rows hold names, so either index of a name is right."""
+
+    LABELS = ("missile", "cat", "missile", "dog")
+    STORED = ({"name": "labels", "preset": "imagenet1k", "labels": LABELS, "templates": ["a {}"]},)
+
+    def test_labels_are_those_that_the_output_stores(self, evaluated: Callable[..., Evaluation]) -> None:
+        rows = [
+            ranked(0, "2", "missile", "missile"),
+            ranked(1, "0", "missile", "missile"),
+            ranked(2, "2", "cat", "missile"),
+            ranked(3, "cat", "missile", "missile"),
+        ]
+
+        found = evaluated(rows, LabelSet(preset=Preset.IMAGENET1K), stored=self.STORED).document()
+
+        assert found["metrics"] == pytest.approx(
+            {"acc1": 0.5, "acc5": None, "mean_per_class_recall": (1 + 0 + 1 / 2) / 3}
+        )
+        cells = {(one["truth_index"], one["predicted_index"]): one["count"] for one in found["confusion"]}
+        assert cells == {(2, 2): 1, (0, 0): 1, (2, 1): 1, (1, 0): 1}
+
+    def test_a_preset_with_none(self, evaluated: Callable[..., Evaluation]) -> None:
+        both = ("missile", "missile")
+        rows = [
+            ranked(0, "2", *both, "cat", "dog", accepted=both),
+            ranked(1, "cat", *both, "cat", "dog", accepted=both),
+            ranked(2, "", "dog", "cat", *both),
+        ]
+        for one in rows:  # labels of one name have one vector
+            same = {name: score for name, score in zip(one["labels"], one["scores"], strict=True)}
+            one["scores"] = [same[name] for name in one["labels"]]
+
+        found = evaluated(rows, LabelSet(preset=Preset.IMAGENET1K, none=True), stored=self.STORED).document()
+
+        assert found["metrics"]["acc1"] == pytest.approx(2 / 3)
+        assert (found["metrics"]["precision"], found["metrics"]["recall"]) == (0.5, 0.5)
+        assert [one["average_precision"] for one in found["classes"]] == pytest.approx([0, 1 / 3, 1, 0])
+
+    @pytest.mark.parametrize(
+        ("truth", "stored", "words"),
+        [
+            ("missile", STORED, "'missile' is the name of labels 0 and 2: give the index"),
+            ("cat", (), "the labels of imagenet1k are not stored here: the end of the job stores them"),
+            ("cat", ({**STORED[0], "labels": None},), "the stored labels of imagenet1k are damaged"),
+        ],
+    )
+    def test_what_cannot_be_judged(
+        self, evaluated: Callable[..., Evaluation], truth: str, stored: Any, words: str
+    ) -> None:
+        with pytest.raises(ClipfleetError, match=words):
+            evaluated([ranked(0, truth, "cat")], LabelSet(preset=Preset.IMAGENET1K), stored=stored)
 
 
 class TestThresholds:
