@@ -10,13 +10,13 @@ import numpy as np
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN
 from clipfleet.contract.jobs import Job, Task
-from clipfleet.contract.label_sets import LabelSet, short_hash
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.accepting import AcceptedRows, measure_accepted
 from clipfleet.evaluation.measuring import class_groups, classification_measured
 from clipfleet.evaluation.outcome import Evaluation, Measured
-from clipfleet.evaluation.truth import Labels, matrix_of, texts_of, truth_column
+from clipfleet.evaluation.truth import Labels, items_hash, matrix_of, texts_of, truth_column
 from clipfleet.evaluation.vectors import FailedItem
 from clipfleet.labels.metrics import TOP_FIVE, Ranks
 from clipfleet.results.rows import RowReader
@@ -60,7 +60,7 @@ def evaluate_rows(reader: RowReader, column: str) -> Evaluation:
         precision=job.precision, decode=job.decode,
         model_fingerprint=read.fingerprint, outputs={"rows": reader.uri}, items_ok=ok, measure=measure,
         measured=measure(ok), failed=tuple(read.failed),
-        truth_hash=short_hash([read.ids, read.values, list(labels.names)]),
+        truth_hash=items_hash(read.ids, read.values),
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class _Rows:
 
     fingerprint: str | None = None
     ids: list[str] = field(default_factory=list)  # of all rows
-    values: list[str] = field(default_factory=list)  # of the truth column, of all rows
+    values: list[Any] = field(default_factory=list)  # of the truth column, of all rows
     ok: list[bool] = field(default_factory=list)  # of all rows: whether it is judged
     unlabelled: int = 0  # rows that have no truth
     failed: list[FailedItem] = field(default_factory=list)
@@ -102,7 +102,7 @@ def _read(reader: RowReader, column: str, labels: Labels, *, has_accepted: bool)
     for batch in reader.read(names).batches:
         for row in batch.to_pylist():
             found.ids.append(row["item_id"])
-            found.values.append(repr(row[column]))
+            found.values.append(row[column])
             found.ok.append(row["status"] == ItemStatus.OK)
             if not found.ok[-1]:
                 named = (row[name] or "" for name in ("item_id", "error_code", "error_detail"))

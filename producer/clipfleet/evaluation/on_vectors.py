@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.label_sets import LabelSet, short_hash
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.measuring import class_groups
 from clipfleet.evaluation.on_roots import measured_by, prompts_of
 from clipfleet.evaluation.outcome import Evaluation, Measured
-from clipfleet.evaluation.truth import Labels, matrix_of, texts_of, truth_column
+from clipfleet.evaluation.truth import Labels, items_hash, matrix_of, texts_of, truth_column
 from clipfleet.evaluation.vectors import Embedder, ModelOptions, embedded
 from clipfleet.results.rows import RowReader
 from clipfleet.wording import counted
@@ -61,7 +62,7 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
         precision=job.precision, decode=job.decode, model_fingerprint=images.model_fingerprint,
         outputs={"images": reader.uri, "texts": texts.output}, items_ok=truth.known, measure=measure,
         measured=measure(truth.known), failed=images.failed,
-        truth_hash=short_hash([truth.identity, list(names)]),
+        truth_hash=truth.hash,
     )  # fmt: skip
 
 
@@ -85,22 +86,23 @@ class _Truth:
 
     values: Array  # int (items,), or bool (items, labels); of items that are not judged 0
     known: Array  # bool (items,): those with a vector and a truth
-    identity: list[list[str]]  # ids and values
+    hash: str  # see `items_hash`
 
 
 def _truth(reader: RowReader, column: str, names: Sequence[str], ok: Array) -> _Truth:
     stream = reader.read(["item_index", "item_id", column])
     labels = Labels(names, is_multi=pa.types.is_list(stream.schema.field(column).type))
     found: list[list[int]] = [[] for _ in ok]
-    known, identity = ok.copy(), list[list[str]]()
+    known, ids, values = ok.copy(), list[str](), list[Any]()
     for batch in stream.batches:
         for row in batch.to_pylist():
             number, item_id = row["item_index"], row["item_id"]
-            identity.append([item_id, repr(row[column])])
+            ids.append(item_id)
+            values.append(row[column])
             if ok[number]:
                 truth = labels.truth_of(row[column], f"item {number} ({item_id}): the truth")
                 known[number] = truth is not None
                 found[number] = truth or []
-    if labels.is_multi:
-        return _Truth(matrix_of(found, len(names)), known, identity)
-    return _Truth(np.array([one[0] if one else 0 for one in found], np.int64), known, identity)
+    one_each = np.array([one[0] if one else 0 for one in found], np.int64)
+    truths = matrix_of(found, len(names)) if labels.is_multi else one_each
+    return _Truth(truths, known, items_hash(ids, values))

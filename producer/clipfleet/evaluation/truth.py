@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LabelSet, short_hash
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, extra_column_name
 from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.results.rows import RowReader
@@ -71,7 +71,7 @@ class Labels:
         return may_be_none and isinstance(text, str) and text.lower() == NONE
 
     def index_of(self, value: Any, where: str) -> int:
-        """Index of a label given by name, else by index; also numbers may be names. Raises like `truth_of`."""
+        """Index of a label given by name, else by index; a number may be a name. Raises like `truth_of`."""
         text = _text_of(value)
         indexes = self._indexes.get(text, [])
         if len(indexes) > 1:
@@ -112,6 +112,11 @@ def texts_of(reader: RowReader, label_set: LabelSet, way_out: str) -> tuple[tupl
                 raise OutputDamagedError(f"{reader.uri}: the stored labels of {label_set.preset} are damaged")
             return labels, templates
     raise UsageError(f"{reader.uri}: the labels of {label_set.preset} are not stored here: {way_out}")
+
+
+def items_hash(ids: Sequence[str], values: Sequence[Any]) -> str:
+    """Hash of items and of what the column says of them, whatever the labels of an evaluation are."""
+    return short_hash([list(ids), [repr(value) for value in values]])
 
 
 def truth_column(reader: RowReader, name: str) -> str:

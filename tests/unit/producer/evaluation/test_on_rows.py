@@ -238,6 +238,27 @@ class TestThresholds:
         assert found["intervals"]["precision"] == pytest.approx(wilson(3, 4))
         assert found["confusion"] == []
 
+    def test_metrics_without_a_value_are_null_and_say_why(self, evaluated: Callable[..., Evaluation]) -> None:
+        rows = [ranked(0, "cat", "cat", "dog"), ranked(1, "dog", "cat", "dog")]
+
+        found = evaluated(rows, LabelSet(labels=self.ANIMALS, none=True))
+        empty = evaluated([ranked(0, "none", "cat", "dog")], LabelSet(labels=self.ANIMALS, none=True))
+
+        nulls = {name for name, value in found.measured.metrics.items() if value is None}
+        assert nulls == {"acc5", "precision", "none_auroc"}
+        assert not nulls & found.measured.intervals.keys()
+        assert "none_auroc is null: each item shows a label" in found.measured.notes
+        assert "precision is null: no label was accepted" in found.measured.notes
+        notes = empty.measured.notes
+        assert [note.partition(" is null: ")[::2] for note in notes if "acc5" not in note] == [
+            ("precision", "no label was accepted"),
+            ("recall", "no item shows a label"),
+            ("f1", "no label was accepted, and no item shows one"),
+            ("none_auroc", "no item shows a label"),
+        ]
+        compared = compare(found, found, "itself").document()["comparison"]
+        assert [one["interval"] for one in compared if one["metric"] in nulls] == [None, None, None]
+
 
 class TestComparing:
     def test_only_items_that_both_count_are_compared(self, evaluated: Callable[..., Evaluation]) -> None:
@@ -247,13 +268,30 @@ class TestComparing:
 
         first = evaluated([*good, ranked(9, "cat", "cat", "dog")], label_set)
         second = evaluated([*poor, {**failed(9), "truth": "cat"}], label_set)
-        found = {one.metric: one for one in compare(first, second, "other").comparison}
+        compared = compare(first, second, "other")
+        found = {one.metric: one for one in compared.comparison}
+
+        document = compared.document()
+        assert (document["items"], document["compared_items"]) == (10, 9)
+        assert [one["item_id"] for one in document["compared_failed"]] == ["img9"]
 
         assert (found["acc1"].value, found["acc1"].other) == pytest.approx((1.0, 1 / 3))
         assert found["acc1"].p_value == pytest.approx(2 / 2**6)
         low, high = found["acc1"].interval or (np.nan, np.nan)
         assert 0.2 < low < found["acc1"].difference < high <= 1.0
         assert (found["acc5"].difference, found["acc5"].interval) == (None, None)
+
+    def test_other_labels_are_compared_by_what_both_have(self, evaluated: Callable[..., Evaluation]) -> None:
+        """The other order of labels is another label set, and one with `none` has other metrics."""
+        rows = [ranked(0, "cat", "cat", "dog", accepted=["cat"]), ranked(1, "dog", "dog", "cat")]
+        first = evaluated(rows, LabelSet(labels=("cat", "dog")))
+        second = evaluated(rows, LabelSet(labels=("dog", "cat", "cow"), none=True))
+
+        found = {one.metric: one for one in compare(first, second, "other").comparison}
+
+        assert (found["acc1"].difference, found["acc1"].p_value) == (0.5, 1.0)
+        assert found["mean_per_class_recall"].difference == 0.5
+        assert "f1" not in found
 
     def test_another_truth_is_refused(self, evaluated: Callable[..., Evaluation]) -> None:
         label_set = LabelSet(labels=("cat", "dog"))

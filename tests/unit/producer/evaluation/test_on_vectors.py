@@ -14,8 +14,10 @@ import pytest
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.label_sets import LabelKind, LabelSet, Preset
 from clipfleet.errors import UsageError
+from clipfleet.evaluation.on_rows import evaluate_rows
 from clipfleet.evaluation.on_vectors import evaluate_vectors
 from clipfleet.evaluation.outcome import Evaluation
+from clipfleet.evaluation.pairs import compare
 from clipfleet.evaluation.vectors import Embedded, Embedder, ModelOptions
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
@@ -73,6 +75,25 @@ def test_items_without_a_truth_are_left_out_and_counted(evaluated: Callable[...,
     assert found.items_ok.tolist() == [False, True, True, False]
     with pytest.raises(UsageError, match="none of 2 rows has a vector and a truth"):
         evaluated([(CAT, "")], LabelSet(labels=("cat", "dog")))
+
+
+def test_rows_are_compared_with_vectors_of_the_same_items(tmp_path: Path) -> None:
+    output = FolderOutput(tmp_path / "rows")
+    source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("truth",))
+    place_job(output, make_job(output.uri, labels=("dog", "cat", "cow"), source=source))
+    vector = {**embedded(0, *CAT), "truth": "cat", "model_fingerprint": "f"}
+    add_part(
+        output, 0, [{**vector, "labels": ["dog", "cat"], "scores": [0.8, 0.2]}], types={"truth": pa.string()}
+    )
+    note_manifest(output, [objects.LAYOUT.part(0)])
+    reader = PartRows(output)
+    anew = evaluate_vectors(
+        reader, "truth", LabelSet(labels=("cat", "dog")), cast(Embedder, Texts(ModelOptions()))
+    )
+
+    found = compare(anew, evaluate_rows(reader, "truth"), "rows").comparison
+
+    assert (found[0].value, found[0].other, found[0].difference) == (1.0, 0.0, 1.0)
 
 
 def test_lists_are_judged_by_the_order_of_the_items(evaluated: Callable[..., Evaluation]) -> None:
