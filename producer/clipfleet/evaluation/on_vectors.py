@@ -42,8 +42,8 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
         raise UsageError(f"{reader.uri}: no job has this output, so its model is not known")
     if label_set.has_thresholds:
         raise UsageError(
-            "a label set with `none` or of kind multi decides by its background, which vectors alone do not "
-            "tell: classify with it, then evaluate the rows"
+            "a label set with `none` or of kind multi decides by its background, which vectors do not "
+            "have: classify with it, then evaluate the rows"
         )
     names, templates = texts_of(reader, label_set, "give the names as `labels=`")
     images = embedded(reader)
