@@ -233,6 +233,61 @@ class TestOutputs:
         assert by_vectors["comparison"][0]["difference"] == 0.0
         assert by_rows["model_fingerprint"] == by_vectors["model_fingerprint"] == rows[0]["model_fingerprint"]
 
+        self.check_that_worse_rows_lose(cluster, folder)
+
+    def test_a_preset_is_known_from_the_output(self, cluster: Cluster, folder: Path) -> None:
+        """Its labels 657 and 744 are both `missile`; rows and vectors agree, and one item has no truth."""
+        (folder / "images").mkdir()
+        for number in range(4):
+            (folder / "images" / f"{number}.png").write_bytes(IMAGES[number])
+        lines = [
+            "url,n,name",
+            *(f"images/{n}.png,{truth},missile" for n, truth in enumerate([657, 744, 1, ""])),
+        ]
+        (folder / "list.csv").write_text("\n".join(lines))
+        preset = ("--label-set", "imagenet1k-simple")
+        cluster.run_json(
+            "classify",
+            folder / "list.csv",
+            *preset,
+            "--model",
+            "demo",
+            "--store-embeddings",
+            "-o",
+            folder / "out",
+        )
+        command = ("evaluate", folder / "out", "--truth-column")
+
+        by_rows = cluster.run_json(*command, "n")
+        by_vectors = cluster.run_json(*command, "n", *preset, "-o", folder / "kept")
+        refused = cluster.run(*command, "name")
+
+        assert {one["truth_index"] for one in by_rows["confusion"]} == {657, 744, 1}
+        assert by_rows["items"] == by_vectors["items"] == 3
+        assert by_rows["confusion"] == by_vectors["confusion"]
+        assert "'missile' is the name of labels 657 and 744: give the index" in refused.stderr
+
+    def check_that_worse_rows_lose(self, cluster: Cluster, folder: Path) -> None:
+        """Fifteen files get the image of another name, and one is gone: the same items, the same truth."""
+        for number in range(15):
+            (folder / "images" / f"{number}.png").write_bytes(IMAGES[(number + 1) % 15])
+        (folder / "images" / "19.png").unlink()
+        cluster.run_json(
+            "classify", folder / "list.csv", "--labels", folder / "names.txt", "--model", "demo",
+            "-o", folder / "worse", expect=3,
+        )  # fmt: skip
+
+        found = cluster.run_json(
+            "evaluate", folder / "out", "--truth-column", "species", "--compare", folder / "worse", expect=3
+        )
+
+        acc1 = found["comparison"][0]
+        assert (acc1["value"] > 0.6, acc1["other"] < 0.4) == (True, True)
+        assert 0 < acc1["interval"][0] < acc1["difference"] == acc1["value"] - acc1["other"]
+        assert acc1["p_value"] < 0.05
+        assert (found["items"], found["compared_items"], found["failed"]) == (20, 19, [])
+        assert [one["error_code"] for one in found["compared_failed"]] == ["not_found"]
+
 
 @pytest.mark.parametrize(
     ("options", "words"),

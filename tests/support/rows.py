@@ -46,10 +46,12 @@ def note_manifest(
     *,
     job_id: str = "j",
     finished_at: str = "2026-11-24T13:00:30Z",
+    label_sets: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """What a job that was finished leaves: its manifest, as far as readers look at it."""
     names = [{"name": name} for name in parts]
     manifest = {"job": {"job_id": job_id}, "finished_at": finished_at, "parts": names}
+    manifest["label_sets"] = list(label_sets)
     output.replace(objects.MANIFEST, json.dumps(manifest).encode())
     output.replace(objects.SUCCESS, b"")
 

@@ -244,7 +244,7 @@ def _report(found: Evaluation, clip_benchmark_json: Path | None, *, as_json: boo
     else:
         for line in evaluation_lines(found):
             typer.echo(line)
-    raise typer.Exit(EXIT_SOME_FAILED if found.failed else 0)
+    raise typer.Exit(EXIT_SOME_FAILED if found.failed or found.compared_failed else 0)
 
 
 def _wait(client: Client, job: JobHandle, *, quiet: bool) -> JobStatus:

@@ -80,9 +80,14 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
         if below.any():
             intervals[name] = wilson(int(right_pairs.sum()), int(below.sum()))
     once = np.ones(items, np.int64)
-    for name, statistic in resampled.items():
-        metrics[name] = statistic(once)
-        if name not in intervals:
+    undefined = _undefined(has_label)
+    for name, statistic in list(resampled.items()):
+        value = statistic(once)
+        metrics[name] = None if np.isnan(value) else value
+        if np.isnan(value):
+            del resampled[name]
+            notes.append(f"{name} is null: {undefined[name]}")
+        elif name not in intervals:
             is_sorting = name in ("none_auroc", "mean_average_precision")
             intervals[name] = share_interval(statistic, items, RANKING_RESAMPLES if is_sorting else RESAMPLES)
     return Measured(
@@ -90,6 +95,16 @@ def measure_accepted(rows: AcceptedRows, names: Sequence[str], *, has_none: bool
         confusion=confusion_cells(true, rows.best_accepted, [*names, NONE]) if has_none else (),
         right=right if has_none else None,
     )  # fmt: skip
+
+
+def _undefined(has_label: Array) -> dict[str, str]:
+    """Why a metric has no value, if it has none."""
+    return {
+        "precision": "no label was accepted",
+        "recall": "no item shows a label",
+        "f1": "no label was accepted, and no item shows one",
+        "none_auroc": "each item shows a label" if has_label.any() else "no item shows a label",
+    }
 
 
 def _rows(rows: AcceptedRows, names: Sequence[str]) -> tuple[ClassRow, ...]:

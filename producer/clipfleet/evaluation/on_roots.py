@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -14,7 +14,7 @@ from clipfleet.errors import SourceError, UsageError
 from clipfleet.evaluation.measuring import measure_classification, measure_multilabel, measure_retrieval
 from clipfleet.evaluation.outcome import Evaluation, Measured
 from clipfleet.evaluation.roots import CLASSNAMES, DatasetType, Root, Sample
-from clipfleet.evaluation.vectors import Embedded, Embedder
+from clipfleet.evaluation.vectors import Embedded, Embedder, FailedItem
 from clipfleet.labels.metrics import zero_shot_classifier
 
 Array = np.ndarray
@@ -73,7 +73,7 @@ def evaluate_root(
         model_fingerprint=gathered.images.model_fingerprint,
         outputs={"images": gathered.images.output, "texts": gathered.texts.output},
         items_ok=gathered.ok, measure=gathered.measure, measured=gathered.measure(gathered.ok),
-        failed=(*gathered.images.failed, *gathered.texts.failed),
+        failed=(*gathered.images.failed, *gathered.failed_texts),
         truth_hash=short_hash([root.uri, root.split, root.state, recalls]),
     )  # fmt: skip
 
@@ -86,6 +86,7 @@ class _Gathered:
     texts: Embedded
     ok: Array  # bool (images,)
     measure: Callable[[Array], Measured]  # takes such a mask
+    failed_texts: tuple[FailedItem, ...] = ()
 
 
 def _classification(root: Root, embedder: Embedder) -> _Gathered:
@@ -136,7 +137,8 @@ def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def _retrieval(root: Root, embedder: Embedder, recalls: Sequence[int]) -> _Gathered:
-    captions = read_captions(root)
+    read = read_captions(root)
+    captions = [lines for _, lines in read]
     texts = embedder.texts([text for each in captions for text in each])
     images = embedded_images(root, embedder, len(captions))
     image_of_text = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
@@ -156,7 +158,17 @@ def _retrieval(root: Root, embedder: Embedder, recalls: Sequence[int]) -> _Gathe
             images.features[mask], texts.features[good], number[image_of_text[good]], recalls
         )
 
-    return _Gathered(images, texts, ok, measure)
+    return _Gathered(images, texts, ok, measure, tuple(_failed_captions(read, texts)))
+
+
+def _failed_captions(captions: Sequence[tuple[str, list[str]]], texts: Embedded) -> Iterator[FailedItem]:
+    """The captions without a vector: the jobs know texts only, each one once."""
+    distinct = list(dict.fromkeys(line for _, lines in captions for line in lines))
+    reasons = {distinct[one.item_index]: one for one in texts.failed}
+    for image, (where, lines) in enumerate(captions):
+        for number, line in enumerate(lines, 1):
+            if line in reasons:
+                yield replace(reasons[line], item_index=image, item_id=f"{where}.txt, line {number}")
 
 
 def embedded_images(root: Root, embedder: Embedder, expected: int) -> Embedded:
@@ -218,8 +230,8 @@ def read_label_vectors(root: Root, classes: int) -> Array:
     return np.array(found, bool).reshape(-1, classes)
 
 
-def read_captions(root: Root) -> list[list[str]]:
-    """Read the captions of each image from the `.txt` beside it, one per line.
+def read_captions(root: Root) -> list[tuple[str, list[str]]]:
+    """Read the captions of each image from the `.txt` beside it, one per line; shard and key come first.
 
     Raises:
         SourceError: it is missing or empty.
@@ -229,7 +241,7 @@ def read_captions(root: Root) -> list[list[str]]:
         lines = member(sample, "txt").decode(errors="replace").splitlines()
         if not any(line.strip() for line in lines):
             raise SourceError(f"{sample.where}.txt: has no caption")
-        found.append(lines)
+        found.append((sample.where, lines))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +10,17 @@ import numpy as np
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN
 from clipfleet.contract.jobs import Job, Task
-from clipfleet.contract.label_sets import LabelSet, short_hash
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.accepting import AcceptedRows, measure_accepted
 from clipfleet.evaluation.measuring import class_groups, classification_measured
 from clipfleet.evaluation.outcome import Evaluation, Measured
-from clipfleet.evaluation.truth import Labels, matrix_of, truth_column
+from clipfleet.evaluation.truth import Labels, items_hash, matrix_of, texts_of, truth_column
 from clipfleet.evaluation.vectors import FailedItem
 from clipfleet.labels.metrics import TOP_FIVE, Ranks
 from clipfleet.results.rows import RowReader
+from clipfleet.wording import counted
 
 Array = np.ndarray
 
@@ -28,24 +29,30 @@ def evaluate_rows(reader: RowReader, column: str) -> Evaluation:
     """Compare the labels of rows with those that a column of the source has.
 
     The column holds a label or its index; of a set of kind `multi` a list of them, or names separated by `|`.
-    A set that may have no label takes an empty value, or `none`, as that. Of several label sets, the first.
+    A set that may have no label takes an empty value, or `none`, as that; of other sets, items with an empty
+    value are left out. Of several label sets, the first.
 
     Raises:
         UsageError: no such column, a value that is no label, or rows that cannot be judged.
         ResultsNotReadyError: there are no rows.
     """
     job, label_set = _job_of(reader)
+    stored = "Redis has none: give an `output=`" if job.output_is_redis else "the end of the job stores them"
     labels = Labels(
-        label_set.labels, has_none=label_set.none, is_multi=label_set.has_thresholds and not label_set.none
+        texts_of(reader, label_set, stored)[0],
+        has_none=label_set.none,
+        is_multi=label_set.has_thresholds and not label_set.none,
     )
     read = _read(reader, truth_column(reader, column), labels, has_accepted=label_set.has_thresholds)
     if not read.ok_count:
-        raise UsageError(f"{reader.uri}: none of {len(read.ok):,} rows has labels: nothing can be measured")
+        raise UsageError(f"{reader.uri}: none of {len(read.ok):,} rows has labels and a truth")
     notes = [] if reader.finished_at() is not None else ["the job has not finished: rows may be missing"]
+    if read.unlabelled:
+        notes.append(f"left out: {counted(read.unlabelled, 'item')} without a truth")
     if job.named_label_sets:
         notes.append(f"of {len(job.label_sets)} label sets, this is {label_set.name!r}")
     measure = (_softmax_measure if not label_set.has_thresholds else _accepted_measure)(
-        read, job, label_set, notes
+        read, job, labels, label_set.groups, notes
     )
     ok = np.array(read.ok, bool)
     return Evaluation(
@@ -53,7 +60,7 @@ def evaluate_rows(reader: RowReader, column: str) -> Evaluation:
         precision=job.precision, decode=job.decode,
         model_fingerprint=read.fingerprint, outputs={"rows": reader.uri}, items_ok=ok, measure=measure,
         measured=measure(ok), failed=tuple(read.failed),
-        truth_hash=short_hash([read.ids, read.values, list(labels.names)]),
+        truth_hash=items_hash(read.ids, read.values),
     )  # fmt: skip
 
 
@@ -65,10 +72,7 @@ def _job_of(reader: RowReader) -> tuple[Job, LabelSet]:
         raise UsageError(f"{reader.uri}: its rows have no labels: add `labels=`, to label its vectors now")
     if job.label_set_column is not None:
         raise UsageError(f"{reader.uri}: each item names a label set of its own: evaluate one set at a time")
-    label_set = job.label_sets[0]
-    if not label_set.labels:
-        raise UsageError(f"{reader.uri}: only workers know the labels of the preset {label_set.preset}")
-    return job, label_set
+    return job, job.label_sets[0]
 
 
 @dataclass(slots=True)
@@ -77,8 +81,9 @@ class _Rows:
 
     fingerprint: str | None = None
     ids: list[str] = field(default_factory=list)  # of all rows
-    values: list[str] = field(default_factory=list)  # of the truth column, of all rows
-    ok: list[bool] = field(default_factory=list)  # of all rows
+    values: list[Any] = field(default_factory=list)  # of the truth column, of all rows
+    ok: list[bool] = field(default_factory=list)  # of all rows: whether it is judged
+    unlabelled: int = 0  # rows that have no truth
     failed: list[FailedItem] = field(default_factory=list)
     truth: list[list[int]] = field(default_factory=list)
     ranked: list[list[int]] = field(default_factory=list)  # the best labels, best first
@@ -97,31 +102,38 @@ def _read(reader: RowReader, column: str, labels: Labels, *, has_accepted: bool)
     for batch in reader.read(names).batches:
         for row in batch.to_pylist():
             found.ids.append(row["item_id"])
-            found.values.append(repr(row[column]))
+            found.values.append(row[column])
             found.ok.append(row["status"] == ItemStatus.OK)
             if not found.ok[-1]:
                 named = (row[name] or "" for name in ("item_id", "error_code", "error_detail"))
                 found.failed.append(FailedItem(row["item_index"], *named))
                 continue
             found.fingerprint = found.fingerprint or row["model_fingerprint"]
-            _add(found, row, row[column], labels)
+            found.ok[-1] = _add(found, row, row[column], labels)
+            found.unlabelled += not found.ok[-1]
     return found
 
 
-def _add(found: _Rows, row: dict[str, Any], truth: Any, labels: Labels) -> None:
+def _add(found: _Rows, row: dict[str, Any], value: Any, labels: Labels) -> bool:
+    """Add a row, if it has a truth; return whether it has."""
     where = f"item {row['item_index']} ({row['item_id']})"
     if not np.isfinite(row["scores"]).all():
         raise UsageError(f"{where}: a score is not a number: the model is damaged, or overflows")
-    found.truth.append(labels.truth_of(truth, f"{where}: the truth"))
-    found.ranked.append([labels.index_of(name, where) for name in row["labels"]])
+    truth = labels.truth_of(value, f"{where}: the truth")
+    if truth is None:
+        return False
+    found.truth.append(truth)
+    found.ranked.append([labels.answer(name, truth, where)[0] for name in row["labels"]])
     found.scores.append(row["scores"])
-    found.accepted.append([labels.index_of(name, where) for name in row.get(ACCEPTED_COLUMN) or ()])
+    accepted = (labels.answer(name, truth, where) for name in row.get(ACCEPTED_COLUMN) or ())
+    found.accepted.append([index for indexes in accepted for index in indexes])
+    return True
 
 
 def _softmax_measure(
-    read: _Rows, job: Job, label_set: LabelSet, notes: list[str]
+    read: _Rows, job: Job, labels: Labels, groups: Mapping[str, str], notes: list[str]
 ) -> Callable[[Array], Measured]:
-    names = label_set.labels
+    names = labels.names
     truth = np.array([one[0] for one in read.truth])
     predicted = np.array([one[0] for one in read.ranked])
     # Below the top k all labels are equally far away.
@@ -136,19 +148,21 @@ def _softmax_measure(
     def measure(mask: Array) -> Measured:
         kept = mask[np.array(read.ok, bool)]
         found = classification_measured(Ranks(predicted[kept], rank[kept]), truth[kept], names, no_five)
-        return found.grouped(class_groups(found.classes, label_set.groups), notes)
+        return found.grouped(class_groups(found.classes, groups), notes)
 
     return measure
 
 
 def _accepted_measure(
-    read: _Rows, job: Job, label_set: LabelSet, notes: list[str]
+    read: _Rows, job: Job, labels: Labels, groups: Mapping[str, str], notes: list[str]
 ) -> Callable[[Array], Measured]:
-    names = label_set.labels
+    names = labels.names
     has_all = all(len(ranked) == len(names) for ranked in read.ranked)
     scores = np.zeros((read.ok_count, len(names)), np.float32)
     if has_all:
         np.put_along_axis(scores, np.array(read.ranked), np.array(read.scores, np.float32), axis=1)
+        for indexes in labels.namesakes:  # of equal scores
+            scores[:, indexes] = scores[:, indexes].max(axis=1, keepdims=True)
     rows = AcceptedRows(
         truth=matrix_of(read.truth, len(names)),
         accepted=matrix_of(read.accepted, len(names)),
@@ -158,7 +172,7 @@ def _accepted_measure(
     )
 
     def measure(mask: Array) -> Measured:
-        found = measure_accepted(rows.kept(mask[np.array(read.ok, bool)]), names, has_none=label_set.none)
-        return found.grouped(class_groups(found.classes, label_set.groups), notes)
+        found = measure_accepted(rows.kept(mask[np.array(read.ok, bool)]), names, has_none=labels.has_none)
+        return found.grouped(class_groups(found.classes, groups), notes)
 
     return measure

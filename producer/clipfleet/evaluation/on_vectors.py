@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.label_sets import LabelSet, short_hash
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.measuring import class_groups
 from clipfleet.evaluation.on_roots import measured_by, prompts_of
 from clipfleet.evaluation.outcome import Evaluation, Measured
-from clipfleet.evaluation.truth import Labels, matrix_of, truth_column
-from clipfleet.evaluation.vectors import Embedded, Embedder, ModelOptions, embedded
+from clipfleet.evaluation.truth import Labels, items_hash, matrix_of, texts_of, truth_column
+from clipfleet.evaluation.vectors import Embedder, ModelOptions, embedded
 from clipfleet.results.rows import RowReader
+from clipfleet.wording import counted
 
 Array = np.ndarray
 
@@ -26,7 +29,8 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
     Args:
         reader: of the output.
         column: see `evaluate_rows`.
-        label_set: single, or of kind `multi`: then the order of the items by each label is measured.
+        label_set: without thresholds. Where the column holds lists, the order of the items by each label is
+            measured.
         embedder: embeds the prompts, with the model of the output.
 
     Raises:
@@ -36,25 +40,29 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
     job = reader.job()
     if job is None:
         raise UsageError(f"{reader.uri}: no job has this output, so its model is not known")
-    if label_set.none:
-        raise UsageError("a label set with `none` decides by its background: label with it, then evaluate")
-    if not label_set.labels:
-        raise UsageError(f"only workers know the labels of the preset {label_set.preset}: give the labels")
+    if label_set.has_thresholds:
+        raise UsageError(
+            "a label set with `none` or of kind multi decides by its background, which vectors do not "
+            "have: classify with it, then evaluate the rows"
+        )
+    names, templates = texts_of(reader, label_set, "give the names as `labels=`")
     images = embedded(reader)
     if not images.ok.any():
         raise UsageError(f"{reader.uri}: none of {len(images.ok):,} rows has a vector")
-    labels = Labels(label_set.labels, is_multi=label_set.has_thresholds)
-    truth, identity = _truth(reader, truth_column(reader, column), labels, images)
-    templates = [template.replace("{}", "{c}") for template in label_set.templates]
-    prompts = prompts_of(label_set.labels, templates)
+    truth = _truth(reader, truth_column(reader, column), names, images.ok)
+    if not truth.known.any():
+        raise UsageError(f"{reader.uri}: none of {len(images.ok):,} rows has a vector and a truth")
+    prompts = prompts_of(names, [template.replace("{}", "{c}") for template in templates])
     texts = replace(embedder, options=_options_of(job)).texts(prompts)
-    measure = _grouped(measured_by(images, texts, label_set.labels, truth), label_set)
+    unlabelled = int((images.ok & ~truth.known).sum())
+    notes = [f"left out: {counted(unlabelled, 'item')} without a truth"] if unlabelled else []
+    measure = _grouped(measured_by(images, texts, names, truth.values), label_set, notes)
     return Evaluation(
         source=reader.uri, split=None, task="zeroshot_classification", dataset=reader.uri, model=job.model,
         precision=job.precision, decode=job.decode, model_fingerprint=images.model_fingerprint,
-        outputs={"images": reader.uri, "texts": texts.output}, items_ok=images.ok, measure=measure,
-        measured=measure(images.ok), failed=images.failed,
-        truth_hash=short_hash([identity, list(labels.names)]),
+        outputs={"images": reader.uri, "texts": texts.output}, items_ok=truth.known, measure=measure,
+        measured=measure(truth.known), failed=images.failed,
+        truth_hash=truth.hash,
     )  # fmt: skip
 
 
@@ -62,24 +70,39 @@ def _options_of(job: Job) -> ModelOptions:
     return ModelOptions(job.model, job.precision, job.decode)
 
 
-def _grouped(measure: Callable[[Array], Measured], label_set: LabelSet) -> Callable[[Array], Measured]:
+def _grouped(
+    measure: Callable[[Array], Measured], label_set: LabelSet, notes: list[str]
+) -> Callable[[Array], Measured]:
     def grouped(mask: Array) -> Measured:
         found = measure(mask)
-        return found.grouped(class_groups(found.classes, label_set.groups), ())
+        return found.grouped(class_groups(found.classes, label_set.groups), notes)
 
     return grouped
 
 
-def _truth(reader: RowReader, column: str, labels: Labels, images: Embedded) -> tuple[Array, list[list[str]]]:
-    """The truth of all items (of failed ones 0), and ids and values to identify it."""
-    found: list[list[int]] = [[] for _ in images.ok]
-    identity: list[list[str]] = []
-    for batch in reader.read(["item_index", "item_id", column]).batches:
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """The truth of all items."""
+
+    values: Array  # int (items,), or bool (items, labels); of items that are not judged 0
+    known: Array  # bool (items,): those with a vector and a truth
+    hash: str  # see `items_hash`
+
+
+def _truth(reader: RowReader, column: str, names: Sequence[str], ok: Array) -> _Truth:
+    stream = reader.read(["item_index", "item_id", column])
+    labels = Labels(names, is_multi=pa.types.is_list(stream.schema.field(column).type))
+    found: list[list[int]] = [[] for _ in ok]
+    known, ids, values = ok.copy(), list[str](), list[Any]()
+    for batch in stream.batches:
         for row in batch.to_pylist():
             number, item_id = row["item_index"], row["item_id"]
-            identity.append([item_id, repr(row[column])])
-            if images.ok[number]:
-                found[number] = labels.truth_of(row[column], f"item {number} ({item_id}): the truth")
-    if labels.is_multi:
-        return matrix_of(found, len(labels.names)), identity
-    return np.array([one[0] if one else 0 for one in found], np.int64), identity
+            ids.append(item_id)
+            values.append(row[column])
+            if ok[number]:
+                truth = labels.truth_of(row[column], f"item {number} ({item_id}): the truth")
+                known[number] = truth is not None
+                found[number] = truth or []
+    one_each = np.array([one[0] if one else 0 for one in found], np.int64)
+    truths = matrix_of(found, len(names)) if labels.is_multi else one_each
+    return _Truth(truths, known, items_hash(ids, values))

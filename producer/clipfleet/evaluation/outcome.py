@@ -107,11 +107,16 @@ class Evaluation:
     failed: tuple[FailedItem, ...]
     truth_hash: str  # of items and truth: evaluations that share it can be compared
     compared_with: str | None = None
+    compared_items: int | None = None  # that both count
+    compared_failed: tuple[FailedItem, ...] = ()  # of the other
     comparison: tuple[Compared, ...] = ()
 
-    def compared(self, name: str, comparison: tuple[Compared, ...]) -> Evaluation:
+    def compared(self, name: str, other: Evaluation, comparison: tuple[Compared, ...]) -> Evaluation:
         """The same with a comparison; `name` is that of the other."""
-        return replace(self, compared_with=name, comparison=comparison)
+        both = int((self.items_ok & other.items_ok).sum())
+        return replace(
+            self, compared_with=name, compared_items=both, compared_failed=other.failed, comparison=comparison
+        )
 
     def document(self) -> dict[str, Any]:
         """Everything as one JSON object; null where a metric has no value."""
@@ -133,6 +138,8 @@ class Evaluation:
             "classes": [asdict(one) for one in measured.classes],
             "confusion": [asdict(one) for one in measured.confusion],
             "compared_with": self.compared_with,
+            "compared_items": self.compared_items,
+            "compared_failed": [asdict(one) for one in self.compared_failed],
             "comparison": [asdict(one) for one in self.comparison],
         })  # fmt: skip
 

@@ -46,4 +46,4 @@ def compare(first: Evaluation, second: Evaluation, name: str) -> Evaluation:
                 p_value=p_value,
             )
         )  # fmt: skip
-    return first.compared(name, tuple(found))
+    return first.compared(name, second, tuple(found))

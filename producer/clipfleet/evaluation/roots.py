@@ -22,6 +22,7 @@ from clipfleet.s3.file import S3File
 from clipfleet.sources.files import LocalFile, SourceFile
 from clipfleet.sources.s3_objects import ObjectFile, listing
 from clipfleet.sources.tar import groups
+from clipfleet.sources.walk import IMAGE_EXTENSIONS
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -67,7 +68,10 @@ class Root:
     def source(self) -> str:
         """The shards as one source of a job."""
         last = len(self.shards) - 1
-        return self.shards[0] if not last else f"{self.uri}/{self.split}/{{0..{last}}}.tar"
+        folder = f"{self.uri}/{self.split}"
+        if last and "{" in folder:  # it would be expanded too
+            return folder
+        return self.shards[0] if not last else f"{folder}/{{0..{last}}}.tar"
 
     def classnames(self) -> list[str]:
         """Names of the classes, by index; may have duplicates."""
@@ -87,12 +91,17 @@ class Root:
         """Iterate over the images of the split with their texts; order and ids are those of the items.
 
         Raises:
-            SourceError: a shard is damaged.
+            SourceError: a shard is damaged, or a text has no image.
         """
         for shard in self.shards:
             file = _file(shard)
             with file.open() as stream:
                 for group in groups(stream, file, extensions):
+                    if group.texts and not group.images:
+                        raise SourceError(
+                            f"{shard}: {group.key}: has .{min(group.texts)}, but no image that ends in "
+                            f"{' '.join(IMAGE_EXTENSIONS)}; add one, or remove the text"
+                        )
                     for image, _ in group.images:
                         item_id = group.key if len(group.images) == 1 else image.name
                         yield Sample(item_id, f"{shard}: {group.key}", group.texts)
@@ -133,11 +142,15 @@ def read_root(text: str, split: str) -> Root:
         SourceUnavailableError: it is in S3, and the store is unavailable.
     """
     uri = root_uri(text)
+    if uri.startswith(SCHEME) and any(character in f"{uri}{split}" for character in "*?[{"):
+        raise SourceError(f"{uri}: the characters * ? [ and {{ are read as a pattern in S3: rename the root")
     if not uri.startswith(SCHEME) and not Path(uri).is_dir():
         raise SourceError(f"{uri}: no such folder: give a webdataset root, or an output and `truth_column=`")
     if (Path(uri) / objects.INTERNAL).is_dir():
         raise SourceError(f"{uri}: is the output of a job, not a webdataset root: add `truth_column=`")
     shards = _shards(uri, split)
+    if "{" in uri or "{" in split:
+        shards = tuple(sorted(shards))  # as a folder is read, see `Root.source`
     states = {shard: " ".join(_file(shard).state().values()) for shard in shards}
     return Root(uri, split, _kind(uri), shards, states)
 
@@ -212,7 +225,7 @@ def _text(uri: str) -> str | None:
             data = None if file is None else file.read()
         else:
             data = Path(uri).read_bytes()
-        return None if data is None else data.decode()
+        return None if data is None else data.decode("utf-8-sig")
     except FileNotFoundError:
         return None
     except OSError as error:

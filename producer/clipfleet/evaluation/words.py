@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, GroupRow, Interval
+from clipfleet.evaluation.vectors import FailedItem
 from clipfleet.wording import counted
 
 _SHOWN = 5  # classes, confusions and failed items
@@ -29,7 +30,8 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
         for cell in confused:
             yield f"  {cell.count:>{width}}  {cell.truth} taken for {cell.predicted}"
     yield from _comparison_lines(found)
-    yield from _failed_lines(found)
+    yield from _failed_lines("left out of " + (found.compared_with or ""), found.compared_failed)
+    yield from _failed_lines("left out", found.failed)
 
 
 def _class_lines(classes: tuple[ClassRow, ...]) -> Iterator[str]:
@@ -61,7 +63,10 @@ def _score(row: ClassRow) -> float | None:
 def _comparison_lines(found: Evaluation) -> Iterator[str]:
     if not found.comparison:
         return
-    yield f"compared with {found.compared_with}, 95 % intervals of the differences"
+    items = counted(found.compared_items or 0, "item")
+    yield (
+        f"compared with {found.compared_with} on {items} that both count, 95 % intervals of the differences"
+    )
     width = max(len(one.metric) for one in found.comparison)
     for one in found.comparison:
         yield f"  {one.metric:<{width}}  {_comparison_words(one)}"
@@ -73,14 +78,14 @@ def _comparison_words(one: Compared) -> str:
     return f"{_number(one.value)} against {_number(one.other)}: {difference}{_interval(one.interval)}{test}"
 
 
-def _failed_lines(found: Evaluation) -> Iterator[str]:
-    if not found.failed:
+def _failed_lines(title: str, failed: tuple[FailedItem, ...]) -> Iterator[str]:
+    if not failed:
         return
-    yield f"left out: {counted(len(found.failed), 'failed item')}"
-    for one in found.failed[:_SHOWN]:
+    yield f"{title}: {counted(len(failed), 'failed item')}"
+    for one in failed[:_SHOWN]:
         yield f"  {one.item_id}: {one.error_code}: {one.error_detail}"
-    if len(found.failed) > _SHOWN:
-        yield f"  and {len(found.failed) - _SHOWN:,} more"
+    if len(failed) > _SHOWN:
+        yield f"  and {len(failed) - _SHOWN:,} more"
 
 
 def _number(value: float | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.on_roots import EvaluationTask, evaluate_root
 from clipfleet.evaluation.roots import read_root
-from clipfleet.evaluation.vectors import Embedder, ModelOptions
+from clipfleet.evaluation.vectors import Embedded, Embedder, FailedItem, ModelOptions
+from tests.support.shards import tar_bytes
+from tests.support.sources import ids
 from tests.support.wds_roots import write_root
 
 TEXTS = {"classnames.txt": ["cat", "dog", "cat"], "zeroshot_classification_templates.txt": ["a {c}"]}
@@ -85,6 +88,66 @@ def test_truth_that_says_nothing(tmp_path: Path, kind: str, beside: Mapping[str,
 
     with pytest.raises(UsageError, match=words):
         evaluate(root)
+
+
+@pytest.mark.parametrize("other", [["s0000001.jp2"], []])
+def test_a_label_without_an_image_is_no_item_that_disappears(tmp_path: Path, other: list[str]) -> None:
+    root = write_root(tmp_path / "root", [[(b"x", {"cls": b"1"})]], TEXTS)
+    members = [("s0000000.png", b"x"), ("s0000000.cls", b"1"), ("s0000001.cls", b"0")]
+    (root / "test" / "0.tar").write_bytes(tar_bytes([*members, *((name, b"x") for name in other)]))
+
+    with pytest.raises(UsageError, match=r"0.tar: s0000001: has .cls, but no image .*\.jpg"):
+        evaluate(root)
+
+
+def test_no_pattern_is_read_in_the_name_of_a_root(tmp_path: Path) -> None:
+    shards = [[(b"x", {"cls": b"1"})] for _ in range(11)]
+    for name in ("set[1]", "set{1..3}", "a,{b,c}*"):
+        root = read_root(str(write_root(tmp_path / name, shards, TEXTS)), "test")
+
+        assert ids(root.source) == [sample.item_id for sample in root.samples(("cls",))]
+        assert len(root.shards) == 11
+    with pytest.raises(UsageError, match=r"s3://b/set\[1\]: .* are read as a pattern in S3"):
+        read_root("s3://b/set[1]", "test")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", [[(b"x", {"cls": b"1"})]], {**TEXTS, "dataset_type.txt": []})
+    for name in ("classnames.txt", "test/nshards.txt"):
+        (root / name).write_text((root / name).read_text(), encoding="utf-8-sig")
+
+    assert read_root(str(root), "test").classnames() == ["cat", "dog", "cat"]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """An embedder that knows no blank text."""
+
+    options: ModelOptions
+
+    def images(self, source: str, state: Mapping[str, str]) -> Embedded:
+        return Embedded(np.eye(2, dtype=np.float32), np.ones(2, bool), (), "f", "/images")
+
+    def texts(self, texts: Sequence[str]) -> Embedded:
+        distinct = list(dict.fromkeys(texts))
+        failed = [FailedItem(distinct.index(text), "1", "empty", "no text") for text in distinct if not text]
+        features = np.eye(2, dtype=np.float32)[[int(text == "dog") for text in texts]]
+        return Embedded(features, np.array([bool(text) for text in texts]), tuple(failed), "f", "/texts")
+
+
+def test_each_caption_that_fails_is_named_by_its_image(tmp_path: Path) -> None:
+    images = [(b"x", {"txt": b"cat\n\ncat"}), (b"x", {"txt": b"\ndog"})]
+    root = write_root(tmp_path / "root", [images], {"dataset_type.txt": ["retrieval"]})
+    embedder = cast(Embedder, Vectors(ModelOptions()))
+
+    found = evaluate_root(read_root(str(root), "test"), embedder, recalls=(1,))
+
+    shard = root / "test" / "0.tar"
+    assert found.failed == (
+        FailedItem(0, f"{shard}: s0000000.txt, line 2", "empty", "no text"),
+        FailedItem(1, f"{shard}: s0000001.txt, line 1", "empty", "no text"),
+    )
+    assert found.measured.metrics["text_retrieval_recall@1"] == 1.0
 
 
 def test_the_task_of_another_kind_of_root(tmp_path: Path) -> None:

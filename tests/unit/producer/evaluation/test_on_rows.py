@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from clipfleet.contract.jobs import SourceDescription
-from clipfleet.contract.label_sets import LabelSet
-from clipfleet.errors import UsageError
+from clipfleet.contract.label_sets import LabelSet, Preset
+from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.evaluation.on_rows import evaluate_rows
 from clipfleet.evaluation.outcome import Evaluation
 from clipfleet.evaluation.pairs import compare
@@ -33,7 +33,11 @@ def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
     number = iter(range(10))
 
     def run(
-        rows: Sequence[dict[str, Any]], label_set: LabelSet, column: str = "truth", **values: Any
+        rows: Sequence[dict[str, Any]],
+        label_set: LabelSet,
+        column: str = "truth",
+        stored: Sequence[dict[str, Any]] = (),
+        **values: Any,
     ) -> Evaluation:
         output = FolderOutput(tmp_path / str(next(number)))
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("truth",))
@@ -43,7 +47,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
         place_job(output, job)
         types = {"truth": pa.string(), "accepted": pa.list_(pa.string())}
         add_part(output, 0, [{"accepted": None, "truth": None, **one} for one in rows], types=types)
-        note_manifest(output, [objects.LAYOUT.part(0)])
+        note_manifest(output, [objects.LAYOUT.part(0)], label_sets=stored)
         return evaluate_rows(PartRows(output), column)
 
     return run
@@ -104,6 +108,17 @@ class TestSoftmax:
         assert "acc5" not in found["intervals"]
         assert reason in found["notes"][0]
 
+    def test_items_without_a_truth_are_left_out_and_counted(
+        self, evaluated: Callable[..., Evaluation]
+    ) -> None:
+        rows = [ranked(0, "", "cat", "dog"), ranked(1, "cat", "cat", "dog"), ranked(2, " ", "cat", "dog")]
+
+        found = evaluated(rows, LabelSet(labels=NAMES))
+
+        assert (found.document()["items"], found.document()["metrics"]["acc1"]) == (1, 1.0)
+        assert "left out: 2 items without a truth" in found.document()["notes"]
+        assert found.items_ok.tolist() == [False, True, False]
+
     @pytest.mark.parametrize(
         ("rows", "column", "words"),
         [
@@ -112,11 +127,11 @@ class TestSoftmax:
                 "truth",
                 r"item 0 \(img0\): the truth: 'cow' is neither a label.* cat, dog, car",
             ),
-            ([ranked(0, "6", "cat")], "truth", "6 is neither a label nor the index of one"),
-            ([ranked(0, "", "cat")], "truth", "is empty, and the label set has no `none`"),
+            ([ranked(0, "6", "cat")], "truth", "'6' is neither a label nor the index of one"),
+            ([ranked(0, "", "cat")], "truth", "none of 1 rows has labels and a truth"),
             ([ranked(0, "cat", "cat", best=float("nan"))], "truth", "a score is not a number"),
             ([ranked(0, "cat", "cat")], "species", "the source has no column 'species'; it has truth"),
-            ([failed(0), failed(1)], "truth", "none of 2 rows has labels"),
+            ([failed(0), failed(1)], "truth", "none of 2 rows has labels and a truth"),
         ],
     )
     def test_what_cannot_be_judged(
@@ -124,6 +139,60 @@ class TestSoftmax:
     ) -> None:
         with pytest.raises(UsageError, match=words):
             evaluated(rows, LabelSet(labels=NAMES), column)
+
+
+class TestPresets:
+    """Two labels of one name, as in ImageNet: rows hold names, so either index of a name is right."""
+
+    LABELS = ("missile", "cat", "missile", "dog")
+    STORED = ({"name": "labels", "preset": "imagenet1k", "labels": LABELS, "templates": ["a {}"]},)
+
+    def test_labels_are_those_that_the_output_stores(self, evaluated: Callable[..., Evaluation]) -> None:
+        rows = [
+            ranked(0, "2", "missile", "missile"),
+            ranked(1, "0", "missile", "missile"),
+            ranked(2, "2", "cat", "missile"),
+            ranked(3, "cat", "missile", "missile"),
+        ]
+
+        found = evaluated(rows, LabelSet(preset=Preset.IMAGENET1K), stored=self.STORED).document()
+
+        assert found["metrics"] == pytest.approx(
+            {"acc1": 0.5, "acc5": None, "mean_per_class_recall": (1 + 0 + 1 / 2) / 3}
+        )
+        cells = {(one["truth_index"], one["predicted_index"]): one["count"] for one in found["confusion"]}
+        assert cells == {(2, 2): 1, (0, 0): 1, (2, 1): 1, (1, 0): 1}
+
+    def test_a_preset_with_none(self, evaluated: Callable[..., Evaluation]) -> None:
+        both = ("missile", "missile")
+        rows = [
+            ranked(0, "2", *both, "cat", "dog", accepted=both),
+            ranked(1, "cat", *both, "cat", "dog", accepted=both),
+            ranked(2, "", "dog", "cat", *both),
+        ]
+        for one in rows:  # labels of one name have one vector
+            same = {name: score for name, score in zip(one["labels"], one["scores"], strict=True)}
+            one["scores"] = [same[name] for name in one["labels"]]
+
+        found = evaluated(rows, LabelSet(preset=Preset.IMAGENET1K, none=True), stored=self.STORED).document()
+
+        assert found["metrics"]["acc1"] == pytest.approx(2 / 3)
+        assert (found["metrics"]["precision"], found["metrics"]["recall"]) == (0.5, 0.5)
+        assert [one["average_precision"] for one in found["classes"]] == pytest.approx([0, 1 / 3, 1, 0])
+
+    @pytest.mark.parametrize(
+        ("truth", "stored", "words"),
+        [
+            ("missile", STORED, "'missile' is the name of labels 0 and 2: give the index"),
+            ("cat", (), "the labels of imagenet1k are not stored here: the end of the job stores them"),
+            ("cat", ({**STORED[0], "labels": None},), "the stored labels of imagenet1k are damaged"),
+        ],
+    )
+    def test_what_cannot_be_judged(
+        self, evaluated: Callable[..., Evaluation], truth: str, stored: Any, words: str
+    ) -> None:
+        with pytest.raises(ClipfleetError, match=words):
+            evaluated([ranked(0, truth, "cat")], LabelSet(preset=Preset.IMAGENET1K), stored=stored)
 
 
 class TestThresholds:
@@ -169,6 +238,27 @@ class TestThresholds:
         assert found["intervals"]["precision"] == pytest.approx(wilson(3, 4))
         assert found["confusion"] == []
 
+    def test_metrics_without_a_value_are_null_and_say_why(self, evaluated: Callable[..., Evaluation]) -> None:
+        rows = [ranked(0, "cat", "cat", "dog"), ranked(1, "dog", "cat", "dog")]
+
+        found = evaluated(rows, LabelSet(labels=self.ANIMALS, none=True))
+        empty = evaluated([ranked(0, "none", "cat", "dog")], LabelSet(labels=self.ANIMALS, none=True))
+
+        nulls = {name for name, value in found.measured.metrics.items() if value is None}
+        assert nulls == {"acc5", "precision", "none_auroc"}
+        assert not nulls & found.measured.intervals.keys()
+        assert "none_auroc is null: each item shows a label" in found.measured.notes
+        assert "precision is null: no label was accepted" in found.measured.notes
+        notes = empty.measured.notes
+        assert [note.partition(" is null: ")[::2] for note in notes if "acc5" not in note] == [
+            ("precision", "no label was accepted"),
+            ("recall", "no item shows a label"),
+            ("f1", "no label was accepted, and no item shows one"),
+            ("none_auroc", "no item shows a label"),
+        ]
+        compared = compare(found, found, "itself").document()["comparison"]
+        assert [one["interval"] for one in compared if one["metric"] in nulls] == [None, None, None]
+
 
 class TestComparing:
     def test_only_items_that_both_count_are_compared(self, evaluated: Callable[..., Evaluation]) -> None:
@@ -178,13 +268,30 @@ class TestComparing:
 
         first = evaluated([*good, ranked(9, "cat", "cat", "dog")], label_set)
         second = evaluated([*poor, {**failed(9), "truth": "cat"}], label_set)
-        found = {one.metric: one for one in compare(first, second, "other").comparison}
+        compared = compare(first, second, "other")
+        found = {one.metric: one for one in compared.comparison}
+
+        document = compared.document()
+        assert (document["items"], document["compared_items"]) == (10, 9)
+        assert [one["item_id"] for one in document["compared_failed"]] == ["img9"]
 
         assert (found["acc1"].value, found["acc1"].other) == pytest.approx((1.0, 1 / 3))
         assert found["acc1"].p_value == pytest.approx(2 / 2**6)
         low, high = found["acc1"].interval or (np.nan, np.nan)
         assert 0.2 < low < found["acc1"].difference < high <= 1.0
         assert (found["acc5"].difference, found["acc5"].interval) == (None, None)
+
+    def test_other_labels_are_compared_by_what_both_have(self, evaluated: Callable[..., Evaluation]) -> None:
+        """The other order of labels is another label set, and one with `none` has other metrics."""
+        rows = [ranked(0, "cat", "cat", "dog", accepted=["cat"]), ranked(1, "dog", "dog", "cat")]
+        first = evaluated(rows, LabelSet(labels=("cat", "dog")))
+        second = evaluated(rows, LabelSet(labels=("dog", "cat", "cow"), none=True))
+
+        found = {one.metric: one for one in compare(first, second, "other").comparison}
+
+        assert (found["acc1"].difference, found["acc1"].p_value) == (0.5, 1.0)
+        assert found["mean_per_class_recall"].difference == 0.5
+        assert "f1" not in found
 
     def test_another_truth_is_refused(self, evaluated: Callable[..., Evaluation]) -> None:
         label_set = LabelSet(labels=("cat", "dog"))

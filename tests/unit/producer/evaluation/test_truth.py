@@ -10,6 +10,7 @@ from clipfleet.errors import UsageError
 from clipfleet.evaluation.truth import Labels
 
 NAMES = ("cat", "dog", "7", "a|b")
+NUMBERS = Labels(("1", "2", "3"))
 SINGLE, NONE, MULTI = Labels(NAMES), Labels(NAMES, has_none=True), Labels(NAMES, is_multi=True)
 
 
@@ -21,7 +22,12 @@ SINGLE, NONE, MULTI = Labels(NAMES), Labels(NAMES, has_none=True), Labels(NAMES,
         (SINGLE, 1.0, [1]),  # a column of numbers with gaps is one of floats
         (SINGLE, "1", [1]),
         (SINGLE, "7", [2]),  # a name before an index
+        (SINGLE, 7.0, [2]),
+        (NUMBERS, 1, [0]),  # not the index
+        (NUMBERS, 3.0, [2]),
         (SINGLE, ["dog"], [1]),
+        (SINGLE, None, None),
+        (SINGLE, [], None),
         (NONE, None, []),
         (NONE, float("nan"), []),
         (NONE, "None", []),
@@ -32,7 +38,7 @@ SINGLE, NONE, MULTI = Labels(NAMES), Labels(NAMES, has_none=True), Labels(NAMES,
         (MULTI, "", []),
     ],
 )
-def test_values(labels: Labels, value: Any, indexes: list[int]) -> None:
+def test_values(labels: Labels, value: Any, indexes: list[int] | None) -> None:
     assert labels.truth_of(value, "item 0") == indexes
 
 
@@ -44,7 +50,7 @@ def test_values(labels: Labels, value: Any, indexes: list[int]) -> None:
         (SINGLE, 4, "4 is neither"),
         (SINGLE, 0.5, "0.5 is neither"),
         (SINGLE, True, "True is neither"),
-        (SINGLE, None, "item 0 is empty, and the label set has no `none`"),
+        (NUMBERS, 0, "0 is not a label, and indexes are not read where all labels are numbers"),
         (SINGLE, "none", "'none' is neither"),
         (NONE, ["cat", "dog"], "are 2 labels, and the label set allows one"),
         (MULTI, "cat|cow", "'cow' is neither"),

@@ -20,7 +20,9 @@ def test_metrics_classes_confusions_comparison_and_failures() -> None:
     found = Evaluation(
         source="/sets/birds", split="test", task="zeroshot_classification", dataset="wds/birds", model="demo",
         precision="fp32", decode="exact", model_fingerprint="f", outputs={}, items_ok=np.ones(6, bool),
-        measure=lambda mask: measured, measured=measured, truth_hash="t", compared_with="other",
+        measure=lambda mask: measured, measured=measured, truth_hash="t",
+        compared_with="other", compared_items=5,
+        compared_failed=(FailedItem(3, "s3", "decode", "broken"),),
         failed=tuple(FailedItem(number, f"s{number}", "empty", "no bytes") for number in range(6, 13)),
         comparison=(Compared("acc1", 2 / 3, 0.5, 1 / 6, (-0.1, 0.4), 0.25),),
     )  # fmt: skip
@@ -39,8 +41,10 @@ def test_metrics_classes_confusions_comparison_and_failures() -> None:
         "most frequent confusions",
         "  2  crane taken for crane",
         "  1  dog taken for crane",
-        "compared with other, 95 % intervals of the differences",
+        "compared with other on 5 items that both count, 95 % intervals of the differences",
         "  acc1  0.6667 against 0.5000: +0.1667  [-0.1000, 0.4000], McNemar p = 0.25",
+        "left out of other: 1 failed item",
+        "  s3: decode: broken",
         "left out: 7 failed items",
         *(f"  s{number}: empty: no bytes" for number in range(6, 11)),
         "  and 2 more",
