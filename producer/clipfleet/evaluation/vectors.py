@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +68,28 @@ class ModelOptions:
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
 
+    def identity(self) -> dict[str, str]:
+        """What the vectors depend on: another model, other weights in the same place, other options."""
+        model = normalise_model(self.model)
+        files = _local_files(model)
+        return {
+            "model": model, "weights": short_hash(files) if files else "", "precision": str(self.precision),
+            "decode": str(self.decode),
+        }  # fmt: skip
+
+
+def _local_files(model: str) -> dict[str, str]:
+    """Size and mtime of the files of a model's folder, or of its weights; empty if only workers see them."""
+    path = Path(model.partition(":")[2])
+    if not path.is_absolute():
+        return {}
+    try:
+        files = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else [path]
+        states = {one.name: one.stat() for one in files}
+    except OSError:
+        return {}
+    return {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in states.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
@@ -88,14 +111,16 @@ class Embedder:
             UsageError: no image could be embedded; the message says why.
             WorldError: the job failed, or Redis or the output is unavailable.
         """
-        key = short_hash([source, dict(state), *self._identity(), self.options.decode])
+        key = short_hash([source, dict(state), self.options.identity()])
         return self._embedded(f"images-{key}", lambda client, options: client.embed(source, options=options))
 
     def texts(self, texts: Sequence[str]) -> Embedded:
         """Embed texts, each distinct one once; the result is in their order. Raises like `images`."""
         distinct = list(dict.fromkeys(texts))
         source: SourceLike = distinct
-        key = short_hash([distinct, *self._identity()])
+        identity = self.options.identity()
+        del identity["decode"]  # of images
+        key = short_hash([distinct, identity])
         found = self._embedded(
             f"texts-{key}", lambda client, options: client.embed_text(source, options=options)
         )
@@ -104,9 +129,6 @@ class Embedder:
         return Embedded(
             found.features[order], found.ok[order], found.failed, found.model_fingerprint, found.output
         )
-
-    def _identity(self) -> list[str]:
-        return [normalise_model(self.options.model), self.options.precision]
 
     def _embedded(self, name: str, submit: Callable[[Client, JobOptions], JobHandle]) -> Embedded:
         job_id, output = f"evaluate-{name}", f"{self.place.rstrip('/')}/{name}"

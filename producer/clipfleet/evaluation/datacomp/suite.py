@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.contract.label_sets import short_hash
-from clipfleet.contract.model_names import normalise_model
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, SourceError, UsageError
 from clipfleet.evaluation.datacomp.sets import MAIN_METRIC, SetScore, measure_set
 from clipfleet.evaluation.datacomp.tasks import GROUPS, TASKS, Task
@@ -126,11 +125,7 @@ def results_path(place: str, output: str | None, embedder: Embedder, split: str)
 
 
 def _identity(embedder: Embedder, split: str) -> dict[str, str]:
-    options = embedder.options
-    return {
-        "model": normalise_model(options.model), "precision": str(options.precision),
-        "decode": str(options.decode), "split": split,
-    }  # fmt: skip
+    return {**embedder.options.identity(), "split": split}
 
 
 def _folder(root: str, split: str, task: Task) -> str | None:

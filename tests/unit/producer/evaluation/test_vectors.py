@@ -111,6 +111,27 @@ def test_each_text_is_embedded_once_and_read_from_then_on(embedder: Callable[[An
     assert len(jobs.ids) == 1
 
 
+@pytest.mark.parametrize(("name", "file"), [("", "model.safetensors"), ("ViT-B-32:", "")])
+def test_new_weights_in_the_same_place_are_embedded_anew(
+    embedder: Callable[[Any], Embedder], tmp_path: Path, name: str, file: str
+) -> None:
+    weights = tmp_path / "trained" / file
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"first")
+    jobs = Jobs(*[(JobState.COMPLETED, [GOOD])] * 2)
+    options = ModelOptions(f"{name}{tmp_path}/trained")
+    one = replace(embedder(jobs), options=options)
+
+    one.texts(["a"])
+    one.texts(["a"])
+    before = options.identity()
+    weights.write_bytes(b"retrained")
+    one.texts(["a"])
+
+    assert len(set(jobs.ids)) == len(jobs.ids) == 2
+    assert options.identity() != before
+
+
 def test_a_job_that_failed_is_continued_by_the_next_evaluation(embedder: Callable[[Any], Embedder]) -> None:
     jobs = Jobs((JobState.FAILED, ()), (JobState.COMPLETED, [GOOD]))
 
