@@ -243,6 +243,8 @@ class TestOutputs:
         (("--labels", "a,b"), "--labels goes with --truth-column"),
         (("--truth-column", "cls"), "no job has this output"),
         (("--truth-column", "cls", "--decode", "exact"), "--decode goes with a ROOT"),
+        (("--model", "nope"), "model 'nope' does not name its weights: write NAME:PRETRAINED"),
+        (("--model", "demo", "--compare", "nope"), "model 'nope' does not name its weights"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

@@ -22,7 +22,14 @@ from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Job, JobState, L
 from clipfleet.contract.label_sets import short_hash
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import ItemStatus
-from clipfleet.errors import JobNotFoundError, OutputConflictError, OutputDamagedError, UsageError, WorldError
+from clipfleet.errors import (
+    JobNotFoundError,
+    OutputConflictError,
+    OutputDamagedError,
+    UsageError,
+    WorldError,
+    usage_errors,
+)
 from clipfleet.labels.metrics import unit
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.outputs import open_output
@@ -67,6 +74,11 @@ class ModelOptions:
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` if the name of the model is incomplete."""
+        with usage_errors():
+            normalise_model(self.model)
 
     def identity(self) -> dict[str, str]:
         """What the vectors depend on: another model, other weights in the same place, other options."""
