@@ -117,6 +117,17 @@ class TestClassification:
         assert printed.returncode == 3
         assert "left out: 1 failed item" in printed.stdout
 
+    def test_two_evaluations_at_once_share_their_jobs(self, cluster: Cluster, folder: Path) -> None:
+        root = write_root(folder / "root", two_shards(numbered()), CLASSES)
+        command = ("evaluate", root, "--model", "demo", "-o", folder / "kept", "--json")
+
+        programs = [cluster.start(*command) for _ in range(3)]
+        printed = [program.communicate(timeout=60) for program in programs]
+
+        assert [program.returncode for program in programs] == [0, 0, 0], printed
+        assert len({out for out, _ in printed}) == 1
+        assert len(list((folder / "kept").glob("*/_SUCCESS"))) == 2
+
     def test_a_root_in_s3_that_keeps_its_vectors_there(
         self, cluster: Cluster, folder: Path, s3: S3Bucket
     ) -> None:
