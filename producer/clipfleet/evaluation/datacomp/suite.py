@@ -19,7 +19,7 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError, Source
 from clipfleet.evaluation.datacomp.sets import MAIN_METRIC, SetScore, measure_set
 from clipfleet.evaluation.datacomp.tasks import GROUPS, TASKS, Task
 from clipfleet.evaluation.roots import Root, has_split, read_root, root_uri
-from clipfleet.evaluation.vectors import Embedder
+from clipfleet.evaluation.vectors import DEFAULT_FOLDER, Embedder, EmbeddingError
 from clipfleet.s3.client import SCHEME
 
 RESULTS = "eval_results.jsonl"
@@ -62,8 +62,9 @@ class Suite:
 def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: Report) -> Suite:
     """Evaluate a model on those sets of DataComp's suite that are below `root`.
 
-    A set that is damaged or does not fit its task is reported, and the others go on. Idempotent: what the
-    results file has of the same model, options and content is taken from there.
+    A set that is damaged or does not fit its task, or whose job failed, is reported, and the others go on.
+    Idempotent: what the results file has of the same model, options and content is taken from there, unless
+    images failed: they are retried.
 
     Args:
         root: folder or S3 prefix of the sets' folders, see `Task.folders`.
@@ -75,7 +76,7 @@ def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: 
     Raises:
         SourceError: none of the sets is there.
         OutputConflictError: the results file is about another model or other options.
-        WorldError: a job failed, or Redis or an output is unavailable.
+        WorldError: Redis or an output is unavailable.
     """
     identity = _identity(embedder, split)
     lines = _read(results, identity)
@@ -88,10 +89,11 @@ def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: 
     for task, uri in found.items():
         try:
             line = _measured(task, read_root(uri, split), embedder, identity, lines.get(task.key), report)
-        except UsageError as error:
+        except (UsageError, EmbeddingError) as error:
             failed[task.name] = str(error)
-            lines.pop(task.key, None)
             report(f"{task.name}: failed: {error}")
+            if lines.pop(task.key, None) is not None:
+                _write(results, lines.values())
             continue
         if line is not lines.get(task.key):
             _require_same_model(results, lines.values(), line)
@@ -113,15 +115,15 @@ def averages(lines: Sequence[Mapping[str, Any]]) -> tuple[Average, ...]:
 
 
 def results_path(place: str, output: str | None, embedder: Embedder, split: str) -> Path:
-    """Where the results are: in the `output` that was named, or in the cache in a folder of the same options.
+    """Where the results are: in the folder `output`, else in the cache in a folder of the same options.
 
-    Raises:
-        UsageError: it is in S3.
+    If the vectors are kept in S3, the results are in such a folder here.
     """
-    if place.startswith(SCHEME):
-        raise UsageError(f"{place}: the results of a suite go into a folder; name one with `output=`")
-    folder = Path(place).expanduser()
-    return (folder if output else folder / f"datacomp-{short_hash(_identity(embedder, split))}") / RESULTS
+    is_remote = place.startswith(SCHEME)
+    folder = Path(DEFAULT_FOLDER if is_remote else place).expanduser()
+    if output is None or is_remote:
+        folder /= f"datacomp-{short_hash(_identity(embedder, split))}"
+    return folder / RESULTS
 
 
 def _identity(embedder: Embedder, split: str) -> dict[str, str]:
@@ -141,9 +143,9 @@ def _measured(
     before: Mapping[str, Any] | None,
     report: Report,
 ) -> Mapping[str, Any]:
-    """The line of a set: the one from before if it is about the same content."""
+    """The line of a set: the one from before if it is about the same content, and no image failed."""
     content = short_hash([root.state, root.description()])
-    if before is not None and before[OURS]["content"] == content:
+    if before is not None and before[OURS]["content"] == content and not before[OURS]["failed"]:
         report(f"{task.name}: {_shown(before)}, from an earlier run")
         return before
     score = measure_set(task, root, embedder)
