@@ -242,6 +242,7 @@ class TestOutputs:
         assert by_rows["metrics"]["acc5"] == np.mean([row["species"] in row["labels"] for row in rows])
         assert by_vectors["metrics"] == pytest.approx(by_rows["metrics"], abs=0.051)  # of float16 vectors
         assert by_vectors["comparison"][0]["difference"] == 0.0
+        assert cluster.run_json("status", "last")["output"] == str(folder / "out")
         assert by_rows["model_fingerprint"] == by_vectors["model_fingerprint"] == rows[0]["model_fingerprint"]
 
 
