@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from clipfleet.contract.label_sets import short_hash
@@ -209,13 +210,15 @@ def _read(results: Path, identity: Mapping[str, str]) -> dict[str, Mapping[str, 
 
 def _write(results: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file in one step, so that a kill leaves the old one or the new one."""
-    scratch = results.with_name(f"{RESULTS}.tmp")
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w") as file:
+        # Of its own name: another run may write at the same time.
+        with NamedTemporaryFile("w", dir=results.parent, prefix=f".{RESULTS}.", delete=False) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+        scratch = Path(file.name)
+        scratch.chmod(0o644)
         scratch.replace(results)
     except OSError as error:
         raise OutputUnavailableError(f"{results}: cannot be written: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def test_what_is_measured_is_not_measured_again(sets: Path, embedder: Vectors) -
     # Then other prompts are other content
     (sets / "cifar10" / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     assert run(sets, embedder)[1] == ["cifar10"]
+
+
+def test_runs_at_the_same_time_write_one_file(sets: Path, embedder: Vectors) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = [one for one, _ in pool.map(lambda _: run(sets, embedder), range(8))]
+    assert all(one.lines == found[0].lines for one in found)
+    assert list(map(json.loads, found[0].results.read_text().splitlines())) == list(found[0].lines)
+    assert [path.name for path in found[0].results.parent.iterdir()] == [found[0].results.name]
 
 
 def test_a_damaged_set_does_not_end_the_run(sets: Path, embedder: Vectors) -> None:
