@@ -5,13 +5,14 @@ Celery and pyarrow are imported by the methods that need them: `clipfleet status
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from clipfleet.contract.jobs import Job, JobState, Task
+from clipfleet.contract.jobs import EVALUATION_JOB_ID_PATTERN, Job, JobState, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
@@ -167,15 +168,20 @@ class Client:
         return self._handle(self._first().job(job_id))
 
     def last(self) -> JobHandle:
-        """Return the newest job.
+        """Return the newest job that a user submitted: the jobs of evaluations do not count.
 
         Raises:
             JobNotFoundError: there is none.
         """
-        newest = self._first().jobs(1)
-        if not newest:
-            raise JobNotFoundError("no job has been submitted to this Redis yet, or all have expired")
-        return self.job(newest[0].job_id)
+        ledger, limit = self._first(), 1
+        while True:
+            newest = ledger.jobs(limit)
+            for one in newest:
+                if not re.fullmatch(EVALUATION_JOB_ID_PATTERN, one.job_id):
+                    return self.job(one.job_id)
+            if len(newest) < limit:
+                raise JobNotFoundError("no job has been submitted to this Redis yet, or all have expired")
+            limit *= 10
 
     def rebuild(self, output: str | Path) -> JobHandle:
         """Restore the job of an output if the ledger has lost it, and resume it.

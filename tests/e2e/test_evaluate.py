@@ -117,6 +117,17 @@ class TestClassification:
         assert printed.returncode == 3
         assert "left out: 1 failed item" in printed.stdout
 
+    def test_two_evaluations_at_once_share_their_jobs(self, cluster: Cluster, folder: Path) -> None:
+        root = write_root(folder / "root", two_shards(numbered()), CLASSES)
+        command = ("evaluate", root, "--model", "demo", "-o", folder / "kept", "--json")
+
+        programs = [cluster.start(*command) for _ in range(3)]
+        printed = [program.communicate(timeout=60) for program in programs]
+
+        assert [program.returncode for program in programs] == [0, 0, 0], printed
+        assert len({out for out, _ in printed}) == 1
+        assert len(list((folder / "kept").glob("*/_SUCCESS"))) == 2
+
     def test_a_root_in_s3_that_keeps_its_vectors_there(
         self, cluster: Cluster, folder: Path, s3: S3Bucket
     ) -> None:
@@ -231,6 +242,7 @@ class TestOutputs:
         assert by_rows["metrics"]["acc5"] == np.mean([row["species"] in row["labels"] for row in rows])
         assert by_vectors["metrics"] == pytest.approx(by_rows["metrics"], abs=0.051)  # of float16 vectors
         assert by_vectors["comparison"][0]["difference"] == 0.0
+        assert cluster.run_json("status", "last")["output"] == str(folder / "out")
         assert by_rows["model_fingerprint"] == by_vectors["model_fingerprint"] == rows[0]["model_fingerprint"]
 
         self.check_that_worse_rows_lose(cluster, folder)
@@ -298,6 +310,8 @@ class TestOutputs:
         (("--labels", "a,b"), "--labels goes with --truth-column"),
         (("--truth-column", "cls"), "no job has this output"),
         (("--truth-column", "cls", "--decode", "exact"), "--decode goes with a ROOT"),
+        (("--model", "nope"), "model 'nope' does not name its weights: write NAME:PRETRAINED"),
+        (("--model", "demo", "--compare", "nope"), "model 'nope' does not name its weights"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

@@ -118,9 +118,9 @@ def share(hits: Sequence[bool]) -> float:
     return sum(map(bool, hits)) / len(hits)
 
 
-def of(groups: Sequence[int], hits: Sequence[bool], value: int) -> float:
+def of(groups: Sequence[int], hits: Sequence[bool], value: int) -> Any:
     inside = [hit for hit, group in zip(hits, groups, strict=True) if group == value]
-    return share(inside) if inside else 0.0
+    return share(inside) if inside else None
 
 
 def worst(groups: Sequence[int], hits: Sequence[bool]) -> float:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
     from clipfleet.contract.label_sets import LabelSet
     from clipfleet.evaluation.outcome import Evaluation
-    from clipfleet.evaluation.vectors import Embedder
+    from clipfleet.evaluation.vectors import Embedder, ModelOptions
     from clipfleet.ledger.jobs import JobStatus
     from clipfleet.results.rows import RowReader
 
@@ -151,18 +151,17 @@ def evaluate(
     from clipfleet.evaluation.on_roots import evaluate_root, task_named
     from clipfleet.evaluation.pairs import compare as compared
     from clipfleet.evaluation.roots import read_root
-    from clipfleet.evaluation.vectors import Embedder, ModelOptions, default_place
+    from clipfleet.evaluation.vectors import Embedder, default_place
 
     is_suite = bool(suite or root)
-    _refuse_ignored(
-        context, is_suite=is_suite, is_root=truth_column is None, has_labels=bool(labels or label_set)
-    )
+    _refuse_ignored(context, is_suite=is_suite)
     recalls = _recalls(recall_k or [])
+    options_of = _options_of(model, compare if truth_column is None else None, precision, decode)
     with ExitStack() as opened:
         opened.enter_context(interruptible(words_after_evaluating))
         connect = cache(lambda: opened.enter_context(open_client()))
         embedder = Embedder(
-            connect, ModelOptions(model, precision, decode), output or default_place(),
+            connect, options_of[model], output or default_place(),
             lambda job: _wait(connect(), job, quiet=as_json), lane,
         )  # fmt: skip
         if is_suite:
@@ -173,7 +172,7 @@ def evaluate(
         def evaluated(name: str) -> Evaluation:
             """Evaluate rows or vectors of this name, or a model of this name on the root."""
             if truth_column is None:
-                one = replace(embedder, options=ModelOptions(name, precision, decode))
+                one = replace(embedder, options=options_of[name])
                 return evaluate_root(read_root(source, split), one, task=task_named(task), recalls=recalls)
             chosen = _label_set(labels, label_set, template or [])
             with row_reader(name) as reader:
@@ -194,8 +193,10 @@ _OF_VECTORS = ("labels", "label_set", "template")
 _OF_JOBS = ("output", "lane")
 
 
-def _refuse_ignored(context: typer.Context, *, is_suite: bool, is_root: bool, has_labels: bool) -> None:
+def _refuse_ignored(context: typer.Context, *, is_suite: bool) -> None:
     """Refuse options that this kind of evaluation ignores."""
+    is_root = context.params["truth_column"] is None
+    has_labels = bool(context.params["labels"] or context.params["label_set"])
     if is_suite:
         given = [name for name in _NOT_OF_SUITES if context.params.get(name) and _is_given(context, name)]
         if given:
@@ -212,6 +213,16 @@ def _refuse_ignored(context: typer.Context, *, is_suite: bool, is_root: bool, ha
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def _options_of(
+    model: str, other: str | None, precision: Precision, decode: DecodeRoute
+) -> dict[str, ModelOptions]:
+    """The options of both models by name, so that both are checked before the first one is run."""
+    from clipfleet.evaluation.vectors import ModelOptions
+
+    names = [model] if other is None else [model, other]
+    return {name: ModelOptions(name, precision, decode) for name in names}
 
 
 def _label_set(labels: str | None, file: str | None, templates: list[str]) -> LabelSet | None:

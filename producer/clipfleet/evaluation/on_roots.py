@@ -127,7 +127,8 @@ def require_prompts(texts: Embedded, images: Embedded) -> None:
     if texts.model_fingerprint != images.model_fingerprint:
         raise UsageError(
             f"{images.output} and {texts.output} are of different models "
-            f"({images.model_fingerprint} and {texts.model_fingerprint}): embed the images again"
+            f"({images.model_fingerprint} and {texts.model_fingerprint}): remove {texts.output} and run it "
+            f"again; if they differ then too, {images.output} is stale: remove it, and run its job again"
         )
 
 

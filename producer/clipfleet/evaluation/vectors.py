@@ -7,9 +7,11 @@ complete output is read without Redis, an incomplete one is resumed.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +19,25 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract.columns import VectorType
-from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Job, JobState, Lane, Precision
+from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, JobState, Lane, Precision
 from clipfleet.contract.label_sets import short_hash
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import ItemStatus
-from clipfleet.errors import JobNotFoundError, OutputConflictError, OutputDamagedError, UsageError, WorldError
+from clipfleet.errors import (
+    JobConflictError,
+    JobNotFoundError,
+    OutputConflictError,
+    OutputDamagedError,
+    UsageError,
+    WorldError,
+    usage_errors,
+)
 from clipfleet.labels.metrics import unit
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.outputs import open_output
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import RowReader, vectors
+from clipfleet.s3.client import SCHEME
 from clipfleet.settings import CommaSeparated, checked
 
 if TYPE_CHECKING:
@@ -35,7 +46,13 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = "clipfleet-evaluations"
 _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
+_LOOK_SECONDS = 0.5  # between looks at a submit of another evaluation
+
 Wait = Callable[[JobHandle], JobStatus]
+
+
+class EmbeddingError(WorldError):
+    """A job ended without the vectors that an evaluation needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,33 @@ class ModelOptions:
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
 
+    def __post_init__(self) -> None:
+        """Raise `UsageError` if the name of the model is incomplete."""
+        with usage_errors():
+            normalise_model(self.model)
+
+    def identity(self) -> dict[str, str]:
+        """What the vectors depend on: another model, other weights in the same place, other options."""
+        model = normalise_model(self.model)
+        files = _local_files(model)
+        return {
+            "model": model, "weights": short_hash(files) if files else "", "precision": str(self.precision),
+            "decode": str(self.decode),
+        }  # fmt: skip
+
+
+def _local_files(model: str) -> dict[str, str]:
+    """Size and mtime of the files of a model's folder, or of its weights; empty if only workers see them."""
+    path = Path(model.partition(":")[2])
+    if not path.is_absolute():
+        return {}
+    try:
+        files = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else [path]
+        states = {one.name: one.stat() for one in files}
+    except OSError:
+        return {}
+    return {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in states.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
@@ -80,22 +124,31 @@ class Embedder:
     place: str  # folder or S3 prefix of the outputs
     wait: Wait = JobHandle.wait
     lane: Lane = Lane.NORMAL
+    sleep: Callable[[float], object] = time.sleep
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` if the place is a file."""
+        if not self.place.startswith(SCHEME) and Path(self.place).expanduser().is_file():
+            raise UsageError(f"{self.place}: is a file; name a folder with `output=`")
 
     def images(self, source: str, state: Mapping[str, str]) -> Embedded:
         """Embed the images of a source; `state` is the version of its content.
 
         Raises:
             UsageError: no image could be embedded; the message says why.
-            WorldError: the job failed, or Redis or the output is unavailable.
+            EmbeddingError: the job failed.
+            WorldError: Redis or the output is unavailable.
         """
-        key = short_hash([source, dict(state), *self._identity(), self.options.decode])
+        key = short_hash([source, dict(state), self.options.identity()])
         return self._embedded(f"images-{key}", lambda client, options: client.embed(source, options=options))
 
     def texts(self, texts: Sequence[str]) -> Embedded:
         """Embed texts, each distinct one once; the result is in their order. Raises like `images`."""
         distinct = list(dict.fromkeys(texts))
         source: SourceLike = distinct
-        key = short_hash([distinct, *self._identity()])
+        identity = self.options.identity()
+        del identity["decode"]  # of images
+        key = short_hash([distinct, identity])
         found = self._embedded(
             f"texts-{key}", lambda client, options: client.embed_text(source, options=options)
         )
@@ -105,43 +158,63 @@ class Embedder:
             found.features[order], found.ok[order], found.failed, found.model_fingerprint, found.output
         )
 
-    def _identity(self) -> list[str]:
-        return [normalise_model(self.options.model), self.options.precision]
-
     def _embedded(self, name: str, submit: Callable[[Client, JobOptions], JobHandle]) -> Embedded:
         job_id, output = f"evaluate-{name}", f"{self.place.rstrip('/')}/{name}"
         reader = PartRows(open_output(output))
         if not _is_complete(reader, job_id):
-            self._run(submit, self._job_id(reader.job(), job_id), output)
+            self._finish(self._submitted(submit, reader, job_id))
         found = embedded(reader)
         if not found.ok.any():
             raise _nothing_embedded(found)
         return found
 
-    def _job_id(self, holder: Job | None, job_id: str) -> str:
-        """Id of the job that has the output; a new one if the output of an earlier job is gone."""
+    def _submitted(
+        self, submit: Callable[[Client, JobOptions], JobHandle], reader: PartRows, job_id: str
+    ) -> JobHandle:
+        """Submit the job; while another evaluation submits it, wait for that."""
+        is_last = False
+        while True:
+            options = JobOptions(
+                job_id=self._job_id(reader, job_id), output=reader.uri, model=self.options.model,
+                precision=self.options.precision, decode=self.options.decode, lane=self.lane,
+                vector_type=VectorType.FLOAT32,
+            )  # fmt: skip
+            try:
+                return submit(self.connect(), options)
+            except (JobConflictError, OutputConflictError):
+                if is_last:
+                    raise
+                is_last = not self._is_being_submitted(self._job_id(reader, job_id))
+            self.sleep(_LOOK_SECONDS)
+
+    def _job_id(self, reader: PartRows, job_id: str) -> str:
+        """Id of the job that has the output; a new one if the known job has ended and its output is gone."""
+        is_free = True
+        with suppress(JobNotFoundError):
+            known = self.connect().job(job_id)
+            is_free = known.output == reader.uri and not known.status().state.is_final
+        holder = reader.job()  # read last: the job may have written it and ended in between
         if holder is not None:
             return holder.job_id
-        with suppress(JobNotFoundError):
-            self.connect().job(job_id)
-            return f"{job_id}-{secrets.token_hex(3)}"
-        return job_id
+        return job_id if is_free else f"{job_id}-{secrets.token_hex(3)}"
 
-    def _run(self, submit: Callable[[Client, JobOptions], JobHandle], job_id: str, output: str) -> None:
-        job = submit(
-            self.connect(),
-            JobOptions(
-                job_id=job_id, output=output, model=self.options.model, precision=self.options.precision,
-                decode=self.options.decode, lane=self.lane, vector_type=VectorType.FLOAT32,
-            ),
-        )  # fmt: skip
-        if job.had_ended:  # nothing of it was ok, or it was cancelled
-            job.retry()
+    def _is_being_submitted(self, job_id: str) -> bool:
+        with suppress(JobNotFoundError):
+            status = self.connect().job(job_id).status()
+            return not (status.sealed or status.state.is_final)
+        return False
+
+    def _finish(self, job: JobHandle) -> None:
+        """Wait for the job; one that had ended before is retried: some of its items have failed."""
+        if job.had_ended:
+            with suppress(JobConflictError):  # another evaluation retries it
+                job.retry()
         status = self.wait(job)
         if status.state not in _COMPLETE:
             reason = f": {status.reason}" if status.reason else ""
-            raise WorldError(
-                f"job {job_id} is {status.state}{reason}; the same command continues it, from {output}"
+            raise EmbeddingError(
+                f"job {job.job_id} is {status.state}{reason}; the same command continues it, from "
+                f"{job.output}"
             )
 
 
@@ -204,12 +277,12 @@ def embedded(reader: RowReader) -> Embedded:
 
 
 def _is_complete(reader: PartRows, job_id: str) -> bool:
-    """Whether a job has ended here, with an ok row at least."""
+    """Whether a job has ended here, and no item has failed: those may succeed in the next evaluation."""
     job = reader.job()
     if job is None or not job.job_id.startswith(job_id) or reader.finished_at() is None:
         return False
-    statuses = (batch["status"].to_pylist() for batch in reader.read(["status"]).batches)
-    return any(ItemStatus.OK in found for found in statuses)
+    batches = reader.read(["status"]).batches
+    return {status for batch in batches for status in batch["status"].unique().to_pylist()} == {ItemStatus.OK}
 
 
 def _nothing_embedded(found: Embedded) -> UsageError:

@@ -11,7 +11,7 @@ Metrics = dict[str, float | None]
 
 
 def by_group(hits: Array, groups: Mapping[str, Array], name: str = "acc", worst: str = "wg") -> Metrics:
-    """Accuracy of all items and of each group, with counts; the worst is that of the groups with items.
+    """Accuracy of all items and of each group, with counts; without items it is None, and no worst group.
 
     Args:
         hits: bool (items,).
@@ -29,7 +29,7 @@ def by_group(hits: Array, groups: Mapping[str, Array], name: str = "acc", worst:
         inside = np.logical_and.reduce([groups[field] == value for field, value in chosen.items()])
         group = "_".join(f"{field}:{value}" for field, value in chosen.items())
         count = int(inside.sum())
-        metrics[f"{name}_{group}"] = _mean(hits[inside]) if count else 0.0
+        metrics[f"{name}_{group}"] = _mean(hits[inside]) if count else None
         metrics[f"count_{group}"] = float(count)
         if count:
             found.append(_mean(hits[inside]))

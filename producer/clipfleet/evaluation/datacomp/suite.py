@@ -12,15 +12,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from clipfleet.contract.label_sets import short_hash
-from clipfleet.contract.model_names import normalise_model
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, SourceError, UsageError
 from clipfleet.evaluation.datacomp.sets import MAIN_METRIC, SetScore, measure_set
 from clipfleet.evaluation.datacomp.tasks import GROUPS, TASKS, Task
 from clipfleet.evaluation.roots import Root, has_split, read_root, root_uri
-from clipfleet.evaluation.vectors import Embedder
+from clipfleet.evaluation.vectors import DEFAULT_FOLDER, Embedder, EmbeddingError
 from clipfleet.s3.client import SCHEME
 
 RESULTS = "eval_results.jsonl"
@@ -63,8 +63,9 @@ class Suite:
 def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: Report) -> Suite:
     """Evaluate a model on those sets of DataComp's suite that are below `root`.
 
-    A set that is damaged or does not fit its task is reported, and the others go on. Idempotent: what the
-    results file has of the same model, options and content is taken from there.
+    A set that is damaged or does not fit its task, or whose job failed, is reported, and the others go on.
+    Idempotent: what the results file has of the same model, options and content is taken from there, unless
+    images failed: they are retried.
 
     Args:
         root: folder or S3 prefix of the sets' folders, see `Task.folders`.
@@ -76,7 +77,7 @@ def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: 
     Raises:
         SourceError: none of the sets is there.
         OutputConflictError: the results file is about another model or other options.
-        WorldError: a job failed, or Redis or an output is unavailable.
+        WorldError: Redis or an output is unavailable.
     """
     identity = _identity(embedder, split)
     lines = _read(results, identity)
@@ -89,10 +90,11 @@ def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: 
     for task, uri in found.items():
         try:
             line = _measured(task, read_root(uri, split), embedder, identity, lines.get(task.key), report)
-        except UsageError as error:
+        except (UsageError, EmbeddingError) as error:
             failed[task.name] = str(error)
-            lines.pop(task.key, None)
             report(f"{task.name}: failed: {error}")
+            if lines.pop(task.key, None) is not None:
+                _write(results, lines.values())
             continue
         if line is not lines.get(task.key):
             _require_same_model(results, lines.values(), line)
@@ -114,23 +116,19 @@ def averages(lines: Sequence[Mapping[str, Any]]) -> tuple[Average, ...]:
 
 
 def results_path(place: str, output: str | None, embedder: Embedder, split: str) -> Path:
-    """Where the results are: in the `output` that was named, or in the cache in a folder of the same options.
+    """Where the results are: in the folder `output`, else in the cache in a folder of the same options.
 
-    Raises:
-        UsageError: it is in S3.
+    If the vectors are kept in S3, the results are in such a folder here.
     """
-    if place.startswith(SCHEME):
-        raise UsageError(f"{place}: the results of a suite go into a folder; name one with `output=`")
-    folder = Path(place).expanduser()
-    return (folder if output else folder / f"datacomp-{short_hash(_identity(embedder, split))}") / RESULTS
+    is_remote = place.startswith(SCHEME)
+    folder = Path(DEFAULT_FOLDER if is_remote else place).expanduser()
+    if output is None or is_remote:
+        folder /= f"datacomp-{short_hash(_identity(embedder, split))}"
+    return folder / RESULTS
 
 
 def _identity(embedder: Embedder, split: str) -> dict[str, str]:
-    options = embedder.options
-    return {
-        "model": normalise_model(options.model), "precision": str(options.precision),
-        "decode": str(options.decode), "split": split,
-    }  # fmt: skip
+    return {**embedder.options.identity(), "split": split}
 
 
 def _folder(root: str, split: str, task: Task) -> str | None:
@@ -146,9 +144,9 @@ def _measured(
     before: Mapping[str, Any] | None,
     report: Report,
 ) -> Mapping[str, Any]:
-    """The line of a set: the one from before if it is about the same content."""
+    """The line of a set: the one from before if it is about the same content, and no image failed."""
     content = short_hash([root.state, root.description()])
-    if before is not None and before[OURS]["content"] == content:
+    if before is not None and before[OURS]["content"] == content and not before[OURS]["failed"]:
         report(f"{task.name}: {_shown(before)}, from an earlier run")
         return before
     score = measure_set(task, root, embedder)
@@ -212,13 +210,15 @@ def _read(results: Path, identity: Mapping[str, str]) -> dict[str, Mapping[str, 
 
 def _write(results: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file in one step, so that a kill leaves the old one or the new one."""
-    scratch = results.with_name(f"{RESULTS}.tmp")
     try:
         results.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w") as file:
+        # Of its own name: another run may write at the same time.
+        with NamedTemporaryFile("w", dir=results.parent, prefix=f".{RESULTS}.", delete=False) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
+        scratch = Path(file.name)
+        scratch.chmod(0o644)
         scratch.replace(results)
     except OSError as error:
         raise OutputUnavailableError(f"{results}: cannot be written: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfleet.errors import OutputConflictError, SourceError, UsageError
+from clipfleet.errors import OutputConflictError, SourceError
 from clipfleet.evaluation.datacomp.groups import by_group, jaccard, macro
 from clipfleet.evaluation.datacomp.suite import Suite, averages, results_path, run_suite
 from clipfleet.evaluation.datacomp.tasks import AVERAGE, GROUPS, TASKS
-from clipfleet.evaluation.vectors import Embedded, Embedder, ModelOptions
+from clipfleet.evaluation.vectors import Embedded, Embedder, EmbeddingError, FailedItem, ModelOptions
 from tests.support.wds_roots import write_root
 
 BY_KEY = {task.key: task for task in TASKS}
@@ -61,7 +62,7 @@ def test_a_folder_is_one_set_by_the_names_of_both_programs(key: str, folder: str
 def test_empty_groups_are_no_worst_group() -> None:
     found = by_group(np.array([1, 1, 0], bool), {"region": np.array([0, 2, 2])})
     assert found == {
-        "acc_avg": 2 / 3, "acc_region:0": 1.0, "count_region:0": 1.0, "acc_region:1": 0.0,
+        "acc_avg": 2 / 3, "acc_region:0": 1.0, "count_region:0": 1.0, "acc_region:1": None,
         "count_region:1": 0.0, "acc_region:2": 0.5, "count_region:2": 2.0, "acc_wg": 0.5,
     }  # fmt: skip
 
@@ -149,12 +150,57 @@ def test_what_is_measured_is_not_measured_again(sets: Path, embedder: Vectors) -
     assert run(sets, embedder)[1] == ["cifar10"]
 
 
+def test_runs_at_the_same_time_write_one_file(sets: Path, embedder: Vectors) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = [one for one, _ in pool.map(lambda _: run(sets, embedder), range(8))]
+    assert all(one.lines == found[0].lines for one in found)
+    assert list(map(json.loads, found[0].results.read_text().splitlines())) == list(found[0].lines)
+    assert [path.name for path in found[0].results.parent.iterdir()] == [found[0].results.name]
+
+
 def test_a_damaged_set_does_not_end_the_run(sets: Path, embedder: Vectors) -> None:
     (sets / "wds_mnist_test" / "test" / "0.tar").write_bytes(b"no archive")
     found, measured = run(sets, embedder)
     assert [line["dataset"] for line in found.lines] == ["CIFAR-10", "Stanford Cars"]
     assert found.failed.keys() == {"MNIST"}
     assert measured == ["cifar10", "wds_cars"]
+
+
+def test_a_set_that_fails_later_loses_its_line(sets: Path, embedder: Vectors) -> None:
+    first, _ = run(sets, embedder)
+    (sets / "wds_mnist_test" / "test" / "0.tar").write_bytes(b"no archive")
+    found, measured = run(sets, embedder)
+    kept = [line for line in first.lines if line["dataset"] != "MNIST"]
+    assert (list(found.lines), measured) == (kept, [])
+    assert list(map(json.loads, found.results.read_text().splitlines())) == kept
+
+
+def test_a_set_whose_job_fails_does_not_end_the_run(sets: Path, embedder: Vectors) -> None:
+    class Failing(Vectors):
+        def images(self, source: str, state: Mapping[str, str]) -> Embedded:
+            if "mnist" in source:
+                raise EmbeddingError("job j is failed: workers cannot write")
+            return Vectors.images(self, source, state)
+
+    found, _ = run(sets, Failing(connect, embedder.options, embedder.place))
+    assert found.failed == {"MNIST": "job j is failed: workers cannot write"}
+    assert len(found.lines) == 2
+
+
+def test_a_set_with_failed_images_is_measured_again(sets: Path, embedder: Vectors) -> None:
+    class Losing(Vectors):
+        def images(self, source: str, state: Mapping[str, str]) -> Embedded:
+            found = Vectors.images(self, source, state)
+            if "mnist" not in source:
+                return found
+            lost = FailedItem(1, "s0000001", "fetch_failed", "the store is unavailable")
+            return replace(found, ok=np.array([True, False]), failed=(lost,))
+
+    first, _ = run(sets, Losing(connect, embedder.options, embedder.place))
+    assert [line["clipfleet"]["failed"] for line in first.lines] == [0, 1, 0]
+    again, measured = run(sets, embedder)
+    assert measured == ["wds_mnist_test"]
+    assert [line["clipfleet"]["failed"] for line in again.lines] == [0, 0, 0]
 
 
 def test_one_file_is_about_one_model(sets: Path, embedder: Vectors) -> None:
@@ -188,5 +234,7 @@ def test_results_of_the_cache_have_a_folder_per_model(tmp_path: Path, embedder: 
     assert results_path(place, place, embedder, "test") == tmp_path / "eval_results.jsonl"
     paths = [results_path(place, None, one, "test") for one in (embedder, other)]
     assert len({path.parent for path in paths}) == 2
-    with pytest.raises(UsageError, match="go into a folder"):
-        results_path("s3://bucket/place", None, embedder, "test")
+    # Results are a local file, also where the vectors are in S3.
+    folder = Path("clipfleet-evaluations") / paths[0].parent.name
+    for output in (None, "s3://bucket/place"):
+        assert results_path("s3://bucket/place", output, embedder, "test") == folder / "eval_results.jsonl"

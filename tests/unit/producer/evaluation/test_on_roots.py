@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet.evaluation.on_roots import EvaluationTask, evaluate_root
+from clipfleet.evaluation.on_roots import EvaluationTask, evaluate_root, require_prompts
 from clipfleet.evaluation.roots import read_root
 from clipfleet.evaluation.vectors import Embedded, Embedder, FailedItem, ModelOptions
 from tests.support.shards import tar_bytes
@@ -167,3 +167,15 @@ def test_classes_of_one_name_are_told_apart_by_index_and_templates_have_either_p
 
     assert (root.classnames(), root.templates()) == (["cat", "dog", "cat"], ["a {c}", "the {c}"])
     assert (root.name, root.source) == ("wds/pets", str(tmp_path / "wds_pets" / "test" / "0.tar"))
+
+
+def test_prompts_of_another_model_are_named_with_what_to_remove() -> None:
+    images, texts = (
+        Embedded(np.eye(1, dtype=np.float32), np.ones(1, bool), (), name, f"kept/{name}")
+        for name in ("f1", "f2")
+    )
+
+    with pytest.raises(
+        UsageError, match=r"\(f1 and f2\): remove kept/f2 and run it again; .* kept/f1 is stale"
+    ):
+        require_prompts(texts, images)

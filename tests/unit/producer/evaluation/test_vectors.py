@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from clipfleet.contract.jobs import JobState
-from clipfleet.errors import ClipfleetError, JobNotFoundError
+from clipfleet.contract.label_sets import short_hash
+from clipfleet.errors import (
+    ClipfleetError,
+    JobConflictError,
+    JobNotFoundError,
+    OutputConflictError,
+    UsageError,
+)
 from clipfleet.evaluation.vectors import Embedder, ModelOptions, default_place, embedded
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
@@ -62,19 +69,36 @@ def test_vectors_that_cannot_be_used(
 
 
 class Jobs:
-    """A client whose embed jobs end in one of these states each, and leave these rows."""
+    """A client whose embed jobs end in one of these states each, and leave these rows.
 
-    def __init__(self, *ends: tuple[JobState, Sequence[dict[str, Any]]], known: Sequence[str] = ()) -> None:
+    `known` are ids of jobs in Redis, with their outputs; `conflicts` are raised by the first submits.
+    """
+
+    def __init__(
+        self,
+        *ends: tuple[JobState, Sequence[dict[str, Any]]],
+        known: Mapping[str, str] | None = None,
+        state: JobState = JobState.RUNNING,
+        conflicts: Sequence[ClipfleetError] = (),
+    ) -> None:
         self.ends = list(ends)
-        self.known = known
+        self.known = known or {}
+        self.state = state
+        self.conflicts = list(conflicts)
         self.ids: list[str] = []
+        self.asked: list[str] = []
         self.retried = 0
 
-    def job(self, job_id: str) -> None:
+    def job(self, job_id: str) -> Any:
         if job_id not in self.known:
             raise JobNotFoundError(job_id)
+        status = SimpleNamespace(state=self.state, sealed=not self.conflicts)
+        return SimpleNamespace(output=self.known[job_id], status=lambda: status)
 
     def embed_text(self, source: Any, *, options: Any) -> Any:
+        if self.conflicts:
+            self.asked.append(options.job_id)
+            raise self.conflicts.pop(0)
         had_ended = options.job_id in self.ids
         self.ids.append(options.job_id)
         return SimpleNamespace(
@@ -91,13 +115,16 @@ class Jobs:
             place_job(output, make_job(job.output, job_id=job.job_id))
         if stored:
             rows.note_manifest(output, [objects.LAYOUT.part(0)], job_id=job.job_id)
+            output.remove(objects.LAYOUT.part(0))
             rows.add_part(output, 0, stored)
         return SimpleNamespace(state=state, reason="workers cannot write")
 
 
 @pytest.fixture
 def embedder(output: FolderOutput) -> Callable[[Any], Embedder]:
-    return lambda jobs: Embedder(lambda: jobs, ModelOptions("demo"), output.uri, wait=jobs.wait)
+    return lambda jobs: Embedder(
+        lambda: jobs, ModelOptions("demo"), output.uri, wait=jobs.wait, sleep=lambda seconds: None
+    )
 
 
 def test_each_text_is_embedded_once_and_read_from_then_on(embedder: Callable[[Any], Embedder]) -> None:
@@ -109,6 +136,27 @@ def test_each_text_is_embedded_once_and_read_from_then_on(embedder: Callable[[An
     np.testing.assert_allclose(first.features, [[0.6, 0.8], [0.0, 1.0], [0.6, 0.8]])
     np.testing.assert_array_equal(first.features, again.features)
     assert len(jobs.ids) == 1
+
+
+@pytest.mark.parametrize(("name", "file"), [("", "model.safetensors"), ("ViT-B-32:", "")])
+def test_new_weights_in_the_same_place_are_embedded_anew(
+    embedder: Callable[[Any], Embedder], tmp_path: Path, name: str, file: str
+) -> None:
+    weights = tmp_path / "trained" / file
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"first")
+    jobs = Jobs(*[(JobState.COMPLETED, [GOOD])] * 2)
+    options = ModelOptions(f"{name}{tmp_path}/trained")
+    one = replace(embedder(jobs), options=options)
+
+    one.texts(["a"])
+    one.texts(["a"])
+    before = options.identity()
+    weights.write_bytes(b"retrained")
+    one.texts(["a"])
+
+    assert len(set(jobs.ids)) == len(jobs.ids) == 2
+    assert options.identity() != before
 
 
 def test_a_job_that_failed_is_continued_by_the_next_evaluation(embedder: Callable[[Any], Embedder]) -> None:
@@ -136,12 +184,54 @@ def test_a_job_whose_output_is_gone_gets_another_id(embedder: Callable[[Any], Em
     with pytest.raises(ClipfleetError):
         embedder(before).texts(["a"])
     (name,) = before.ids
-    jobs = Jobs((JobState.COMPLETED, [GOOD]), known=[name])
+    place = f"{embedder(before).place}/new"
+    folder = name.removeprefix("evaluate-")
+    ended = Jobs((JobState.COMPLETED, [GOOD]), known={name: f"{place}/{folder}"}, state=JobState.CANCELLED)
+    elsewhere = Jobs((JobState.COMPLETED, [GOOD]), known={name: f"/another/{folder}"})
 
-    elsewhere = replace(embedder(jobs), place=f"{embedder(jobs).place}/new")
-    elsewhere.texts(["a"])
+    replace(embedder(ended), place=place).texts(["a"])
+    replace(embedder(elsewhere), place=f"{place}er").texts(["a"])
 
-    assert jobs.ids[0].startswith(f"{name}-")
+    assert ended.ids[0].startswith(f"{name}-")
+    assert elsewhere.ids[0].startswith(f"{name}-")
+
+
+def test_a_job_that_another_evaluation_submits_is_waited_for(embedder: Callable[[Any], Embedder]) -> None:
+    name = "evaluate-texts-" + short_hash([["a"], {"model": "demo", "weights": "", "precision": "auto"}])
+    output = f"{embedder(Jobs()).place}/{name.removeprefix('evaluate-')}"
+    jobs = Jobs(
+        (JobState.COMPLETED, [GOOD]), known={name: output}, conflicts=[JobConflictError("is running")] * 3
+    )
+
+    embedder(jobs).texts(["a"])
+
+    assert {*jobs.asked, *jobs.ids} == {name}
+
+
+def test_a_conflict_that_no_submit_explains_is_raised(embedder: Callable[[Any], Embedder]) -> None:
+    jobs = Jobs(conflicts=[OutputConflictError("holds another job")] * 9)
+
+    with pytest.raises(OutputConflictError, match="holds another job"):
+        embedder(jobs).texts(["a"])
+
+    assert len(jobs.asked) == 2
+
+
+def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UsageError, match="file: is a file; name a folder with `output=`"):
+        Embedder(lambda: pytest.fail("a job would run"), ModelOptions("demo"), str(tmp_path / "file"))
+
+
+def test_items_that_failed_are_retried_by_the_next_evaluation(embedder: Callable[[Any], Embedder]) -> None:
+    two = [GOOD, with_fingerprint(rows.embedded(1, 0.0, 2.0))]
+    jobs = Jobs((JobState.COMPLETED_WITH_ERRORS, [GOOD, rows.failed(1)]), (JobState.COMPLETED, two))
+
+    assert embedder(jobs).texts(["a", "b"]).ok.tolist() == [True, False]
+    assert embedder(jobs).texts(["a", "b"]).ok.tolist() == [True, True]
+
+    assert (len({*jobs.ids}), jobs.retried) == (1, 1)
 
 
 def test_the_default_place_is_below_the_first_output_root(monkeypatch: pytest.MonkeyPatch) -> None:
