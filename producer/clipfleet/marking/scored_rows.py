@@ -86,7 +86,7 @@ class ScoredRows:
         return int((entries >= LARGEST_SCORE).sum())
 
     def require_exact(self, label: str, doubtful: Flags) -> None:
-        """Refuse to go on where rows lack a score that matters.
+        """Raise an error if rows lack a score that matters.
 
         Raises:
             UsageError: there are such rows.

@@ -63,7 +63,7 @@ class Suite:
 def run_suite(root: str, split: str, embedder: Embedder, results: Path, report: Report) -> Suite:
     """Evaluate a model on those sets of DataComp's suite that are below `root`.
 
-    A set that is damaged or does not fit its task, or whose job failed, is reported, and the others go on.
+    A set that is damaged or does not fit its task, or whose job failed, is reported; all others still run.
     Idempotent: what the results file has of the same model, options and content is taken from there, unless
     images failed: they are retried.
 
