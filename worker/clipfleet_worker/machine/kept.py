@@ -150,7 +150,7 @@ class KeptUp:
         received: list[signal.Signals] = []
         with SignalRecorder() as signals:
             _terminate(up.pid)
-            while self._runs(up):
+            while up.is_alive:  # longer than it holds its folder
                 if not is_announced and time.monotonic() - began >= _QUIET_SECONDS:
                     is_announced = True
                     say("Finishing the work in progress. Press Ctrl-C to stop at once")
@@ -163,10 +163,6 @@ class KeptUp:
                 time.sleep(POLL_SECONDS)
         say(f"Stopped. Jobs that have not ended go on with the next `up` on {self._folder.path}")
         return 0
-
-    def _runs(self, stopped: RunningUp) -> bool:
-        up = self._folder.running()
-        return up is not None and (up.pid, up.started) == (stopped.pid, stopped.started)
 
 
 def _warn_outside(roots: str) -> None:

@@ -242,12 +242,15 @@ def _pid_space() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Clock ticks from the boot to the start of a process; empty if it does not run, or outside Linux."""
+    """Clock ticks from the boot to the start of a process; empty if it has ended, or outside Linux."""
     try:
         status = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return ""
-    return status.rpartition(b")")[2].split()[19].decode()  # field 22; its name, field 2, may have blanks
+    fields = status.rpartition(b")")[2].split()  # from field 3; its name, field 2, may have blanks
+    if fields[0] in (b"Z", b"X"):  # nobody may ever wait for a zombie, in a container for example
+        return ""
+    return fields[19].decode()
 
 
 def _is_there(pid: int) -> bool:

@@ -1,0 +1,36 @@
+"""`up --stop`: it returns once the process has ended, not when it has let go of its folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from clipfleet_worker.machine.kept import KeptUp
+from clipfleet_worker.machine.up_folder import UpFolder
+from tests.support.waiting import wait_until
+
+# An interpreter takes a while to end, the longer the busier the machine is
+_SLOW_TO_END = """
+import signal, sys, time
+from pathlib import Path
+from clipfleet_worker.machine.up_folder import RunningUp, UpFolder
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+folder = UpFolder(Path(sys.argv[1]))
+folder.make()
+with folder.held(RunningUp.this_process(has_command=False)):
+    signal.sigwait({signal.SIGTERM})
+time.sleep(2)
+"""
+
+
+def test_a_stop_waits_for_the_end_of_the_process(tmp_path: Path) -> None:
+    folder = UpFolder(tmp_path / "up")
+    with subprocess.Popen([sys.executable, "-c", _SLOW_TO_END, str(folder.path)]) as process:
+        try:
+            wait_until(lambda: folder.running() is not None, "it holds the folder")
+            assert KeptUp(folder.path).stop() == 0
+            # Nobody has waited for it, so it stays a zombie, as under a container's first process
+            assert process.poll() is not None
+        finally:
+            process.kill()
