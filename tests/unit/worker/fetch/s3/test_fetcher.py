@@ -146,12 +146,12 @@ async def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
     release = threading.Event()
     store = Store({("b", "slow"): lambda: release.wait(30) and b"late", ("b", "next"): b"n"})
 
-    async with opened(fetcher_of(store, fetch_timeout_seconds=0.05, connections=1)) as fetcher:
+    async with opened(fetcher_of(store, fetch_timeout_seconds=0.5, connections=1)) as fetcher:
         with pytest.raises(ItemFailure, match=r"^timeout: "):
             await fetcher.fetch("s3://b/slow")
         # The only turn is still taken: the next one waits for it, and that is not counted as its time.
         waiting = asyncio.create_task(fetcher.fetch("s3://b/next"))
-        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        done, _ = await asyncio.wait([waiting], timeout=0.7)
         assert not done
         release.set()
         assert await waiting == b"n"
