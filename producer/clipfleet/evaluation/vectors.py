@@ -146,9 +146,7 @@ class Embedder:
         """Embed texts, each distinct one once; the result is in their order. Raises like `images`."""
         distinct = list(dict.fromkeys(texts))
         source: SourceLike = distinct
-        identity = self.options.identity()
-        del identity["decode"]  # of images
-        key = short_hash([distinct, identity])
+        key = short_hash([distinct, self.options.identity()])  # rows carry the fingerprint of a route
         found = self._embedded(
             f"texts-{key}", lambda client, options: client.embed_text(source, options=options)
         )
