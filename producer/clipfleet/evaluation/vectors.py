@@ -146,7 +146,8 @@ class Embedder:
         """Embed texts, each distinct one once; the result is in their order. Raises like `images`."""
         distinct = list(dict.fromkeys(texts))
         source: SourceLike = distinct
-        key = short_hash([distinct, self.options.identity()])  # rows carry the fingerprint of a route
+        # With the decode route, which changes no vector of a text, but is part of the rows' fingerprint.
+        key = short_hash([distinct, self.options.identity()])
         found = self._embedded(
             f"texts-{key}", lambda client, options: client.embed_text(source, options=options)
         )

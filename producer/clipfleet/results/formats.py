@@ -249,7 +249,7 @@ def _label_set(label_set: LabelSet, rows: Sequence[dict[str, Any]]) -> _Column:
 
 
 def _label(row: dict[str, Any], columns: Sequence[str], *, is_multi: bool) -> str:
-    """The label of a set, or all that a multi set accepts; if it accepts none, the best one."""
+    """The label of a single set, or the accepted ones of a multi set; if there are none, the best one."""
     label, _, labels, _, accepted = (row.get(column) for column in columns)
     if is_multi and isinstance(accepted, list) and len(accepted) > 1:
         more = len(accepted) - _ACCEPTED

@@ -150,7 +150,7 @@ class KeptUp:
         received: list[signal.Signals] = []
         with SignalRecorder() as signals:
             _terminate(up.pid)
-            while up.is_alive:  # longer than it holds its folder
+            while up.is_alive:  # it releases the folder a little before it ends
                 if not is_announced and time.monotonic() - began >= _QUIET_SECONDS:
                     is_announced = True
                     say("Finishing the work in progress. Press Ctrl-C to stop at once")

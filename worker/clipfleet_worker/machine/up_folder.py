@@ -248,7 +248,7 @@ def _start_of(pid: int) -> str:
     except OSError:
         return ""
     fields = status.rpartition(b")")[2].split()  # from field 3; its name, field 2, may have blanks
-    if fields[0] in (b"Z", b"X"):  # nobody may ever wait for a zombie, in a container for example
+    if fields[0] in (b"Z", b"X"):  # in a container without an init, a zombie may stay for good
         return ""
     return fields[19].decode()
 

@@ -207,7 +207,8 @@ def test_a_job_whose_output_is_gone_gets_another_id(embedder: Callable[[Any], Em
 
 
 def test_a_job_that_another_evaluation_submits_is_waited_for(embedder: Callable[[Any], Embedder]) -> None:
-    name = "evaluate-texts-" + short_hash([["a"], ModelOptions("demo").identity()])
+    options = {"model": "demo", "weights": "", "precision": "auto", "decode": "fast"}
+    name = "evaluate-texts-" + short_hash([["a"], options])
     output = f"{embedder(Jobs()).place}/{name.removeprefix('evaluate-')}"
     jobs = Jobs(
         (JobState.COMPLETED, [GOOD]), known={name: output}, conflicts=[JobConflictError("is running")] * 3

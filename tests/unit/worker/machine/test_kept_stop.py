@@ -1,4 +1,4 @@
-"""`up --stop`: it returns once the process has ended, not when it has let go of its folder."""
+"""`up --stop` returns once the process has ended, not when it has released its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipfleet_worker.machine.kept import KeptUp
 from clipfleet_worker.machine.up_folder import UpFolder
 from tests.support.waiting import wait_until
 
-# An interpreter takes a while to end, the longer the busier the machine is
+# Between the release of the folder and the end of the process; on a busy machine it may take this long
 _SLOW_TO_END = """
 import signal, sys, time
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_stop_waits_for_the_end_of_the_process(tmp_path: Path) -> None:
         try:
             wait_until(lambda: folder.running() is not None, "it holds the folder")
             assert KeptUp(folder.path).stop() == 0
-            # Nobody has waited for it, so it stays a zombie, as under a container's first process
+            # Until `poll` it is a zombie, as it would be in a container without an init
             assert process.poll() is not None
         finally:
             process.kill()
