@@ -24,6 +24,7 @@ BENCHES = (
     "scale",
     "tail",
     "latency",
+    "relabel",
     "gpu",
 )
 

@@ -1,9 +1,11 @@
-"""A real worker with an encoder of negligible cost: `-m ops.bench.fake_worker`.
+"""A real worker with an encoder of negligible cost: `-m ops.bench.fake_worker [DIMENSION]`.
 
 All else is what `clipfleet-worker run` runs, so that a bench measures the cost of a worker without its model.
 """
 
 from __future__ import annotations
+
+import sys
 
 from clipfleet_worker.process.start import choose_allocator
 
@@ -21,8 +23,10 @@ def main() -> None:
     from clipfleet_worker.settings import WorkerSettings
     from ops.bench.free_encoder import FreeEncoder
 
+    dimensions = [int(word) for word in sys.argv[1:]]
+
     def load_fake(name: str, *_: object) -> LoadedModel:
-        return cast(LoadedModel, FreeEncoder(name))
+        return cast(LoadedModel, FreeEncoder(name, *dimensions))
 
     log_to_stderr()
     end_process(Worker(checked(WorkerSettings), preload=True, load_model=load_fake).run())

@@ -45,6 +45,17 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
+def peak_bytes(pid: int) -> int:
+    """The largest RSS of one process since `forget_peak`."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def forget_peak(pid: int) -> None:
+    """Begin `peak_bytes` anew, from the RSS of now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def _descendants(pid: int) -> Iterator[int]:
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):

@@ -24,7 +24,7 @@ OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
 BUILDS = "hatchling"  # see build-system in pyproject.toml
 EXTRAS = {
-    "ci.txt": ("worker", "embedded", "otel", "test", "dev"),
+    "ci.txt": ("worker", "embedded", "otel", "fit", "test", "dev"),
     "worker.txt": ("worker",),
     "producer.txt": ("exporter",),
 }

@@ -12,11 +12,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from clipfleet.contract.jobs import EVALUATION_JOB_ID_PATTERN, Job, JobState, Task
+from clipfleet.contract.jobs import EVALUATION_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
-from clipfleet.labels.sets import Labels, label_sets_of
+from clipfleet.labels.sets import Labels, label_sets_of, require_no_labels_needed
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
@@ -25,9 +25,14 @@ from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions
 from clipfleet.tracing import Tracing, tracing_of
 
 if TYPE_CHECKING:
+    from clipfleet.heads.choosing import HeadLike
+    from clipfleet.heads.files import HeadFile
     from clipfleet.hints import Hints
     from clipfleet.ledger.row_store import RedisStore
     from clipfleet.outputs import Output
+    from clipfleet.relabel.origin import Origin
+    from clipfleet.relabel.source import VectorSource
+    from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
 
 __all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
@@ -105,8 +110,9 @@ class Client:
     def classify(
         self,
         source: SourceLike,
-        labels: Labels,
+        labels: Labels | None = None,
         *,
+        heads: HeadLike | Sequence[HeadLike] = (),
         templates: Sequence[str] = (),
         multi: bool = False,
         none: bool = False,
@@ -119,7 +125,8 @@ class Client:
         Args:
             source: see docs/first-minute.md.
             labels: names; or a mapping of set names to names, all used on every image; or `LabelSet`s; or
-                `"imagenet1k"`. See docs/label-sets.md.
+                `"imagenet1k"`. See docs/label-sets.md. None: heads only.
+            heads: files of heads, used on every image. See docs/heads.md.
             templates: prompts with `{}` for the label, averaged. Default: `a photo of a {}`.
             multi: an image may have any number of the labels: each one that reaches its threshold.
             none: an image may have none of the labels: the best one must reach its threshold.
@@ -131,21 +138,35 @@ class Client:
             UsageError: see `clipfleet.errors`; the message says what to change.
             WorldError: Redis or the output is unavailable.
         """
+        from clipfleet.heads.choosing import read_heads
+
+        chosen = read_heads(heads)
+        label_sets = _label_sets(labels, templates, multi=multi, none=none, has_heads=bool(chosen))
         return self._submit(
-            source, options, Task.CLASSIFY, label_sets_of(labels, templates, multi=multi, none=none),
-            top_k=top_k, label_set_column=label_set_column,
+            source, options, Task.CLASSIFY, label_sets, heads=chosen, top_k=top_k,
+            label_set_column=label_set_column,
         )  # fmt: skip
 
     def run(self, spec: JobSpec) -> JobHandle:
         """Submit the job described by a `JobSpec`; otherwise like `classify`."""
+        from clipfleet.heads.choosing import read_heads
+
         return self._submit(
-            spec.source, spec, Task.CLASSIFY if spec.label_sets else Task.EMBED, spec.made_label_sets(),
-            top_k=spec.top_k, label_set_column=spec.label_set_column,
+            spec.source, spec, spec.task, spec.made_label_sets(),
+            heads=read_heads(spec.heads), top_k=spec.top_k, label_set_column=spec.label_set_column,
         )  # fmt: skip
 
-    def embed(self, source: SourceLike, *, options: JobOptions = DEFAULT_OPTIONS) -> JobHandle:
+    def embed(
+        self,
+        source: SourceLike,
+        *,
+        heads: HeadLike | Sequence[HeadLike] = (),
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> JobHandle:
         """Compute an embedding of every image of a source; otherwise like `classify`."""
-        return self._submit(source, options, Task.EMBED)
+        from clipfleet.heads.choosing import read_heads
+
+        return self._submit(source, options, Task.EMBED, heads=read_heads(heads))
 
     def embed_text(
         self, source: SourceLike, *, text_column: str | None = None, options: JobOptions = DEFAULT_OPTIONS
@@ -155,9 +176,72 @@ class Client:
         Args:
             source: a `.txt` with one text per line, a table, or an iterable of strings and dicts.
             text_column: table column with the text. Default: `text` or `caption`.
-            options: `url_column`, `base_uri`, `decode` and `exif` are ignored.
+            options: `url_column` and `base_uri` are ignored. `decode` and `exif` change no vector, but belong
+                to `model_fingerprint`: give those of the images that the texts are compared with.
         """
         return self._submit(source, options, Task.EMBED_TEXT, text_column=text_column)
+
+    def relabel(
+        self,
+        origin: JobHandle | str | Path,
+        labels: Labels | None = None,
+        *,
+        heads: HeadLike | Sequence[HeadLike] = (),
+        templates: Sequence[str] = (),
+        multi: bool = False,
+        none: bool = False,
+        top_k: int = 5,
+        label_set_column: str | None = None,
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> JobHandle:
+        """Label the stored vectors of a finished job again, without its images; otherwise like `classify`.
+
+        The rows keep what does not depend on labels, failed rows their errors.
+
+        Args:
+            origin: the job, or the path or `s3://` URI of its output.
+            labels: as of `classify`, like the following ones.
+            heads: likewise.
+            templates: likewise.
+            multi: likewise.
+            none: likewise.
+            top_k: likewise.
+            label_set_column: likewise.
+            options: those of the model and of images must be left out: the vectors have them. With
+                `store_embeddings` the vectors are copied, of their type unless `vector_type` is given.
+        """
+        from clipfleet.heads.choosing import read_heads, require_length
+        from clipfleet.relabel.source import VectorSource
+
+        chosen = read_heads(heads)
+        label_sets = _label_sets(labels, templates, multi=multi, none=none, has_heads=bool(chosen))
+        self._first().ping()
+        found = self._origin(origin)
+        size, vectors = found.chunk_size(options.chunk_size), found.vectors
+        described = found.described(options).model_copy(update={"chunk_size": size})
+        require_length(chosen, found.job.model, vectors.dimension)
+        return self._submit(
+            VectorSource(found, size), described, Task.CLASSIFY, label_sets, heads=chosen, vectors=vectors,
+            top_k=top_k, label_set_column=label_set_column,
+        )  # fmt: skip
+
+    def _origin(self, origin: JobHandle | str | Path) -> Origin:
+        from clipfleet.outputs import open_output
+        from clipfleet.relabel.origin import origin_of
+        from clipfleet.results.part_rows import PartRows
+
+        if isinstance(origin, JobHandle):
+            return origin_of(origin.rows_reader(), self._open_ranges, origin.job_id)
+        return origin_of(PartRows(open_output(str(origin))), self._open_ranges)
+
+    def _open_ranges(self, job: Job, vectors: StoredVectors) -> VectorRanges:
+        from clipfleet.outputs import open_output
+        from clipfleet.results.vector_ranges import PartRanges, RedisRanges
+
+        columns = job.source.extra_columns
+        if not job.output_is_redis:
+            return PartRanges(open_output(vectors.uri), vectors, columns)
+        return RedisRanges(self._store, vectors, columns, items=self._ledger.status(job.job_id).total)
 
     def job(self, job_id: str) -> JobHandle:
         """Return an existing job.
@@ -191,7 +275,8 @@ class Client:
 
         Raises:
             JobNotFoundError: no job has this output.
-            UsageError: the output was moved, or contains parts of another job.
+            UsageError: the output was moved, or contains parts of another job; or the vectors that the job
+                labels are gone.
             WorldError: Redis or the output is unavailable.
         """
         from clipfleet.outputs import open_output
@@ -220,14 +305,16 @@ class Client:
 
     def _submit(
         self,
-        source: SourceLike,
+        source: SourceLike | VectorSource,
         described: JobDescription,
         task: Task,
         label_sets: Sequence[LabelSet] = (),
         *,
+        heads: Sequence[HeadFile] = (),
         text_column: str | None = None,
         **asked: Any,
     ) -> JobHandle:
+        from clipfleet.heads.choosing import require_model
         from clipfleet.outputs import output_of, output_uri
         from clipfleet.outputs.job_file import job_of
         from clipfleet.outputs.overwriting import Overwriting
@@ -239,7 +326,8 @@ class Client:
         if described.output is not None:
             output_uri(described.output)  # fail before the source is read
         opened = _open_source(source, described, task, text_column)
-        job = make_job(opened, described, task, label_sets, **asked)
+        job = make_job(opened, described, task, label_sets, heads=[one.of_job for one in heads], **asked)
+        require_model(heads, job.model, decode=job.decode, exif=job.exif)
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
@@ -258,7 +346,7 @@ class Client:
             )
             submission = Submission(
                 ledger, self._hints, output, job, retention, traceparent, overwriting,
-                chooses_chunk_size=chooses_size,
+                chooses_chunk_size=chooses_size, heads=heads,
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
@@ -269,9 +357,11 @@ class Client:
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
+        from clipfleet.relabel.still_there import require_vectors
         from clipfleet.resume.rebuild import Rebuild
 
-        return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
+        require = partial(require_vectors, job, self._store)
+        return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds, require).run()
 
     def _handle(self, job: Job, *, had_ended: bool = False, whole_items: int | None = None) -> JobHandle:
         return JobHandle(
@@ -286,12 +376,26 @@ class Client:
         )
 
 
+def _label_sets(
+    labels: Labels | None, templates: Sequence[str], *, multi: bool, none: bool, has_heads: bool
+) -> tuple[LabelSet, ...]:
+    """The label sets of a job; those of a job with heads only are none."""
+    if labels is not None:
+        return label_sets_of(labels, templates, multi=multi, none=none)
+    options = {"`templates=`": templates, "`multi=`": multi, "`none=`": none}
+    require_no_labels_needed(options, "labels", has_heads=has_heads, otherwise="labels, or `heads=`")
+    return ()
+
+
 def _open_source(
-    source: SourceLike, described: JobDescription, task: Task, text_column: str | None
+    source: SourceLike | VectorSource, described: JobDescription, task: Task, text_column: str | None
 ) -> Source:
+    from clipfleet.relabel.source import VectorSource
     from clipfleet.sources import ReadOptions, source_of
     from clipfleet.sources.texts import text_source_of
 
+    if isinstance(source, VectorSource):
+        return source
     id_column, sample = described.id_column, described.sample
     if task is Task.EMBED_TEXT:
         return text_source_of(source, text_column=text_column, id_column=id_column, sample=sample)

@@ -153,6 +153,8 @@ def problem_text(problem: ErrorDetails) -> str:
                 if "le" in limits
                 else f"{shown} is not below {limits['lt']}"
             )
+        case "string_too_long":
+            return f"{shown} has more than {limits['max_length']:,} characters: shorten it"
         case "finite_number":
             return f"{shown} is not a finite number"
         case "missing" | "extra_forbidden":

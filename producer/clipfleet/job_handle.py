@@ -209,10 +209,12 @@ class JobHandle:
         Raises:
             JobNotFoundError: the job has expired in the ledger: use `Client.rebuild` first.
             JobConflictError: the job has not ended yet, or another retry of it began at the same time.
-            UsageError: an unknown error code, or the output no longer contains this job.
+            UsageError: an unknown error code; the output no longer contains this job; or the vectors that it
+                labels are gone.
             WorldError: Redis or the output is unavailable.
         """
         from clipfleet.outputs import output_of
+        from clipfleet.relabel.still_there import require_vectors
         from clipfleet.results.redis_rows import RedisRows
         from clipfleet.resume.retry import Retry, parts_in_place
 
@@ -234,6 +236,7 @@ class JobHandle:
             parts,
             self.job,
             lease_seconds=self._settings.lease_seconds,
+            require_items=partial(require_vectors, self.job, store),
         )
         is_under_way = retry.run([ErrorCode(code) for code in known], max_error_rate)
         self.had_ended = not is_under_way

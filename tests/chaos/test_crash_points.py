@@ -41,6 +41,7 @@ OF_CHUNKS = (
 IN_FOLDER = [(point, 1) for point in OF_CHUNKS]
 IN_FOLDER += [("mid_fetch", 11), ("mid_finish", 1), ("mid_finish", 2), ("mid_finish", 3)]
 IN_REDIS = [(point, 1) for point in OF_CHUNKS if point != "mid_fetch"] + [("mid_write", 2), ("mid_write", 3)]
+OF_STORED = [(point, 1) for point in OF_CHUNKS if point != "mid_fetch"] + [("mid_finish", 2)]
 IN_S3 = [("mid_write", 2), ("after_write", 2), ("after_complete", 3), ("mid_finish", 1), ("mid_finish", 3)]
 
 
@@ -61,6 +62,19 @@ class Bench:
         with connect(self.cluster.server.url) as server:
             wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare receives no hint")
         return self.cluster.start_worker(program=(CRASHING, point, str(passage)))
+
+    def embedded(self, kind: str) -> JobHandle:
+        """A finished job that keeps the vectors of the images."""
+        output = {"folder": f"{self.cluster.folder}/vectors", "S3": f"s3://{BUCKET}/vectors", "Redis": None}
+        job_id = f"vectors-{kind}"
+        job = self.cluster.embed(self.images, output[kind], job_id=job_id, chunk_size=CHUNK_SIZE)
+        job.wait(120)
+        return job
+
+    def labelled(self, earlier: JobHandle, output: str, job_id: str | None = None) -> JobHandle:
+        """A job that labels its vectors; of one id it is the same one."""
+        options = JobOptions(output=output, chunk_size=CHUNK_SIZE, job_id=job_id)
+        return self.cluster.client.relabel(earlier, ["red", "green", "blue"], options=options)
 
     def is_exact_after(self, worker: WorkerProcess, job: JobHandle, total: int, what: str) -> None:
         """The worker dies, the spare continues: one row per input in order, one event, counters that fit."""
@@ -129,6 +143,26 @@ def test_of_a_job_on_s3(bench: Bench, point: str, passage: int) -> None:
     output = f"s3://{BUCKET}/{point}-{passage}-{time.monotonic_ns()}"
     job = bench.cluster.embed(bench.images, output, chunk_size=CHUNK_SIZE)
     bench.is_exact_after(worker, job, IMAGES, f"S3, {point} {passage}")
+
+
+@pytest.mark.parametrize(("point", "passage"), OF_STORED)
+@pytest.mark.parametrize("origin", ["folder", "Redis", "S3"])
+def test_of_a_job_over_stored_vectors(bench: Bench, origin: str, point: str, passage: int) -> None:
+    """It continues with rows that keep what they had, whichever output holds the vectors."""
+    cluster = bench.cluster
+    earlier = bench.embedded(origin)
+    undisturbed = bench.labelled(earlier, f"{cluster.folder}/undisturbed-{origin}", f"undisturbed-{origin}")
+    undisturbed.wait(120)
+    worker = bench.dies_at(point, passage)
+    job = bench.labelled(earlier, f"{cluster.folder}/labelled-{origin}-{point}-{passage}")
+    bench.is_exact_after(worker, job, IMAGES, f"relabel from {origin}, {point} {passage}")
+    rows, expected = list(job.results()), list(undisturbed.results())
+    assert rows == expected
+    kept = ("item_id", "uri", "width", "height", "content_hash", "model_fingerprint")
+    assert [[row[name] for name in kept] for row in rows] == [
+        [row[name] for name in kept] for row in earlier.results()
+    ]
+    assert len({row["label"] for row in rows}) > 1, "rows could be exchanged unseen"
 
 
 @pytest.mark.parametrize(("point", "passage"), [("mid_submit", 1), ("mid_submit", 2), ("after_seal", 1)])

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT
-from clipfleet.contract.versions import FIRST_WITH_THRESHOLDS, SCHEMA_VERSION
+from clipfleet.contract.versions import FIRST_WITH_HEADS, FIRST_WITH_THRESHOLDS, SCHEMA_VERSION
+from clipfleet.heads.files import write_head
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, ends
 from tests.support.documents import ROOT
+from tests.support.heads import head_file
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.long
 OLDER, NEWER = SCHEMA_VERSION, SCHEMA_VERSION + 1
 IMAGES = 60
 CHUNKS = 30
+DEMO_DIMENSION = 128
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +103,17 @@ def test_versions(cluster: Cluster, older: WorkerProcess, kind: str) -> None:
         assert newer.terminate() == 0
 
 
-def test_a_job_with_thresholds_is_left_alone_by_workers_that_know_none(cluster: Cluster) -> None:
-    # Given a worker of the version before thresholds, and no other
+@pytest.fixture
+def alone(cluster: Cluster) -> Cluster:
+    """Without a worker."""
     for worker in cluster.living_workers():
         assert worker.terminate() == 0
-    older = start_worker(cluster, FIRST_WITH_THRESHOLDS - 1)
+    return cluster
+
+
+def test_a_job_with_thresholds_is_left_alone_by_workers_that_know_none(alone: Cluster) -> None:
+    # Given a worker of the version before thresholds, and no other
+    cluster, older = alone, start_worker(alone, FIRST_WITH_THRESHOLDS - 1)
     images, softmax = cluster.folder / "images", ("--labels", "cat,dog", "--model", "demo", "--no-wait")
     accepting = cluster.run_json("classify", images, *softmax, "--none", "--job-id", "accepting")
     wait_until(lambda: f"schema version {FIRST_WITH_THRESHOLDS}" in older.log(), "it has met the job")
@@ -113,7 +122,32 @@ def test_a_job_with_thresholds_is_left_alone_by_workers_that_know_none(cluster: 
     # Then it does those that it knows, and leaves that one to a worker of this version
     wait_until(lambda: ends(cluster, "softmax"), "the softmax ends", 120)
     assert (accepting["state"], cluster.status("accepting").done) == ("running", 0)
-    start_worker(cluster, SCHEMA_VERSION)
+    start_worker(cluster, FIRST_WITH_THRESHOLDS)
     is_exact(cluster, "accepting", FIRST_WITH_THRESHOLDS)
     assert completed_by(older, "accepting") == 0
     assert all(row["accepted"] is not None for row in cluster.rows("accepting"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "redis"])
+def test_a_job_with_heads_is_left_alone_by_workers_that_know_none(alone: Cluster, kind: str) -> None:
+    # Given a worker of the version before heads, and no other
+    cluster, older = alone, start_worker(alone, FIRST_WITH_HEADS - 1)
+    images, demo = cluster.folder / "images", ("--model", "demo", "--no-wait")
+    write_head(head_file(DEMO_DIMENSION, 2), cluster.folder / "taste.head.safetensors")
+    job_id, plain = f"heads-{kind}", f"plain-{kind}"
+    output = REDIS_OUTPUT if kind == "redis" else str(cluster.folder / job_id)
+    with_head = cluster.run_json(
+        "classify", images, "--head", cluster.folder / "taste.head.safetensors", "--job-id", job_id,
+        "--output", output, *demo,
+    )  # fmt: skip
+    wait_until(lambda: f"schema version {FIRST_WITH_HEADS}" in older.log(), "it has met the job")
+    cluster.run_json("classify", images, "--labels", "cat,dog", "--job-id", plain, *demo)
+
+    # Then it does those that it knows, and leaves that one to a worker of this version
+    wait_until(lambda: ends(cluster, plain), "the other job ends", 120)
+    assert (with_head["state"], cluster.status(job_id).done) == ("running", 0)
+    newer = start_worker(cluster, SCHEMA_VERSION)
+    is_exact(cluster, job_id, FIRST_WITH_HEADS)
+    assert (completed_by(older, job_id), completed_by(newer, job_id) > 0) == (0, True)
+    rows = cluster.rows(job_id if kind == "redis" else output)
+    assert all(row["head_taste"] in ("kind 0", "kind 1") and row["label"] is None for row in rows)

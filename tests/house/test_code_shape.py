@@ -29,6 +29,10 @@ ARRAY_MODULES = {
     f"clipfleet/labels/{name}.py"
     for name in ("calibrating", "comparing", "metrics", "sampling", "thresholds")
 } | {f"clipfleet/marking/{name}.py" for name in ("calibration", "certification", "drawing", "scored_rows")}
+ARRAY_MODULES |= {
+    f"clipfleet/heads/{name}.py"
+    for name in ("arithmetic", "cross_validation", "fitting", "fitting_from_labels", "foreign", "importing")
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ def modules(*folders: str) -> list[Module]:
 
 PRODUCER, WORKER = modules("producer"), modules("worker")
 ALL = [*PRODUCER, *WORKER]
-ARRAY_MODULES.update(module.name for module in PRODUCER if module.name.startswith("clipfleet/evaluation/"))
+ARRAY_MODULES.update(
+    module.name
+    for module in PRODUCER
+    if module.name.startswith(("clipfleet/evaluation/", "clipfleet/training/"))
+)
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from clipfleet import commands as producer_cli
 from clipfleet.commands import following
+from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.contract.label_sets import Claim, Promise
 from clipfleet.contract.parts import PART_COLUMNS
@@ -24,6 +25,7 @@ from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import README, ROOT, documents, repository_files, table
+from tests.support.heads import head_file
 
 SETTING = re.compile(r"\bCLIPFLEET_[A-Z][A-Z_]*[A-Z]\b")
 NOT_GIVEN = "not given yet"
@@ -104,6 +106,12 @@ def test_the_columns_table_is_that_of_the_contract() -> None:
     ]
 
 
+def test_the_columns_of_a_head_are_those_of_the_contract() -> None:
+    head = head_file(4, 2, name="NAME", kind=HeadKind.MULTILABEL).of_job
+    rows = table(RESULTS_PAGE, "column of a head", "type", "what it holds")
+    assert [row[0] for row in rows] == [f"`{name}`" for name in head.columns]
+
+
 def test_the_marks_needed_are_those_of_the_first_look() -> None:
     for precision, *shown in table(CERTIFY_PAGE, "precision", "confidence 0.95", "confidence 0.9"):
         promise = Promise(claim=Claim.PRECISION, value=float(precision))
@@ -137,9 +145,11 @@ def test_the_commands_table_has_every_command(name: str, app: typer.Typer) -> No
 
 
 def commands_of(group: Any) -> list[str]:
-    """Names of all commands; those of a group follow its name."""
+    """Names of all commands that are shown; those of a group follow its name."""
     names = []
     for name, command in group.commands.items():
+        if command.hidden:
+            continue
         inner = commands_of(command) if hasattr(command, "commands") else []
         names += [f"{name} {one}" for one in inner] or [name]
     return names

@@ -346,7 +346,8 @@ def test_scores(
 
     label_set = LabelSet(labels=names, templates=templates)
     matrix = text_matrix_of(demo.encode_texts(prompts_of(label_set.labels, label_set.templates)), len(names))
-    ranking = rank(features, torch.from_numpy(matrix), demo.logit_scale, len(names))
+    images = torch.from_numpy(features).double()
+    ranking = rank(images, torch.from_numpy(matrix), demo.logit_scale, len(names))
 
     difference = np.abs(ranking.scores - np.take_along_axis(expected, ranking.label_indices, axis=1)).max()
     print(f"\nscores, {len(templates)} templates: max difference {difference:.1e}")

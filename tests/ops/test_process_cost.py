@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from ops.bench.process_cost import cpu_seconds, resident_bytes
+from ops.bench.process_cost import cpu_seconds, forget_peak, peak_bytes, resident_bytes
 
 BUSY = "import time\nwhile time.process_time() < 0.1: pass"
 
@@ -29,3 +29,18 @@ def test_children_count_while_they_live_and_after() -> None:
 
 def test_memory_of_this_process() -> None:
     assert resident_bytes(os.getpid()) > 1 << 20
+
+
+def test_a_peak_stays_until_it_is_forgotten() -> None:
+    pid = os.getpid()
+    forget_peak(pid)
+    low = peak_bytes(pid)
+
+    block = b"x" * (64 << 20)
+    high = peak_bytes(pid)
+    assert high >= low + (48 << 20)
+    del block
+    assert peak_bytes(pid) >= high - (1 << 20)  # the kernel counts in steps
+
+    forget_peak(pid)
+    assert peak_bytes(pid) <= high - (32 << 20)

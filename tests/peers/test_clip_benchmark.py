@@ -21,7 +21,8 @@ pytestmark = pytest.mark.peers
 CLASSIFIED = ("fer2013", "voc2007_multilabel", "drawings", "few", "several", "photos")
 RETRIEVED = ("captions", "exported_captions")
 EXACT = ("--decode", "exact", "--precision", "fp32")
-_AS_THEY_DO = ("--split", "test", "--model", "demo", "--recall-k", "1,5,10")
+_AS_THEY_DO = ("--split", "test", "--model", "demo")
+_RECALL = ("--recall-k", "1,5,10")  # which heads do not have
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Benchmark:
         if (root, *options) not in self.answers:
             file = self.folder / f"ours_{len(self.answers)}.json"
             output = ("--output", self.folder / "evaluations", "--clip-benchmark-json", file)
-            found = self.cluster.run_json("evaluate", self.folder / root, *_AS_THEY_DO, *options, *output)
+            named = (*_AS_THEY_DO, *(() if "--head" in options else _RECALL))
+            found = self.cluster.run_json("evaluate", self.folder / root, *named, *options, *output)
             self.answers[root, *options] = (found, file)
         return self.answers[root, *options]
 
@@ -101,7 +103,7 @@ def _export(benchmark: Benchmark) -> None:
     benchmark.call("python", script, sources / "captions", benchmark.folder / "exported_captions")
 
 
-def _evaluate(benchmark: Benchmark, roots: tuple[str, ...], task: str, *options: str) -> None:
+def _evaluate(benchmark: Benchmark, roots: tuple[str, ...], task: str, *options: str | Path) -> None:
     benchmark.call(
         "clip_benchmark", "eval", "--dataset", *(f"wds/{root}" for root in roots),
         "--dataset_root", f"{benchmark.folder}/{{dataset}}", "--model", f"local-dir:{DEMO}", "--pretrained",
@@ -143,3 +145,23 @@ def test_their_table_has_the_same_rows_from_our_files(benchmark: Benchmark) -> N
             column: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
             for column, value in expected.items()
         }
+
+
+def test_a_classifier_that_they_have_saved_is_a_head_with_their_metrics(benchmark: Benchmark) -> None:
+    """And their table has a row of it."""
+    folder = benchmark.folder
+    saved, head = folder / "saved.pt", folder / "saved.head.safetensors"
+    _evaluate(benchmark, ("drawings",), "zeroshot_classification", "--save_clf", saved)
+    labels = ("--labels", folder / "drawings" / "classnames.txt")
+    benchmark.cluster.run_json(
+        "head", "import", saved, "--as", "linear", "--model", "demo", *labels, "-o", head
+    )
+
+    found, file = benchmark.ours("drawings", *EXACT, "--head", str(head))
+
+    expected = benchmark.theirs("drawings")["metrics"]
+    assert found["metrics"] == {f"lp_{name}": pytest.approx(one, abs=1e-6) for name, one in expected.items()}
+    (row,) = benchmark.table([file])
+    assert (row["task"], row["dataset"], row["lp_acc1"]) == (
+        "linear_probe", "wds/drawings", pytest.approx(expected["acc1"], abs=1e-6),
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
@@ -27,6 +28,7 @@ from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.failing import failing
+from tests.support.heads import head_file
 from tests.support.jobs import FullDisk, make_job, place_job
 from tests.support.ledger import claim
 from tests.support.redis_rows import bring, chunk_rows, complete, redis_job, submit_job
@@ -78,10 +80,24 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(request, tmp_path)
 
 
+HEADS = (
+    head_file(4, 2).of_job,
+    head_file(4, 3, name="tags", kind=HeadKind.MULTILABEL).of_job,
+    head_file(4, 1, name="rating", kind=HeadKind.REGRESS).of_job,
+)
+
+
+@pytest.fixture(params=[(), HEADS], ids=["labels", "heads"])
+def table(request: pytest.FixtureRequest) -> pa.Table:
+    """Rows of a worker, one of them failed."""
+    return chunk_rows(0, failed=[2], heads=request.param)
+
+
 @pytest.fixture(params=[*PLACES, "redis"])
-def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Rows that a worker wrote, one of them failed, and those that a reader reads."""
-    table = chunk_rows(0, failed=[2])
+def written(
+    request: pytest.FixtureRequest, tmp_path: Path, table: pa.Table
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Rows that a worker wrote, and those that a reader reads."""
     if request.param == "redis":
         ledger: Ledger = request.getfixturevalue("redis_ledger")
         store: RedisStore = request.getfixturevalue("store")

@@ -60,7 +60,7 @@ def alter(arguments: list[str]) -> dict[str, Any]:
             reach = records_in(Path(file))
         case [point, "hang", file, *limit]:
             for seconds in map(float, limit):
-                pipeline._PREPARE_WRITE_LIMIT_SECONDS = seconds
+                pipeline.PREPARE_WRITE_LIMIT_SECONDS = seconds  # type: ignore[attr-defined]
                 held_lease._HANG_SECONDS = 5 * seconds
             reach = hangs_at(CrashPoint(point), Path(file))
         case [point, "freeze", file]:

@@ -15,6 +15,7 @@ from typing import Self
 
 from tests.support.waiting import wait_until
 
+_LAST_WORDS_SECONDS = 5.0  # of a terminal that a process in the background keeps open
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 # A session of its own whose terminal is this one, as a terminal's program gives it to a shell.
 _AT_THE_TERMINAL = """
@@ -76,6 +77,7 @@ class PseudoTerminal:
     def ends(self, code: int = 0, seconds: float = 120.0) -> str:
         """Wait for the end with this exit code; returns all that was shown."""
         assert self.process.wait(seconds) == code, self.seen
+        self._reader.join(_LAST_WORDS_SECONDS)  # they may still be under way
         return self.seen
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import redis
 
+from clipfleet.contract.heads import JobHead
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.ledger import keys
@@ -53,10 +54,11 @@ def chunk_rows(
     failed: Sequence[int] = (),
     ids: Sequence[str] = (),
     accepts: bool = False,
+    heads: Sequence[JobHead] = (),
 ) -> pa.Table:
     """Rows as a worker makes them; `label` tells who wrote them, `failed` lists positions.
 
-    With `accepts` the label set of the job has thresholds.
+    With `accepts` the label set of the job has thresholds; `heads` are those of the job.
     """
     rows = [
         {
@@ -70,12 +72,24 @@ def chunk_rows(
             "embedding": None if position in failed else np.full(DIMENSION, first_index + position, "f2"),
             "shelf": f"shelf {position}",
             **({"accepted": None if position in failed else [writer] * position} if accepts else {}),
+            **({} if position in failed else _by_heads(heads, position)),
         }
         for position in range(count)
     ]
     accepted = ["accepted"] if accepts else []
     fields = [pa.field("shelf", pa.string())]
-    return pa.Table.from_pylist(rows, part_schema(DIMENSION, fields, accepted_columns=accepted))
+    return pa.Table.from_pylist(rows, part_schema(DIMENSION, fields, accepted_columns=accepted, heads=heads))
+
+
+def _by_heads(heads: Sequence[JobHead], position: int) -> dict[str, Any]:
+    """Numbers that float16 could not hold; of every second row no label."""
+    found: dict[str, Any] = {}
+    for one in heads:
+        label, score, *accepted = one.columns
+        found[label] = one.head.labels[0] if position % 2 else None
+        found[score] = float(np.float32(position + 1 / 3))
+        found.update((name, [*one.head.labels[:position]]) for name in accepted)
+    return found
 
 
 def identity(claim: Claim) -> PartIdentity:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipfleet.contract.heads import JobHead
 from clipfleet.contract.parts import PART_COLUMNS, part_schema
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
@@ -66,13 +67,14 @@ def add_part(
     types: Mapping[str, pa.DataType] = MappingProxyType({}),
     label_sets: Sequence[str] = (),
     accepted: Sequence[str] = (),
+    heads: Sequence[JobHead] = (),
     is_fixed: bool = True,
 ) -> None:
     ok = sum(one["status"] == "ok" for one in rows)
     footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
     fields = [pa.field(name, pa.string()) for name in extra]
     fields += [pa.field(name, kind) for name, kind in types.items()]
-    schema = part_schema(dimension, fields, label_sets, accepted_columns=accepted)
+    schema = part_schema(dimension, fields, label_sets, accepted_columns=accepted, heads=heads)
     if not is_fixed:  # lists of any length: what readers older than pyarrow 26 need where some are null
         position = schema.get_field_index("embedding")
         schema = schema.set(position, pa.field("embedding", pa.list_(pa.float16())))

@@ -20,7 +20,11 @@ def demo_images(group: int = 0) -> tuple[list[str], list[bytes]]:
 
 
 def write_root(
-    folder: Path, shards: Sequence[Sequence[Image]], texts: Mapping[str, Sequence[str]], split: str = "test"
+    folder: Path,
+    shards: Sequence[Sequence[Image]],
+    texts: Mapping[str, Sequence[str]],
+    split: str = "test",
+    ending: str = "png",
 ) -> Path:
     """Write a root: of each shard its images with what is beside them; `texts` are lines by file name."""
     (folder / split).mkdir(parents=True)
@@ -31,7 +35,7 @@ def write_root(
     for index, images in enumerate(shards):
         members = []
         for content, beside in images:
-            members.append((f"s{number:07d}.png", content))
+            members.append((f"s{number:07d}.{ending}", content))
             members += [(f"s{number:07d}.{end}", data) for end, data in beside.items()]
             number += 1
         (folder / split / f"{index}.tar").write_bytes(tar_bytes(members))

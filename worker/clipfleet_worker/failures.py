@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipfleet.contract.jobs import ErrorCode, ItemError
+from clipfleet.errors import OutputRefusedError
 
 _DETAIL_LIMIT = 300
 
@@ -54,12 +55,23 @@ class ChunkInterrupted(Exception):  # noqa: N818 - the design's words
     """The chunk is no longer ours (cancelled, lease lost), or cannot end in time (drain)."""
 
 
+class ChunkLostError(Exception):
+    """Not even the failed rows of a chunk can be written: that, too, has cost many workers."""
+
+
 class WorkerShortageError(Exception):
     """This worker lacks file descriptors, threads or memory: the chunk waits, no item fails."""
 
 
 class ModelUnavailableError(Exception):
     """The model cannot be loaded on this machine; the message is one line with a way out."""
+
+
+class ModelMismatchError(OutputRefusedError):
+    """The vectors or a head of a job are of another model than the one that this worker has by its name.
+
+    Workers that have the other one may do the job.
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from clipfleet.contract.jobs import ItemError
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of the items of a chunk that are ok."""
+
+    items: int  # of the chunk, with those that have failed
+    positions: np.ndarray  # int64 (n,), ascending
+    values: np.ndarray  # float32 (n, d), L2-normalised
 
 
 class Outcomes:
@@ -80,6 +90,13 @@ class Outcomes:
         self._on_end(len(positions))
         if self._open == 0:
             self._changed.notify_all()
+
+    def ok_features(self) -> Features:
+        """Features of all items that have some."""
+        positions = [position for position, feature in enumerate(self.features) if feature is not None]
+        values = [feature for feature in self.features if feature is not None]
+        matrix = np.array(values, np.float32) if values else np.empty((0, 0), np.float32)
+        return Features(len(self.features), np.array(positions, np.int64), matrix)
 
     def interrupt(self, failure: BaseException) -> None:
         """Make `wait` raise this. The first call counts."""

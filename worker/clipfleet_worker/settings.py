@@ -69,7 +69,9 @@ class WorkerSettings(Settings):
     )
     batch_size: int = Field(0, ge=0, description="images per forward pass; 0: by device")
 
-    file_roots: CommaSeparated[_Root] = Field((), description="folders below which images may be read")
+    file_roots: CommaSeparated[_Root] = Field(
+        (), description="folders below which images, and vectors to label again, may be read"
+    )
     output_roots: CommaSeparated[_Root] = Field((), description="folders below which results may be written")
     s3_buckets: CommaSeparated[_Bucket] = Field(
         (), description="buckets that may be read and written; empty: all that the credentials can reach"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clipfleet.commands import evaluating, following, jobs, marking, results, submitting
+from clipfleet.commands import following, jobs, marking, results, submitting
+from clipfleet.commands.evaluating.command import evaluate
+from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
@@ -21,6 +23,7 @@ for _function, _example in (
     add_command(app, _example, cls=OneSourceCommand)(_function)
 
 for _function, _example in (
+    (submitting.relabel, "clipfleet relabel results/vectors --labels tree,sea -o results/sea"),
     (submitting.run, "clipfleet run job.yaml -o results/photos"),
     (jobs.status, "clipfleet status last"),
     (jobs.jobs, "clipfleet jobs --limit 10"),
@@ -32,7 +35,7 @@ for _function, _example in (
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
-    (evaluating.evaluate, "clipfleet evaluate wds_cifar10 --split test"),
+    (evaluate, "clipfleet evaluate wds_cifar10 --split test"),
     (jobs.cancel, "clipfleet cancel nightly-2026-11-30"),
     (jobs.pause, "clipfleet pause nightly-2026-11-30"),
     (jobs.resume, "clipfleet resume nightly-2026-11-30"),
@@ -40,6 +43,7 @@ for _function, _example in (
     (jobs.rebuild, "clipfleet rebuild results/photos"),
 ):
     add_command(app, _example)(_function)
+app.add_typer(heads_app, name="head")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def find_job(client: Client, name: str) -> JobHandle:
         JobNotFoundError: no such job in Redis; the message names the way out.
         JobConflictError: the job in Redis is not the one of the output.
     """
-    found = _named(client, name)
+    found = job_or_output(client, name)
     if not isinstance(found, str):
         return found
     from clipfleet.outputs import open_output
@@ -53,15 +53,15 @@ def find_job(client: Client, name: str) -> JobHandle:
 
 def restored_job(client: Client, name: str) -> JobHandle:
     """Like `find_job`; a job that Redis has lost is restored from its output."""
-    found = _named(client, name)
+    found = job_or_output(client, name)
     if isinstance(found, str):
         return client.rebuild(found)
     found.had_ended = found.status().state.is_final
     return found
 
 
-def _named(client: Client, name: str) -> JobHandle | str:
-    """The job of a name, or the name of an output."""
+def job_or_output(client: Client, name: str) -> JobHandle | str:
+    """The job of a name, or the name as that of an output. Raises `JobNotFoundError`."""
     if not name.strip():
         raise UsageError("the name of a job is empty: give a job id, `last` or an output")
     if name == LAST:

@@ -10,10 +10,11 @@ import typer
 from pydantic import ValidationError
 
 from clipfleet.contract.jobs import LAST, MAX_CHUNK_SIZE, MAX_SAMPLE
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, Preset
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.settings import Settings
-from clipfleet.terminal.help import GENERAL, MODEL, OUTPUT, SCHEDULING, SOURCE
+from clipfleet.terminal.help import GENERAL, LABELS, MODEL, OUTPUT, SCHEDULING, SOURCE
 
 if TYPE_CHECKING:
     import redis
@@ -189,6 +190,15 @@ Source = Annotated[
         "an image; - reads stdin",
     ),
 ]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--head",
+        metavar="FILE",
+        help="a .head.safetensors, see `clipfleet head`: adds its columns; repeatable",
+        rich_help_panel=LABELS,
+    ),
+]
 Wait = Annotated[
     bool, typer.Option(help="wait for the job to end and show progress", rich_help_panel=GENERAL)
 ]
@@ -222,3 +232,38 @@ Job = Annotated[
     ),
 ]
 MaxErrorRate = Annotated[float | None, JOB_OPTIONS["max_error_rate"]]
+
+LABELS_HELP = (
+    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
+)
+_LABEL_SET_HELP = (
+    f"{', '.join(Preset)}, or a .yaml or .json file with labels, templates and thresholds; repeatable"
+)
+
+
+Labels = Annotated[str | None, typer.Option(help=LABELS_HELP, rich_help_panel=LABELS)]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})",
+        rich_help_panel=LABELS,
+    ),
+]
+LabelSetFiles = Annotated[
+    list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP, rich_help_panel=LABELS)
+]
+Multi = Annotated[
+    bool,
+    typer.Option(
+        "--multi", help="accept every label that an image shows, any number", rich_help_panel=LABELS
+    ),
+]
+NoneOption = Annotated[
+    bool,
+    typer.Option("--none", help="accept the best label only if an image shows it", rich_help_panel=LABELS),
+]
+LabelSetColumn = Annotated[
+    str | None,
+    typer.Option(help="table column that names the label set of each item", rich_help_panel=LABELS),
+]
+TopK = Annotated[int, typer.Option(min=1, help="labels to keep per image", rich_help_panel=LABELS)]

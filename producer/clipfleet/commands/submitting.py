@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,41 +16,55 @@ import typer
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.interrupted import words_after_submitting
-from clipfleet.commands.naming import is_file
-from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, is_known, names_between_commas
-from clipfleet.contract.jobs import new_job_id
-from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
+from clipfleet.commands.naming import is_file, job_or_output
+from clipfleet.commands.options import (
+    JOB_OPTIONS,
+    AsJson,
+    Heads,
+    JobOrOutput,
+    Labels,
+    LabelSetColumn,
+    LabelSetFiles,
+    Multi,
+    NoneOption,
+    Source,
+    Template,
+    TopK,
+    Wait,
+    is_known,
+    names_between_commas,
+)
+from clipfleet.contract.columns import VectorType
+from clipfleet.contract.jobs import MAX_CHUNK_SIZE, new_job_id
+from clipfleet.contract.label_sets import LabelSet, Preset
 from clipfleet.errors import RedisUnavailableError, UsageError
-from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
-from clipfleet.submit.options import JobOptions, read_job_spec
-from clipfleet.terminal.help import LABELS, SOURCE
+from clipfleet.labels.sets import (
+    label_sets_of,
+    read_label_lines,
+    read_label_set,
+    require_no_labels_needed,
+)
+from clipfleet.submit.options import OF_IMAGES, OF_THE_VECTORS, JobOptions, read_job_spec
+from clipfleet.terminal.help import OUTPUT, SCHEDULING, SOURCE
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
 
-Template = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})",
-        rich_help_panel=LABELS,
-    ),
-]
 Submit = Callable[["Client"], "JobHandle"]
 
-LABELS_HELP = (
-    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
-)
-_LABEL_SET_HELP = (
-    f"{', '.join(Preset)}, or a .yaml or .json file with labels, templates and thresholds; repeatable"
-)
 
+def _with_job_options(
+    *left_out: str, **instead: Any
+) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
+    """Add all `JOB_OPTIONS` but some to a command, which gets them as `JobOptions` and returns the submit.
 
-def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
-    """Add all `JOB_OPTIONS` but some to a command, which gets them as `JobOptions` and returns the submit."""
+    `instead` are options by name that take the place of those.
+    """
+    options = {**JOB_OPTIONS, **instead}
     shared = {
         name: Parameter(
             name, Parameter.KEYWORD_ONLY, default=field.default,
-            annotation=Annotated[field.annotation, JOB_OPTIONS[name]],
+            annotation=Annotated[field.annotation, options[name]],
         )
         for name, field in JobOptions.model_fields.items()
         if name not in left_out
@@ -75,42 +90,105 @@ def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Calla
 @_with_job_options()
 def classify(
     source: Source,
-    labels: Annotated[str | None, typer.Option(help=LABELS_HELP, rich_help_panel=LABELS)] = None,
+    labels: Labels = None,
     template: Template = None,
-    label_set: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP, rich_help_panel=LABELS)
-    ] = None,
-    multi: Annotated[
-        bool,
-        typer.Option(
-            "--multi", help="accept every label that an image shows, any number", rich_help_panel=LABELS
-        ),
-    ] = False,
-    none: Annotated[
-        bool,
-        typer.Option(
-            "--none", help="accept the best label only if an image shows it", rich_help_panel=LABELS
-        ),
-    ] = False,
-    label_set_column: Annotated[
-        str | None,
-        typer.Option(help="table column that names the label set of each item", rich_help_panel=LABELS),
-    ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image", rich_help_panel=LABELS)] = 5,
+    label_set: LabelSetFiles = None,
+    multi: Multi = False,
+    none: NoneOption = False,
+    head: Heads = None,
+    label_set_column: LabelSetColumn = None,
+    top_k: TopK = 5,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Label every image with the best matches among your labels (zero-shot)."""
-    label_sets = chosen_label_sets(labels, label_set or [], template or [], multi=multi, none=none)
+    """Label every image with the best matches among your labels (zero-shot), or with heads."""
+    label_sets = chosen_label_sets(
+        labels, label_set or [], template or [], multi=multi, none=none, has_heads=bool(head)
+    )
     return lambda client: client.classify(
-        source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
+        source, label_sets or None, heads=head or (), top_k=top_k, label_set_column=label_set_column,
+        options=options,
+    )  # fmt: skip
+
+
+def _refuse_for_vectors(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """Refuse an option of images, whatever its value, where vectors are labelled again."""
+    source = context.get_parameter_source(parameter.name or "")
+    if source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(
+            "vectors are labelled again as they were made, without their images: leave it out"
+        )
+    return value
+
+
+def _refused(name: str) -> Any:
+    option = copy(JOB_OPTIONS[name])
+    option.hidden, option.callback = True, _refuse_for_vectors
+    return option
+
+
+@_with_job_options(
+    "vector_type",
+    **{name: _refused(name) for name in (*OF_THE_VECTORS, *OF_IMAGES)},
+    chunk_size=typer.Option(
+        min=1,
+        max=MAX_CHUNK_SIZE,
+        help="items per chunk, in whole parts of JOB|OUTPUT (default: 4,096, fewer in a small job)",
+        rich_help_panel=SCHEDULING,
+    ),
+    store_embeddings=typer.Option(
+        "--store-embeddings", help="copy the vectors into the new output, too", rich_help_panel=OUTPUT
+    ),
+)  # fmt: skip
+def relabel(
+    origin: JobOrOutput,
+    labels: Labels = None,
+    template: Template = None,
+    label_set: LabelSetFiles = None,
+    multi: Multi = False,
+    none: NoneOption = False,
+    head: Heads = None,
+    label_set_column: LabelSetColumn = None,
+    top_k: TopK = 5,
+    vector_type: Annotated[
+        VectorType | None,
+        typer.Option(
+            metavar="TYPE",
+            help="type of the copied vectors: float16 or float32 (default: that of the stored ones)",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    *,
+    options: JobOptions,
+) -> Submit:
+    """Label the stored vectors of a finished job again, without its images."""
+    label_sets = chosen_label_sets(
+        labels, label_set or [], template or [], multi=multi, none=none, has_heads=bool(head)
+    )
+    if vector_type is not None:
+        options = options.model_copy(update={"vector_type": vector_type})
+    return lambda client: client.relabel(
+        _vectors_of(client, origin), label_sets or None, heads=head or (), top_k=top_k,
+        label_set_column=label_set_column, options=options,
+    )  # fmt: skip
+
+
+def _vectors_of(client: Client, name: str) -> JobHandle | str:
+    """`job_or_output`; a source in its place is met with what to do."""
+    try:
+        return job_or_output(client, name)
+    except UsageError:
+        if not is_file(name):
+            raise
+    raise UsageError(
+        f"{name} is a file: give a finished job, or its output; `clipfleet embed` makes one of a source"
     )
 
 
 @_with_job_options("store_embeddings")
-def embed(source: Source, *, options: JobOptions) -> Submit:
+def embed(source: Source, head: Heads = None, *, options: JobOptions) -> Submit:
     """Compute an embedding of every image."""
-    return lambda client: client.embed(source, options=options)
+    return lambda client: client.embed(source, heads=head or (), options=options)
 
 
 @_with_job_options("decode", "exif", "url_column", "base_uri", "store_embeddings")
@@ -169,6 +247,11 @@ _INEXACT_SECONDS = 0.1  # between the clock of Redis and ours
 _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 
 
+_WAYS_TO_LABEL = (
+    "--labels A,B,C, a file with one per line, or --label-set imagenet1k or FILE.yaml; or a --head"
+)
+
+
 def chosen_label_sets(
     labels: str | None,
     files: Sequence[str],
@@ -176,16 +259,27 @@ def chosen_label_sets(
     *,
     multi: bool = False,
     none: bool = False,
+    has_heads: bool = False,
 ) -> tuple[LabelSet, ...]:
     """Return the label sets of `--labels` and `--label-set`; `--multi` and `--none` apply to all of them.
+
+    Args:
+        labels: of `--labels`.
+        files: of `--label-set`.
+        templates: of `--template`.
+        multi: as `--multi`.
+        none: as `--none`.
+        has_heads: whether the job may do without a label set.
 
     Raises:
         UsageError: none is given, or one is invalid.
     """
     if labels is None and not files:
-        raise UsageError(
-            "no labels: give --labels A,B,C, a file with one per line, or --label-set imagenet1k or FILE.yaml"
+        options = {"--template": templates, "--multi": multi, "--none": none}
+        require_no_labels_needed(
+            options, "--labels or --label-set", has_heads=has_heads, otherwise=_WAYS_TO_LABEL
         )
+        return ()
     if labels is None and templates:
         raise UsageError("--template goes with --labels: write the templates into the file of the label set")
     made = [] if labels is None else [*label_sets_of(read_labels(labels), templates, multi=multi, none=none)]

@@ -197,10 +197,9 @@ def _of_output(meters: Meters, whole: float) -> str:
     if reading < writing / _FEW:
         return f"writing parts takes {_percent(writing)} of the chunks' time"
     if writing < reading / _FEW:
-        return f"reading the staged items takes {_percent(reading)} of the chunks' time"
+        return f"reading the items takes {_percent(reading)} of the chunks' time"
     return (
-        f"writing parts takes {_percent(writing)}, reading the staged items {_percent(reading)} "
-        "of the chunks' time"
+        f"writing parts takes {_percent(writing)}, reading the items {_percent(reading)} of the chunks' time"
     )
 
 

@@ -11,6 +11,7 @@ from clipfleet.contract.jobs import Job, read_job
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobUnreadableError
 
+RELABEL = "relabel"  # instead of the task of a job over stored vectors
 _NAMED_LABELS = 2
 _LABEL_CHARACTERS = 40
 _NAMED_SETS = 3
@@ -23,12 +24,13 @@ class JobBrief:
     task: str
     source: str  # absolute path, pattern or URL
     output: str
-    labels: str  # `cat, dog and 28 more`; empty if the job has none
+    labels: str  # `cat, dog and 28 more; head taste`; empty if the job has neither labels nor heads
 
     @classmethod
     def of(cls, job: Job) -> Self:
         """The brief of a job."""
-        return cls(job.task.value, job.source.uri, job.output, labels_words(job.label_sets))
+        task = job.task.value if job.vectors is None else RELABEL
+        return cls(task, job.source.uri, job.output, answers_words(job))
 
     @classmethod
     def of_json(cls, text: str) -> Self | None:
@@ -51,6 +53,16 @@ class JobBrief:
     def to_json(self) -> str:
         """The JSON that the ledger keeps."""
         return json.dumps(asdict(self))
+
+
+def answers_words(job: Job) -> str:
+    """The labels of a job, then its heads: `cat, dog; heads taste, safety and 2 more`."""
+    named = [head.name for head in job.heads[:_NAMED_SETS]]
+    more = len(job.heads) - len(named)
+    noun = "head" if len(job.heads) == 1 else "heads"
+    heads = f"{noun} {', '.join(named)}" + (f" and {more} more" if more else "")
+    parts = [labels_words(job.label_sets)] if job.label_sets else []
+    return "; ".join([*parts, heads] if named else parts)
 
 
 def labels_words(label_sets: Sequence[LabelSet]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,13 +13,20 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, VectorType, accepted_column, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    VectorType,
+    accepted_column,
+    label_columns,
+)
+from clipfleet.contract.heads import JobHead
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
 from clipfleet.wording import counted
 
 MAX_CHUNK_SIZE = 4096
+MAX_DIMENSION = 8192  # of stored vectors
 DEFAULT_CHUNK_SIZE = 512
 DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
@@ -160,7 +168,9 @@ ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of
 
 
 # Options that came after version 1, with what there was before: without them the fingerprint is the same.
-_SINCE_VERSION_1 = {"vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE}
+_SINCE_VERSION_1: Mapping[str, Any] = {
+    "vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE, "heads": (), "vectors": None,
+}  # fmt: skip
 
 
 class SourceDescription(FrozenModel):
@@ -170,6 +180,16 @@ class SourceDescription(FrozenModel):
     uri: str  # absolute path, pattern or URL
     options: dict[str, str] = Field(default_factory=dict)  # what its items depend on: columns, size, mtime
     extra_columns: tuple[str, ...] = ()  # columns of the source that are copied into the parts
+
+
+class StoredVectors(FrozenModel):
+    """The embeddings of an earlier, finished job: the items of a job that labels them again."""
+
+    uri: str  # of its output; redis:// for the ledger's Redis
+    job_id: str
+    created_at: datetime  # of the job: another one of its id is another job
+    model_fingerprint: str  # of its first row that is ok; others are of the same model, in any precision
+    dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 
 
 class Job(FrozenModel):
@@ -183,6 +203,8 @@ class Job(FrozenModel):
     decode: DecodeRoute = DecodeRoute.FAST
     exif: Exif = Exif.IGNORE
     label_sets: tuple[LabelSet, ...] = ()
+    heads: tuple[JobHead, ...] = ()
+    vectors: StoredVectors | None = None  # None: the items are images or texts
     text_column: str | None = None  # source column with the text of an item
     label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
@@ -200,12 +222,7 @@ class Job(FrozenModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.task is Task.CLASSIFY) != bool(self.label_sets):
-            raise ValueError("a classify job needs a label set, an embed job must not have one")
-        names = [label_set.name for label_set in self.label_sets]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"two label sets are named {twice[0]!r}: rename one of them")
+        self._check_task()
         if (self.task is Task.EMBED_TEXT) != (self.text_column is not None):
             raise ValueError("a job that embeds texts needs a text column, other jobs must not have one")
         if self.text_column is not None:
@@ -236,13 +253,47 @@ class Job(FrozenModel):
                     f"label set {label_set.name!r} would fill the column {clash[0]!r}, which the source has "
                     f"too: rename {which}"
                 )
+        self._check_head_columns()
         return self
+
+    def _check_task(self) -> None:
+        if self.label_sets and self.task is not Task.CLASSIFY:
+            raise ValueError("a job that embeds must not have a label set")
+        if self.task is Task.CLASSIFY and not (self.label_sets or self.heads):
+            raise ValueError("a classify job needs a label set or a head")
+        if self.vectors is not None and self.task is not Task.CLASSIFY:
+            raise ValueError("a job over stored vectors labels them: it does not embed")
+        if self.heads and self.task is Task.EMBED_TEXT:
+            raise ValueError("heads are for images: a job that embeds texts must not have one")
+        for what, names in {
+            "label sets": [label_set.name for label_set in self.label_sets],
+            "heads": [head.name for head in self.heads],
+        }.items():
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"two {what} are named {twice[0]!r}: rename one of them")
+
+    def _check_head_columns(self) -> None:
+        ours = {name for one in self.named_label_sets for name in label_columns(one.name)}
+        ours |= {*self.accepted_columns, *self.source.extra_columns}
+        for head in self.heads:
+            clash = ours.intersection(head.columns)
+            if clash:
+                raise ValueError(
+                    f"head {head.name!r} would fill the column {min(clash)!r}, which is there already: "
+                    "rename one of them"
+                )
+            ours.update(head.columns)
 
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out options newer than version 1 at their defaults: older workers refuse unknown keys."""
         found: dict[str, Any] = handler(self)
-        return {name: value for name, value in found.items() if _SINCE_VERSION_1.get(name, ...) != value}
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in _SINCE_VERSION_1 or getattr(self, name) != _SINCE_VERSION_1[name]
+        }
 
     def _check_column(self, name: str, purpose: str) -> None:
         columns = self.source.extra_columns
@@ -285,6 +336,13 @@ class Job(FrozenModel):
             dict.fromkeys(name for one in self.label_sets for name in self._accepted_columns_of(one))
         )
 
+    @property
+    def label_and_head_columns(self) -> tuple[str, ...]:
+        """Columns of label sets and heads that not every job has, in the order of a part."""
+        of_sets = (name for one in self.named_label_sets for name in label_columns(one.name))
+        of_heads = (name for head in self.heads for name in head.columns)
+        return tuple(dict.fromkeys([*self.accepted_columns, *of_sets, *of_heads]))
+
     def _accepted_columns_of(self, label_set: LabelSet) -> list[str]:
         if not label_set.has_thresholds:
             return []
@@ -302,6 +360,8 @@ class Job(FrozenModel):
         for label_set in found["label_sets"]:
             for name in ("groups", "promises", "certificates"):  # no row depends on them
                 label_set.pop(name, None)
+        if self.heads:
+            found["heads"] = [[head.name, head.sha256] for head in self.heads]
         return found
 
     @property

@@ -48,6 +48,11 @@ def normalise_model(name: str) -> str:
     return f"{architecture}:{_absolute(pretrained)}" if "/" in pretrained else name
 
 
+def is_local_model(model: str) -> bool:
+    """Whether a full name is that of files on this machine, which may be the copy of any model."""
+    return model.startswith(LOCAL_DIR) or (not model.startswith(HUB) and "/" in model)
+
+
 def _is_path(name: str) -> bool:
     """Whether a name looks like a path: it has a slash, which no architecture has, or is `.`, `..` or `~`."""
     return name in (".", "..", "~") or "/" in name.partition(":")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,7 @@ from clipfleet.contract.columns import (
     accepted_column,
     label_columns,
 )
+from clipfleet.contract.heads import JobHead
 from clipfleet.errors import OutputConflictError
 
 
@@ -80,7 +81,7 @@ def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCoun
 
 def count_rows(rows: pa.Table) -> PartCounts:
     """Count rows by outcome."""
-    codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+    codes = Counter(rows["error_code"].drop_null().to_pylist())
     return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
 
 
@@ -90,6 +91,7 @@ VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; n
 # In the order of `LABEL_COLUMNS`.
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
 ACCEPTED_TYPE = pa.list_(pa.string())
+HEAD_TYPES = (pa.string(), pa.float32(), ACCEPTED_TYPE)  # of `JobHead.columns`
 
 UNKNOWN_DIMENSION = 1  # if all vectors are null and the model is unknown
 
@@ -106,6 +108,41 @@ def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PartRange:
+    """Consecutive whole parts of an earlier job: the items of one chunk of a job over stored vectors."""
+
+    item_index: int  # of its first row
+    first_part: int  # position, from 0
+    parts: int
+    rows: int
+
+
+_RANGE_COLUMNS = tuple(field.name for field in fields(PartRange))  # of a staged chunk of such a job
+
+
+def range_batch(ranges: Sequence[PartRange]) -> pa.RecordBatch:
+    """The batch of a source of ranges: one row per chunk, with the fields of `PartRange` as int64."""
+    return pa.RecordBatch.from_pydict(
+        {name: pa.array([getattr(one, name) for one in ranges], pa.int64()) for name in _RANGE_COLUMNS}
+    )
+
+
+def staged_ranges(items: pa.Table | pa.RecordBatch) -> list[PartRange]:
+    """The ranges of staged rows, one of each chunk."""
+    return [PartRange(**row) for row in items.select(_RANGE_COLUMNS).to_pylist()]
+
+
+def holds_ranges(schema: pa.Schema) -> bool:
+    """Whether staged rows are ranges: those of items have further columns, of these names or not."""
+    return tuple(schema.names) == _RANGE_COLUMNS
+
+
+def count_items(staged: pa.Table | pa.RecordBatch) -> int:
+    """Count the items of staged rows: one per row, or as many as the ranges have rows."""
+    return sum(staged["rows"].to_pylist()) if holds_ranges(staged.schema) else staged.num_rows
+
+
 def embedding_field(dimension: int, vector_type: VectorType = VectorType.FLOAT16) -> pa.Field[Any]:
     """The column of the vectors."""
     number = pa.float32() if vector_type is VectorType.FLOAT32 else pa.float16()
@@ -118,6 +155,7 @@ def part_schema(
     named_label_sets: Sequence[str] = (),
     vector_type: VectorType = VectorType.FLOAT16,
     accepted_columns: Collection[str] = (),
+    heads: Sequence[JobHead] = (),
 ) -> pa.Schema:
     """Schema of the parts of one job.
 
@@ -128,6 +166,7 @@ def part_schema(
         named_label_sets: label sets with their own columns, see `Job.named_label_sets`.
         vector_type: of the numbers of a vector.
         accepted_columns: see `Job.accepted_columns`.
+        heads: of the job.
     """
     embedding = [] if embedding_dimension is None else [embedding_field(embedding_dimension, vector_type)]
     return pa.schema(
@@ -149,6 +188,7 @@ def part_schema(
                     label_columns(set_name), accepted_column(set_name), accepted_columns
                 )
             ),
+            *(pa.field(*column) for head in heads for column in zip(head.columns, HEAD_TYPES, strict=False)),
             *extra_fields,
         ]
     )

@@ -26,7 +26,8 @@ from clipfleet.labels.metrics import (
 Array = np.ndarray
 
 RANKING_RESAMPLES = 200  # each one goes through all items of all classes
-_TOO_FEW = f"acc5 is null: there are fewer than {TOP_FIVE} classes"
+_SORTING = ("mean_average_precision", "auroc", "mean_absolute_error", "pearson", "spearman")
+TOO_FEW_CLASSES = f"acc5 is null: there are fewer than {TOP_FIVE} classes"
 
 
 def measure_classification(images: Array, classifier: Array, truth: Array, names: Sequence[str]) -> Measured:
@@ -39,7 +40,7 @@ def measure_classification(images: Array, classifier: Array, truth: Array, names
         names: of the classes.
     """
     ranks = classify(images, classifier, truth)
-    notes = () if len(names) >= TOP_FIVE else (_TOO_FEW,)
+    notes = () if len(names) >= TOP_FIVE else (TOO_FEW_CLASSES,)
     return classification_measured(ranks, truth, names, notes)
 
 
@@ -170,14 +171,10 @@ def share_interval(statistic: Callable[[Array], float], items: int, resamples: i
 
 
 def difference_interval(
-    first: Mapping[str, Callable[[Array], float]],
-    second: Mapping[str, Callable[[Array], float]],
-    metric: str,
-    items: int,
+    one: Callable[[Array], float], other: Callable[[Array], float], metric: str, items: int
 ) -> Interval:
     """95 % interval of the difference of a metric between two evaluations of the same items."""
-    one, other = first[metric], second[metric]
-    resamples = RANKING_RESAMPLES if metric == "mean_average_precision" else RESAMPLES
+    resamples = RANKING_RESAMPLES if metric.endswith(_SORTING) else RESAMPLES
     return bootstrap(lambda weights: one(weights) - other(weights), items, resamples=resamples)
 
 

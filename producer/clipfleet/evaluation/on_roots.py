@@ -14,7 +14,7 @@ from clipfleet.errors import SourceError, UsageError
 from clipfleet.evaluation.measuring import measure_classification, measure_multilabel, measure_retrieval
 from clipfleet.evaluation.outcome import Evaluation, Measured
 from clipfleet.evaluation.roots import CLASSNAMES, DatasetType, Root, Sample
-from clipfleet.evaluation.vectors import Embedded, Embedder, FailedItem
+from clipfleet.evaluation.vectors import Embedded, Embedder, FailedItem, VectorOrigin
 from clipfleet.labels.metrics import zero_shot_classifier
 
 Array = np.ndarray
@@ -113,13 +113,13 @@ def measured_by(
     Raises:
         UsageError: a prompt could not be embedded, or another model embedded the prompts.
     """
-    require_prompts(texts, images)
+    require_prompts(texts, images.origin)
     classifier = zero_shot_classifier(texts.features, len(names))
     measure = measure_multilabel if truth.ndim > 1 else measure_classification
-    return lambda mask: measure(images.features[mask], classifier, truth[mask], names)
+    return lambda mask: measure(images.of_items(mask), classifier, truth[mask], names)
 
 
-def require_prompts(texts: Embedded, images: Embedded) -> None:
+def require_prompts(texts: Embedded, images: VectorOrigin) -> None:
     """Raise UsageError if a prompt could not be embedded, or if another model embedded the prompts."""
     if texts.failed:
         first = texts.failed[0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN
-from clipfleet.contract.jobs import Job, Task
+from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
@@ -68,7 +68,7 @@ def _job_of(reader: RowReader) -> tuple[Job, LabelSet]:
     job = reader.job()
     if job is None:
         raise UsageError(f"{reader.uri}: no job has this output, so its labels are not known")
-    if job.task is not Task.CLASSIFY:
+    if not job.label_sets:
         raise UsageError(f"{reader.uri}: its rows have no labels: add `labels=`, to label its vectors now")
     if job.label_set_column is not None:
         raise UsageError(f"{reader.uri}: each item names a label set of its own: evaluate one set at a time")

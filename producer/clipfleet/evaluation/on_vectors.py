@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.measuring import class_groups
@@ -17,7 +16,7 @@ from clipfleet.evaluation.on_roots import measured_by, prompts_of
 from clipfleet.evaluation.outcome import Evaluation, Measured
 from clipfleet.evaluation.truth import Labels, items_hash, matrix_of, texts_of, truth_column
 from clipfleet.evaluation.vectors import Embedder, ModelOptions, embedded
-from clipfleet.results.rows import RowReader
+from clipfleet.results.rows import RowReader, require_of_images
 from clipfleet.wording import counted
 
 Array = np.ndarray
@@ -40,6 +39,7 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
     job = reader.job()
     if job is None:
         raise UsageError(f"{reader.uri}: no job has this output, so its model is not known")
+    require_of_images(job, reader.uri)
     if label_set.has_thresholds:
         raise UsageError(
             "a label set with `none` or of kind multi decides by its background, which vectors do not "
@@ -53,7 +53,7 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
     if not truth.known.any():
         raise UsageError(f"{reader.uri}: none of {len(images.ok):,} rows has a vector and a truth")
     prompts = prompts_of(names, [template.replace("{}", "{c}") for template in templates])
-    texts = replace(embedder, options=_options_of(job)).texts(prompts)
+    texts = replace(embedder, options=ModelOptions.of_job(job)).texts(prompts)
     unlabelled = int((images.ok & ~truth.known).sum())
     notes = [f"left out: {counted(unlabelled, 'item')} without a truth"] if unlabelled else []
     measure = _grouped(measured_by(images, texts, names, truth.values), label_set, notes)
@@ -64,10 +64,6 @@ def evaluate_vectors(reader: RowReader, column: str, label_set: LabelSet, embedd
         measured=measure(truth.known), failed=images.failed,
         truth_hash=truth.hash,
     )  # fmt: skip
-
-
-def _options_of(job: Job) -> ModelOptions:
-    return ModelOptions(job.model, job.precision, job.decode)
 
 
 def _grouped(

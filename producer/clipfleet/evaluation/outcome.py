@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from clipfleet.contract.heads import JobHead
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.vectors import FailedItem
 
 Interval = tuple[float, float]
+
+PROBE = "lp_"  # before the names of metrics of heads, as CLIP_benchmark has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,21 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluatedHead:
+    """Which head was evaluated."""
+
+    name: str
+    kind: str
+    sha256: str  # of its file
+    seed: int | None  # of its fit
+
+    @classmethod
+    def of(cls, head: JobHead) -> Self:
+        """Of a head as jobs carry it."""
+        return cls(head.name, head.head.kind, head.sha256, head.head.training.seed)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One evaluation."""
 
@@ -106,6 +124,7 @@ class Evaluation:
     measured: Measured  # of `items_ok`
     failed: tuple[FailedItem, ...]
     truth_hash: str  # of items and truth: evaluations that share it can be compared
+    head: EvaluatedHead | None = None
     compared_with: str | None = None
     compared_items: int | None = None  # that both count
     compared_failed: tuple[FailedItem, ...] = ()  # of the other
@@ -128,6 +147,7 @@ class Evaluation:
         return _finite_values({
             **plain,
             "model_fingerprint": self.model_fingerprint,
+            "head": None if self.head is None else asdict(self.head),
             "outputs": dict(self.outputs),
             "items": measured.items,
             "failed": [asdict(one) for one in self.failed],
@@ -145,10 +165,13 @@ class Evaluation:
 
     def clip_benchmark_document(self) -> dict[str, Any]:
         """The object that `clip_benchmark eval` writes and `clip_benchmark build` reads."""
+        metrics = dict[str, Any](self.measured.metrics)
+        if self.head is not None:
+            metrics |= {"seed": self.head.seed, "normalized": True}
         name, _, pretrained = ("", "", "") if "/" in self.model else self.model.partition(":")
         return _finite_values({
             "dataset": self.dataset, "model": name or self.model, "pretrained": pretrained,
-            "task": self.task, "metrics": dict(self.measured.metrics), "language": "en",
+            "task": self.task, "metrics": metrics, "language": "en",
         })  # fmt: skip
 
 

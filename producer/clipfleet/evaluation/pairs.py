@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipfleet.errors import UsageError
 from clipfleet.evaluation.measuring import difference_interval
-from clipfleet.evaluation.outcome import Compared, Evaluation
+from clipfleet.evaluation.outcome import PROBE, Compared, Evaluation
 from clipfleet.labels.comparing import mcnemar
 
 
@@ -31,19 +31,23 @@ def compare(first: Evaluation, second: Evaluation, name: str) -> Evaluation:
         raise UsageError(f"{first.source} and {name} have no item that both count")
     one, other = first.measure(both), second.measure(both)
     found = []
+    others = {_plain(metric): metric for metric in other.metrics}
     for metric, value in one.metrics.items():
-        against = other.metrics.get(metric)
-        is_both = metric in one.resampled and metric in other.resampled
+        theirs = others.get(_plain(metric), metric)
+        against = other.metrics.get(theirs)
+        is_both = metric in one.resampled and theirs in other.resampled
         p_value = None
-        if metric == "acc1" and one.right is not None and other.right is not None:
+        if _plain(metric) == "acc1" and one.right is not None and other.right is not None:
             p_value = mcnemar(one.right, other.right).p_value
-        found.append(
-            Compared(
-                metric, value, against,
-                difference=None if value is None or against is None else value - against,
-                interval=difference_interval(one.resampled, other.resampled, metric, one.items)
-                if is_both else None,
-                p_value=p_value,
-            )
-        )  # fmt: skip
+        interval = None
+        if is_both:
+            pair = one.resampled[metric], other.resampled[theirs]
+            interval = difference_interval(*pair, metric, one.items)
+        difference = None if value is None or against is None else value - against
+        found.append(Compared(metric, value, against, difference, interval, p_value))
     return first.compared(name, second, tuple(found))
+
+
+def _plain(metric: str) -> str:
+    """A head is compared with zero-shot labels by the same metric, which has another name."""
+    return metric.removeprefix(PROBE)

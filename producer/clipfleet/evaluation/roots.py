@@ -9,7 +9,7 @@ ROOT/SPLIT/nshards.txt, ROOT/SPLIT/0.tar ...    images, each with a .cls, .npy o
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -63,6 +63,11 @@ class Root:
     def name(self) -> str:
         """Name of the data set as CLIP_benchmark writes it, such as `wds/cifar10`."""
         return f"wds/{self.uri.rstrip('/').rpartition('/')[2].removeprefix('wds_')}"
+
+    @property
+    def words(self) -> str:
+        """The split, for people."""
+        return f"{self.uri}, split {self.split}"
 
     @property
     def source(self) -> str:
@@ -161,6 +166,15 @@ def root_uri(text: str) -> str:
     if text.startswith(SCHEME):
         return text.rstrip("/")
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 - pathlib keeps `..`
+
+
+def class_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Labels of the classes of a root, by index; a name that occurs again has its index added."""
+    seen, found = set[str](), []
+    for index, name in enumerate(names):
+        found.append(f"{name} ({index})" if name in seen else name)
+        seen.add(found[-1])
+    return tuple(found)
 
 
 def has_split(uri: str, split: str) -> bool:

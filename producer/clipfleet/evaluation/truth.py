@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,18 @@ _SHOWN = 5
 class Labels:
     """Names of the labels of an evaluation, by index; those of a preset may have duplicates."""
 
-    def __init__(self, names: Sequence[str], *, has_none: bool = False, is_multi: bool = False) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        has_none: bool = False,
+        is_multi: bool = False,
+        said: str = "the labels",
+        way_out: str = "",
+    ) -> None:
+        """`said` names the labels in messages, `way_out` is what to do where a truth is none of them."""
         self.names = tuple(names)
+        self._said, self._way_out = said, way_out
         self.has_none = has_none  # an item may have no label
         self.is_multi = is_multi  # and any number of them
         self._indexes: dict[str, list[int]] = {}
@@ -60,11 +72,7 @@ class Labels:
     def _listed(self, value: Any) -> Iterator[Any]:
         if isinstance(value, str) and self.is_multi and value not in self._indexes:
             value = value.split(BETWEEN_LABELS)
-        for one in value if isinstance(value, list) else [value]:
-            text = one.strip() if isinstance(one, str) else one
-            is_nan = isinstance(text, float) and math.isnan(text)
-            if text not in (None, "") and not is_nan and not self._means_none(text):
-                yield text
+        return (one for one in entries(value) if not self._means_none(one))
 
     def _means_none(self, text: Any) -> bool:
         may_be_none = (self.has_none or self.is_multi) and text not in self._indexes
@@ -72,7 +80,7 @@ class Labels:
 
     def index_of(self, value: Any, where: str) -> int:
         """Index of a label given by name, else by index; a number may be a name. Raises like `truth_of`."""
-        text = _text_of(value)
+        text = text_of(value)
         indexes = self._indexes.get(text, [])
         if len(indexes) > 1:
             shared = " and ".join(map(str, indexes))
@@ -86,10 +94,19 @@ class Labels:
         problem = "is neither a label nor the index of one"
         if self._are_numbers:
             problem = "is not a label, and indexes are not read where all labels are numbers"
-        raise UsageError(f"{where}: {value!r} {problem}; the labels are {shown}")
+        raise UsageError(f"{where}: {value!r} {problem}; {self._said} are {shown}{self._way_out}")
 
 
-def _text_of(value: Any) -> str:
+def entries(value: Any) -> Iterator[Any]:
+    """What a value of a truth column holds, of a list each entry: neither blank nor NaN."""
+    for one in value if isinstance(value, list) else [value]:
+        text = one.strip() if isinstance(one, str) else one
+        is_nan = isinstance(text, float) and math.isnan(text)
+        if text not in (None, "") and not is_nan:
+            yield text
+
+
+def text_of(value: Any) -> str:
     """Text of a name or an index; a column of whole numbers with gaps is one of floats."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -117,6 +134,18 @@ def texts_of(reader: RowReader, label_set: LabelSet, way_out: str) -> tuple[tupl
 def items_hash(ids: Sequence[str], values: Sequence[Any]) -> str:
     """Hash of items and of what the column says of them, whatever the labels of an evaluation are."""
     return short_hash([list(ids), [repr(value) for value in values]])
+
+
+def data_hash(items: Iterable[tuple[str, object]]) -> str:
+    """SHA-256 of items and of what is known of each, which the head that is fitted on them keeps.
+
+    Args:
+        items: id, and its label, or for several labels a list of pairs: the label, and whether it is shown.
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, ensure_ascii=False).encode())
+    return digest.hexdigest()
 
 
 def truth_column(reader: RowReader, name: str) -> str:

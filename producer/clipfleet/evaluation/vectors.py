@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract.columns import VectorType
-from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, JobState, Lane, Precision
+from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Exif, Job, JobState, Lane, Precision
 from clipfleet.contract.label_sets import short_hash
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import ItemStatus
@@ -66,6 +66,14 @@ class FailedItem:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorOrigin:
+    """Which model made vectors, and where they lie."""
+
+    model_fingerprint: str | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
     """Vectors of all items of a job, in order."""
 
@@ -75,6 +83,15 @@ class Embedded:
     model_fingerprint: str | None
     output: str
 
+    @property
+    def origin(self) -> VectorOrigin:
+        """What is known of them without their numbers."""
+        return VectorOrigin(self.model_fingerprint, self.output)
+
+    def of_items(self, mask: np.ndarray) -> np.ndarray:
+        """The vectors of some items, bool (items,); those of all are not copied."""
+        return self.features if mask.all() else self.features[mask]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -83,11 +100,17 @@ class ModelOptions:
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
+    exif: Exif = Exif.IGNORE
 
     def __post_init__(self) -> None:
         """Raise `UsageError` if the name of the model is incomplete."""
         with usage_errors():
             normalise_model(self.model)
+
+    @classmethod
+    def of_job(cls, job: Job) -> Self:
+        """Those that made the vectors of a job."""
+        return cls(job.model, job.precision, job.decode, job.exif)
 
     def identity(self) -> dict[str, str]:
         """What the vectors depend on: another model, other weights in the same place, other options."""
@@ -95,7 +118,7 @@ class ModelOptions:
         files = _local_files(model)
         return {
             "model": model, "weights": short_hash(files) if files else "", "precision": str(self.precision),
-            "decode": str(self.decode),
+            "decode": str(self.decode), "exif": str(self.exif),
         }  # fmt: skip
 
 
@@ -175,8 +198,8 @@ class Embedder:
         while True:
             options = JobOptions(
                 job_id=self._job_id(reader, job_id), output=reader.uri, model=self.options.model,
-                precision=self.options.precision, decode=self.options.decode, lane=self.lane,
-                vector_type=VectorType.FLOAT32,
+                precision=self.options.precision, decode=self.options.decode, exif=self.options.exif,
+                lane=self.lane, vector_type=VectorType.FLOAT32,
             )  # fmt: skip
             try:
                 return submit(self.connect(), options)
@@ -253,7 +276,8 @@ def embedded(reader: RowReader) -> Embedded:
                 failed.append(FailedItem(row["item_index"], *named))
     if len(fingerprints) > 1:
         raise OutputConflictError(
-            f"{reader.uri}: rows of {len(fingerprints)} different models: embed it again into a new output"
+            f"{reader.uri}: rows of {len(fingerprints)} different models, or of devices that differ in "
+            "precision: embed it again into a new output, with a `precision=` for all"
         )
     indexes, matrix = vectors(reader)
     if len(indexes) + len(failed) != total or (len(indexes) and indexes.max() >= total):
@@ -262,9 +286,12 @@ def embedded(reader: RowReader) -> Embedded:
                 f"{reader.uri}: keeps no vectors: embed its source, or add `store_embeddings=True`"
             )
         raise OutputDamagedError(f"{reader.uri}: rows are missing: is the job still running?")
-    features = np.zeros((total, matrix.shape[1]), np.float32)
-    features[indexes] = unit(matrix)
-    strange = indexes[~np.isfinite(features[indexes]).all(axis=1)]
+    features = unit(matrix)
+    if not np.array_equal(indexes, np.arange(total)):
+        scattered = np.zeros((total, matrix.shape[1]), np.float32)
+        scattered[indexes] = features
+        features = scattered
+    strange = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(strange):
         raise UsageError(
             f"{reader.uri}: the vector of item {strange[0]} is not finite, and {len(strange) - 1:,} more: "

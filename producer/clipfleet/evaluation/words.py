@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, GroupRow, Interval
+from clipfleet.evaluation.outcome import ClassRow, Compared, Evaluation, GroupRow, Interval, Measured
 from clipfleet.evaluation.vectors import FailedItem
 from clipfleet.wording import counted
 
@@ -15,23 +15,34 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
     """The metrics with their 95 % intervals, the worst classes, the most frequent confusions, what failed."""
     measured = found.measured
     where = found.source if found.split is None else f"{found.source}, split {found.split}"
-    yield f"{where}: {counted(measured.items, 'item')}, model {found.model}"
+    head = "" if found.head is None else f", head {found.head.name}"
+    yield f"{where}: {counted(measured.items, 'item')}, model {found.model}{head}"
+    yield from metric_lines(measured)
+    yield from _class_lines(measured.classes)
+    yield from _group_lines(measured.groups)
+    yield from confusion_lines(measured)
+    yield from _comparison_lines(found)
+    yield from _failed_lines("left out of " + (found.compared_with or ""), found.compared_failed)
+    yield from _failed_lines("left out", found.failed)
+
+
+def metric_lines(measured: Measured) -> Iterator[str]:
+    """The metrics with their 95 % intervals, and why one has no value."""
     width = max(map(len, measured.metrics))
     for name, value in measured.metrics.items():
         yield f"  {name:<{width}}  {_number(value)}{_interval(measured.intervals.get(name))}"
     for note in measured.notes:
         yield f"  {note}"
-    yield from _class_lines(measured.classes)
-    yield from _group_lines(measured.groups)
+
+
+def confusion_lines(measured: Measured) -> Iterator[str]:
+    """The most frequent confusions, if there are any."""
     confused = [cell for cell in measured.confusion if cell.truth_index != cell.predicted_index][:_SHOWN]
     if confused:
         yield "most frequent confusions"
         width = max(len(str(cell.count)) for cell in confused)
         for cell in confused:
             yield f"  {cell.count:>{width}}  {cell.truth} taken for {cell.predicted}"
-    yield from _comparison_lines(found)
-    yield from _failed_lines("left out of " + (found.compared_with or ""), found.compared_failed)
-    yield from _failed_lines("left out", found.failed)
 
 
 def _class_lines(classes: tuple[ClassRow, ...]) -> Iterator[str]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipfleet.contract.columns import LABEL_COLUMNS
-from clipfleet.contract.jobs import Job, Task
+from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.errors import UsageError
 from clipfleet.exports.new_folder import Counted, ExportCounts
@@ -125,7 +125,7 @@ class _Metadata:
 
     def __init__(self, schema: pa.Schema, job: Job | None) -> None:
         self._text_column = job.text_column if job else None
-        has_labels = job is None or job.task is Task.CLASSIFY
+        has_labels = job is None or bool(job.label_sets)
         ours = ("item_index", "item_id", *(LABEL_COLUMNS if has_labels else ()), *_OF_EVERY_ROW)
         extra = [name for name in schema.names if name not in PART_COLUMNS]
         texts = {name for name in extra if pa.types.is_string(schema.field(name).type)}

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
+from clipfleet.contract.heads import HeadKind, JobHead
 from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import count_rows
@@ -52,8 +53,13 @@ _MEANINGS = {
     "content_hash": "sha256 of the bytes",
     "model_fingerprint": "hash of model, weights, preprocessing and precision",
 }
-
 _ACCEPTED = "all labels that reach their thresholds, best first"
+# In the order of `JobHead.columns`.
+_OF_HEADS = {
+    HeadKind.CLASSIFY: ("the best label", "its score"),
+    HeadKind.MULTILABEL: (_MEANINGS["label"], "its score, or the best one", _ACCEPTED),
+    HeadKind.REGRESS: ("the label if its number reaches the threshold, else null", "the number"),
+}
 
 
 def export_hugging_face(reader: RowReader, folder: Path) -> ExportCounts:
@@ -140,17 +146,21 @@ _NAMES = {
 
 
 def _class_labels(job: Job | None) -> Mapping[str, Sequence[str]]:
-    """Labels of the columns that hold those of one set, by column; only workers know those of a preset."""
-    if job is None or job.label_set_column is not None or not job.label_sets:
+    """Labels of the columns that hold those of one set or head, by column; only workers know a preset's."""
+    if job is None:
         return {}
+    of_heads = {name: one.head.labels for one in job.heads for name in (one.columns[0], *one.columns[2:])}
+    if job.label_set_column is not None or not job.label_sets:
+        return of_heads
     by_columns: dict[tuple[str, ...], LabelSet] = {(*LABEL_COLUMNS, ACCEPTED_COLUMN): job.label_sets[0]}
     by_columns |= {(*label_columns(one.name), accepted_column(one.name)): one for one in job.named_label_sets}
-    return {
+    of_sets = {
         name: one.labels
         for (label, _, labels, _, accepted), one in by_columns.items()
         if one.labels
         for name in (label, labels, *([accepted] if accepted in job.accepted_columns else []))
     }
+    return of_sets | of_heads
 
 
 def _features(schema: pa.Schema, job: Job | None) -> list[dict[str, Any]]:
@@ -171,7 +181,7 @@ def _features(schema: pa.Schema, job: Job | None) -> list[dict[str, Any]]:
 def _front_matter(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
     known = {
         "license": "unknown",
-        **({"task_categories": [_CATEGORIES[job.task]]} if job else {}),
+        **({"task_categories": [_category(job)]} if job else {}),
         "tags": ["clipfleet", "clip"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
         "dataset_info": {
@@ -182,9 +192,14 @@ def _front_matter(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
     return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
 
 
+def _category(job: Job) -> str:
+    has_heads_only = job.task is Task.CLASSIFY and not job.label_sets
+    return "image-classification" if has_heads_only else _CATEGORIES[job.task]
+
+
 def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
     failed = tally.codes.total()
-    has_labels = job is None or job.task is Task.CLASSIFY
+    has_labels = job is None or job.task is Task.CLASSIFY or bool(job.heads)
     codes = ", ".join(f"{count:,} `{code}`" for code, count in tally.codes.most_common())
     facts = {
         "rows": f"{tally.rows:,}",
@@ -193,6 +208,7 @@ def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
         "model": _code(job.model) if job else "unknown",
         "model fingerprint": ", ".join(map(_code, sorted(tally.fingerprints))) or "none",
         "task": f"`{job.task}`" if job else "unknown",
+        **({"heads": ", ".join(map(_head_words, job.heads))} if job and job.heads else {}),
         "source": _code(job.source.uri) if job else "unknown",
         "job": f"`{job.job_id}`, {job.created_at:%Y-%m-%d}" if job else "unknown",
     }
@@ -232,6 +248,10 @@ def _title(job: Job | None) -> str:
     return f"{what} of {_code(Path(job.source.uri).name or job.source.uri)}"
 
 
+def _head_words(head: JobHead) -> str:
+    return f"{_code(head.name)} (sha256 `{head.sha256[:16]}...`, licence {head.head.licence or 'not stated'})"
+
+
 def _type_name(feature: Any) -> str:
     """Type of a feature in words; it is a name, a mapping, or the list of the fields of a struct."""
     if not isinstance(feature, dict):
@@ -255,6 +275,9 @@ def _meaning(name: str, job: Job | None) -> str:
             return f"{_MEANINGS[LABEL_COLUMNS[label_columns(one.name).index(name)]]}, of the set `{one.name}`"
         if name == accepted_column(one.name) and one.has_thresholds:
             return f"{_ACCEPTED}, of the set `{one.name}`"
+    for head in job.heads if job else ():
+        if name in head.columns:
+            return f"{_OF_HEADS[head.head.kind][head.columns.index(name)]}, by the head `{head.name}`"
     return "the text" if job and name == job.text_column else "of the source"
 
 

@@ -30,6 +30,7 @@ from clipfleet.parts.json_rows import json_dicts, json_line
 from clipfleet.results.rows import RowReader
 
 OUTPUT, ERROR, BATCH = "output.jsonl", "error.jsonl", "batch.json"
+_HEAD_KEYS = ("label", "score", ACCEPTED_COLUMN)  # in the order of `JobHead.columns`
 _NOT_OF_THE_ITEM = {"status", "error_code", "error_detail", "embedding"}
 
 
@@ -77,7 +78,9 @@ class _Lines:
         self._answers = by_set or {None: (*LABEL_COLUMNS, ACCEPTED_COLUMN)}
         accepted = job.accepted_columns if job else ()
         self._of_labels = {*LABEL_COLUMNS, *chain.from_iterable(map(label_columns, named)), *accepted}
-        ours = {*_NOT_OF_THE_ITEM, *self._of_labels}
+        self._heads = job.heads if job else ()
+        of_heads = chain.from_iterable(head.columns for head in self._heads)
+        ours = {*_NOT_OF_THE_ITEM, *self._of_labels, *of_heads}
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +106,9 @@ class _Lines:
             if answer["labels"] is not None:
                 named = {"label_set": set_name} if set_name is not None else {}
                 data.append({"object": "classification", "index": len(data), **named, **answer})
+        for head in self._heads:
+            answer = dict(zip(_HEAD_KEYS, (row[column] for column in head.columns), strict=False))
+            data.append({"object": "classification", "index": len(data), "head": head.name, **answer})
         return {
             "object": "list",
             "data": data,

@@ -1,4 +1,4 @@
-"""The extra `[analysis]`: what the base install lacks."""
+"""The extras `[analysis]` and `[fit]`: what the base install lacks."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def require_numpy(what: str) -> None:
     """
     if find_spec("numpy") is None:
         raise UsageError(f"{what} need numpy: pip install 'clipfleet[analysis]'")
+
+
+def require_fit() -> None:
+    """Refuse to continue without scikit-learn, which brings numpy and scipy.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if find_spec("sklearn") is None:
+        raise UsageError("heads are fitted by scikit-learn: pip install 'clipfleet[fit]'")

@@ -10,7 +10,7 @@ _NEGLIGIBLE = 1e-18  # of a sum: smaller terms cannot change it
 _HALVINGS = 32  # of the unit interval: the ends are right to 1e-9
 
 
-def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(count: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for the share `count / n`; for display, since its coverage is approximate.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the
@@ -18,8 +18,8 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     `(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`.
 
     Args:
-        count: successes, 0 to n.
-        n: trials, at least 1.
+        count: successes, 0 to n; of a weighted share no whole number.
+        n: trials, at least 1; likewise.
         confidence: of the two-sided interval, between 0 and 1.
 
     Raises:
@@ -96,7 +96,7 @@ def _crossing(is_above: Callable[[float], bool]) -> float:
     return (low + high) / 2
 
 
-def _check(count: int, n: int, confidence: float) -> None:
+def _check(count: float, n: float, confidence: float) -> None:
     if not 0 <= count <= n or n < 1:
         raise ValueError(f"{count} of {n} is no share")
     if not 0 < confidence < 1:

@@ -22,6 +22,7 @@ MARK_COLUMNS = (
     "content_hash",
 )  # fmt: skip
 _OTHER_SEPARATORS = (";", "\t")
+_RAREST = 1e-9  # probability of a draw, as of ten marks of ten billion rows; sums of 1 / less lose the others
 _REQUIRED = ("item_index", "label", "verdict", "purpose", "inclusion_probability")
 
 
@@ -52,7 +53,7 @@ class Mark(BaseModel):
     item_id: str | None = None
     uri: str | None = None
     # Of the item in the draw for this purpose and label; fit marks are weighted by its inverse.
-    inclusion_probability: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    inclusion_probability: Annotated[float, Field(ge=_RAREST, le=1, allow_inf_nan=False)] | None = None
     by: str = ""
     at: datetime | None = None
     content_hash: str | None = None  # of the image that was looked at

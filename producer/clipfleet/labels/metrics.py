@@ -132,7 +132,7 @@ def confusion(truth: Array, predicted: Array, classes: int) -> list[tuple[int, i
 def average_precision(scores: Array, truth: Array, weights: Array | None = None) -> float:
     """Average precision of one class, not interpolated: 0 for a class without positives.
 
-    `sum(precision at the positives) / max(positives, 1)`, by descending score.
+    `sum(precision at the positives) / positives`, by descending score; of weights only the ratios matter.
 
     Args:
         scores: (items,).
@@ -149,7 +149,8 @@ def precision_of_ranking(truth: Array, weights: Array | None = None) -> float:
     positive = np.where(truth, each, 0.0)
     seen = np.cumsum(each)
     precision = np.divide(np.cumsum(positive), seen, out=np.zeros_like(seen), where=seen > 0)
-    return float((precision * positive).sum() / max(positive.sum(), 1.0))
+    total = positive.sum()
+    return float((precision * positive).sum() / total) if total > 0 else 0.0
 
 
 def rankings(images: Array, classes: Array) -> Iterator[Array]:

@@ -173,6 +173,27 @@ class _LabelSetFile(LabelSetSpec):
     name: str | None = None
 
 
+def require_no_labels_needed(
+    options: Mapping[str, object], labels: str, *, has_heads: bool, otherwise: str
+) -> None:
+    """Check that a job may do without labels: it has heads, and nothing that is for labels.
+
+    Args:
+        options: that are for labels, by the name that a user knows.
+        labels: how labels are given.
+        has_heads: whether the job has heads.
+        otherwise: what to give, in words.
+
+    Raises:
+        UsageError: it needs labels.
+    """
+    if not has_heads:
+        raise UsageError(f"no labels: give {otherwise}")
+    for option, value in options.items():
+        if value:
+            raise UsageError(f"{option} is for labels: give {labels}, too")
+
+
 def label_sets_of(
     labels: Labels, templates: Sequence[str] = (), *, multi: bool = False, none: bool = False
 ) -> tuple[LabelSet, ...]:

@@ -65,7 +65,7 @@ STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
 # Hash: token of a lease -> "<chunk> <settled items> <what is done now>", for people who watch.
 SETTLED = ":settled"
-ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of the job file and the staged items
+ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of a head, or of staged items
 
 # The draft of a retry or rebuild, before it is put in place.
 DRAFT = ":draft"  # string: token of the last retry or rebuild that began

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import redis
 
+from clipfleet.contract.jobs import Job, read_job
 from clipfleet.contract.parts import UNKNOWN_DIMENSION, PartIdentity, part_schema
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import WriteAnswer
@@ -81,6 +82,12 @@ class RedisStore:
                 return None if text is None else _schema_of(text)
             except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are not a schema
                 raise ValueError(str(error)) from None
+
+    def job(self, job_id: str) -> Job | None:
+        """The job that has the rows of this id; None if only they are left of it."""
+        with self.reading(job_id) as client:
+            spec: Any = client.get(keys.job(job_id, keys.SPEC))
+        return None if spec is None else read_job(spec)
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""

@@ -15,6 +15,7 @@ JOB_FILE = f"{INTERNAL}/job.json"
 STAGED_FILES = (
     f"{INTERNAL}/staged.json"  # the staged files that the ledger may know, and whether these are all
 )
+HEAD_PREFIX = f"{INTERNAL}/head-"
 GENERATION = f"{INTERNAL}/generation.json"  # the last retry that began
 CLEARING = f"{INTERNAL}/clearing.json"  # the submit that is removing the results of the previous job
 MANIFEST = "_manifest.json"
@@ -56,6 +57,11 @@ LAYOUTS = (LAYOUT, FIRST_LAYOUT)
 def layout_of(schema_version: int) -> Layout:
     """Layout of the output of a job."""
     return FIRST_LAYOUT if schema_version < FIRST_WITH_DATA_FOLDER else LAYOUT
+
+
+def head_file(sha256: str) -> str:
+    """Name of the file of a head, by the hash of its content."""
+    return f"{HEAD_PREFIX}{sha256}.safetensors"
 
 
 def is_part(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipfleet.contract.parts import count_items, holds_ranges
 from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import OutputTooNewError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs import Output, objects
@@ -60,6 +61,8 @@ class StagedReader:
     def count_items(self, first_chunk: int, chunks: int) -> int:
         """Count the items of a file. Raises like `read_chunk`."""
         with self._opened(first_chunk, chunks) as file:
+            if holds_ranges(file.schema_arrow):
+                return count_items(file.read(use_threads=False))
             return int(file.metadata.num_rows)
 
     @contextmanager

@@ -24,9 +24,12 @@ from clipfleet.parts.parquet import ParquetParts
 class OpenPart(Protocol):
     """A part, open for reading."""
 
-    schema: pa.Schema  # of the rows, without metadata
     num_rows: int
     beside: Sequence[str]  # names of further objects that belong to the part
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the rows, without metadata."""
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """Identity and counts of the part.
@@ -63,12 +66,19 @@ class PartFiles(Protocol):
         Objects that belong to it are created in the output at once; for `confirm` see `Output`.
         """
 
-    def open(self, output: Output, name: str) -> AbstractContextManager[OpenPart]:
+    def open(
+        self, output: Output, name: str, *, most_bytes: int | None = None
+    ) -> AbstractContextManager[OpenPart]:
         """Open a part of the output for reading.
+
+        Args:
+            output: of the job.
+            name: of the part.
+            most_bytes: of a part that is read as a whole now; None: as many as it has.
 
         Raises:
             FileNotFoundError: no such object.
-            OutputDamagedError: now or while reading: unexpected content.
+            OutputDamagedError: now or while reading: unexpected content, or more of it.
         """
 
 

@@ -17,6 +17,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import pyarrow as pa
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 from clipfleet.contract.versions import SCHEMA_VERSION
-from clipfleet.errors import OutputUnavailableError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.objects import layout_of
@@ -83,10 +84,12 @@ class JsonlParts:
             raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
 
     @contextmanager
-    def open(self, output: Output, name: str) -> Iterator[OpenJsonlPart]:
+    def open(self, output: Output, name: str, *, most_bytes: int | None = None) -> Iterator[OpenJsonlPart]:
         """Open a part, reading all of it."""
         with parquet_errors(output, name), output.open(name) as file:
-            content = file.read()
+            content = file.read() if most_bytes is None else file.read(most_bytes + 1)
+        if most_bytes is not None and len(content) > most_bytes:
+            raise OutputDamagedError(f"{output.uri}/{name}: has more than {most_bytes:,} bytes")
         footer_name, footer = "", None
         if self._job_id is not None:
             footer_name, footer = _footer_of(output, name, self._job_id, hashlib.sha256(content).hexdigest())
@@ -106,9 +109,13 @@ class OpenJsonlPart:
         self._footer = footer
         self.num_rows = content.count(b"\n")
         self.beside: Sequence[str] = (footer_name,) if footer is not None else ()
-        self.schema = (
-            _schema_of(footer) if footer is not None else inferred_schema(chain.from_iterable(self._rows()))
-        )
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """See `OpenPart`; without a footer what the rows look like."""
+        if self._footer is not None:
+            return _schema_of(self._footer)
+        return inferred_schema(chain.from_iterable(self._rows()))
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         if self._footer is None:

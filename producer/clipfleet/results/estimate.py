@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 from clipfleet.contract.bottleneck import Step
 from clipfleet.contract.columns import accepted_column, label_columns
+from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import DEFAULT_LABEL_SET_NAME
 from clipfleet.contract.parts import ItemStatus
@@ -41,9 +41,9 @@ class Estimate:
     items: int  # of the source
     sampled: int
     failed: Share
-    # By label set, then by label, most frequent first; every accepted label of a row counts.
+    # By label set, or column of a head, then by label, most frequent first; every accepted label counts.
     labels: Mapping[str, Mapping[str, Share]]
-    unlabelled: Mapping[str, Share]  # by label set with thresholds: rows that accept no label
+    unlabelled: Mapping[str, Share]  # likewise, where there are thresholds: ok rows that accept no label
     seconds: float | None  # with the same workers, at the rate of the sample; None: unknown
 
 
@@ -58,18 +58,20 @@ def estimate_of(reader: RowReader, job: Job, status: JobStatus, whole_items: int
     """
     columns = _columns(job)
     counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
-    unlabelled = {name: 0 for name, (_, accepted) in columns.items() if accepted is not None}
+    unlabelled = {name: 0 for name, of in columns.items() if of.may_be_none}
     rows = failed = 0
-    wanted = ["status", *filter(None, chain.from_iterable(columns.values()))]
+    wanted = ["status", *(name for of in columns.values() for name in (of.label, of.accepted) if name)]
     for batch in reader.read(wanted).batches:
         rows += batch.num_rows
-        failed += batch["status"].to_pylist().count(ItemStatus.FAILED.value)
-        for name, (label, accepted) in columns.items():
-            best = batch[label].to_pylist()
-            lists = [None] * len(best) if accepted is None else batch[accepted].to_pylist()
-            for one, labels in zip(best, lists, strict=True):
-                counts[name].update({*labels} if labels is not None else filter(None, [one]))
-                if labels == []:
+        states = batch["status"].to_pylist()
+        failed += states.count(ItemStatus.FAILED.value)
+        for name, of in columns.items():
+            best = batch[of.label].to_pylist()
+            lists = [None] * len(best) if of.accepted is None else batch[of.accepted].to_pylist()
+            for state, one, labels in zip(states, best, lists, strict=True):
+                found = {*filter(None, [one])} if labels is None else {*labels}
+                counts[name].update(found)
+                if of.may_be_none and not found and state == ItemStatus.OK:
                     unlabelled[name] += 1
     return Estimate(
         whole_items,
@@ -84,15 +86,35 @@ def estimate_of(reader: RowReader, job: Job, status: JobStatus, whole_items: int
     )
 
 
-def _columns(job: Job) -> Mapping[str, tuple[str, str | None]]:
-    """By label set the column with the best label, and that with the accepted ones; see `Job`."""
-    if job.named_label_sets:
-        return {
-            one.name: (label_columns(one.name)[0], accepted_column(one.name) if one.has_thresholds else None)
-            for one in job.named_label_sets
-        }
-    only = job.label_sets[0].name if len(job.label_sets) == 1 else DEFAULT_LABEL_SET_NAME
-    return {only: ("label", next(iter(job.accepted_columns), None))} if job.label_sets else {}
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of a label set or a head."""
+
+    label: str  # the best label
+    accepted: str | None  # all accepted ones
+    may_be_none: bool  # whether a row may have none of the labels
+
+
+def _columns(job: Job) -> Mapping[str, _Columns]:
+    """By label set, and by column of a head. A head for a number has no labels."""
+    found = {
+        one.name: _Columns(
+            label_columns(one.name)[0],
+            accepted_column(one.name) if one.has_thresholds else None,
+            may_be_none=one.has_thresholds,
+        )
+        for one in job.named_label_sets
+    }
+    if job.label_sets and not found:
+        only = job.label_sets[0].name if len(job.label_sets) == 1 else DEFAULT_LABEL_SET_NAME
+        accepted = next(iter(job.accepted_columns), None)
+        found[only] = _Columns("label", accepted, may_be_none=accepted is not None)
+    for head in job.heads:
+        label, _, *lists = head.columns
+        chooses = head.head.kind is HeadKind.CLASSIFY
+        if chooses or lists or head.head.thresholds:
+            found[label] = _Columns(label, lists[0] if lists else None, may_be_none=not chooses)
+    return found
 
 
 def _seconds(status: JobStatus, whole_items: int) -> float | None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
+from clipfleet.contract.heads import HeadKind, JobHead
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.parts.json_rows import json_dicts, json_lines
@@ -161,21 +162,21 @@ class _Column:
 
 
 def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) -> tuple[Table, Sequence[str]]:
-    """Lay out rows (of JSON types) as a table; also return the names of label sets that do not fit.
+    """Lay out rows (of JSON types) as a table; also return the label sets and heads that do not fit.
 
-    The job names the columns of label sets and texts. At least one label set is shown.
+    The job names the columns of label sets, heads and texts. At least one label set or head is shown.
     """
     before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
     before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]
     after = [_Column("error", [_error(row) for row in rows])]
-    answers, left_out = _answers(rows, job), []
-    if job is not None and job.named_label_sets:
-        sets = [_label_set(label_set, rows) for label_set in job.named_label_sets]
-        room = width - 1 - sum(column.width for column in (*before, *after))
-        fitting = [sum(column.width for column in sets[: count + 1]) <= room for count in range(len(sets))]
-        shown = max(1, sum(fitting))
-        answers, left_out = sets[:shown], [column.heading for column in sets[shown:]]
-    return _table([*before, *answers, *after]), left_out
+    sets = [] if job is None else [_label_set(label_set, rows) for label_set in job.named_label_sets]
+    heads = [] if job is None else [_head(head, rows) for head in job.heads]
+    answers, more = [] if sets else _answers(rows, job), [*sets, *heads]
+    room = width - 1 - sum(column.width for column in (*before, *answers, *after))
+    fitting = [sum(column.width for column in more[: count + 1]) <= room for count in range(len(more))]
+    shown = max(0 if answers else 1, sum(fitting))
+    left_out = [column.heading for column in more[shown:]]
+    return _table([*before, *answers, *more[:shown], *after]), left_out
 
 
 def _plain_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
@@ -215,19 +216,23 @@ def _shortened(text: str | None) -> str:
 
 
 def _answers(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
+    """The columns that every job has; none where they are empty because the job has only heads."""
+    if job is not None and job.heads and not (job.label_sets or job.keeps_embeddings):
+        return []
     lengths = [len(row.get("embedding") or ()) for row in rows]
     vectors = [f"{length} numbers" if length else "" for length in lengths]
     # All rows of a job may have failed; without its description only they can show what it is.
     has_labels = any(row["label"] is not None for row in rows) if job is None else bool(job.label_sets)
     accepts = job is not None and bool(job.accepted_columns)
     columns = (*LABEL_COLUMNS, ACCEPTED_COLUMN)
-    labels = [_label(row, columns, is_multi=_is_multi(row, job)) if accepts else row["label"] for row in rows]
-    answers = [label or vector for label, vector in zip(labels, vectors, strict=True)]
-    scores = [_score(row["score"]) for row in rows]
-    return [
-        _Column("label" if has_labels else "vector", answers),
-        _Column("score", scores, is_number=True),
+    labels = [
+        _set_label(row, columns, is_multi=_is_multi(row, job)) if accepts else row["label"] for row in rows
     ]
+    answers = [label or vector for label, vector in zip(labels, vectors, strict=True)]
+    if not has_labels:
+        return [_Column("vector", answers)]
+    scores = [_score(row["score"]) for row in rows]
+    return [_Column("label", answers), _Column("score", scores, is_number=True)]
 
 
 def _is_multi(row: dict[str, Any], job: Job | None) -> bool:
@@ -242,21 +247,50 @@ def _is_multi(row: dict[str, Any], job: Job | None) -> bool:
 
 def _label_set(label_set: LabelSet, rows: Sequence[dict[str, Any]]) -> _Column:
     columns = (*label_columns(label_set.name), accepted_column(label_set.name))
-    labels = [_label(row, columns, is_multi=label_set.kind is LabelKind.MULTI) for row in rows]
-    scores = [_score(row.get(columns[1])) for row in rows]
-    cells = [f"{label} {score}".strip() for label, score in zip(labels, scores, strict=True)]
-    return _Column(label_set.name, cells)
+    labels = [_set_label(row, columns, is_multi=label_set.kind is LabelKind.MULTI) for row in rows]
+    return _Column(label_set.name, _with_scores(labels, columns[1], rows))
 
 
-def _label(row: dict[str, Any], columns: Sequence[str], *, is_multi: bool) -> str:
+def _head(head: JobHead, rows: Sequence[dict[str, Any]]) -> _Column:
+    """Label and score; only the score of a number without a threshold, which has no label."""
+    label, score, *accepted = head.columns
+    may_be_none = head.head.kind is HeadKind.MULTILABEL or bool(head.head.thresholds)
+    labels = [
+        _label(
+            row.get(label),
+            row.get(accepted[0]) if accepted else None,
+            is_none=may_be_none and row.get(label) is None and row.get(score) is not None,
+        )
+        for row in rows
+    ]
+    return _Column(label, _with_scores(labels, score, rows))
+
+
+def _set_label(row: dict[str, Any], columns: Sequence[str], *, is_multi: bool) -> str:
     """The label of a single set, or the accepted ones of a multi set; if there are none, the best one."""
     label, _, labels, _, accepted = (row.get(column) for column in columns)
-    if is_multi and isinstance(accepted, list) and len(accepted) > 1:
-        more = len(accepted) - _ACCEPTED
-        return ", ".join(accepted[:_ACCEPTED]) + (f" and {more:,} more" if more > 0 else "")
-    if accepted == [] and labels:
-        return f"none (best: {labels[0]})"
+    is_none = accepted == [] and bool(labels)
+    return _label(label, accepted if is_multi else None, is_none=is_none, best=labels[0] if labels else None)
+
+
+def _label(
+    label: str | None, accepted: Sequence[str] | None, *, is_none: bool, best: str | None = None
+) -> str:
+    """The label, or all accepted ones; where none is accepted, the best one if its name is known."""
+    if accepted and len(accepted) > 1:
+        return _enumerated(accepted)
+    if is_none:
+        return "none" if best is None else f"none (best: {best})"
     return label or ""
+
+
+def _with_scores(labels: Sequence[str], column: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"{label} {_score(row.get(column))}".strip() for label, row in zip(labels, rows, strict=True)]
+
+
+def _enumerated(labels: Sequence[str]) -> str:
+    more = len(labels) - _ACCEPTED
+    return ", ".join(labels[:_ACCEPTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _score(score: float | None) -> str:

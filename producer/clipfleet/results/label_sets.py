@@ -27,7 +27,8 @@ def label_sets_of(reader: RowReader) -> tuple[LabelSet, ...]:
     if job is None:
         raise UsageError(f"{reader.uri}: no job that this version can read: its label sets are unknown")
     if not job.label_sets:
-        raise UsageError(f"{reader.uri}: the job is {job.task} and has no labels: run `clipfleet classify`")
+        what = "has heads only" if job.heads else f"is {job.task} and has no labels"
+        raise UsageError(f"{reader.uri}: the job {what}: run `clipfleet classify` with labels")
     presets = [one for one in job.label_sets if one.preset is not None]
     if not presets:
         return job.label_sets

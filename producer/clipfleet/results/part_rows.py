@@ -37,6 +37,7 @@ _PART_SUFFIXES = tuple(f".{part_format}" for part_format in PartFormat)
 
 class _ManifestPart(BaseModel):
     name: str
+    rows: int | None = None
 
 
 class _ManifestJob(BaseModel):
@@ -105,6 +106,24 @@ class PartRows:
                 if row.num_rows:
                     return row
         return None
+
+    def rows_of_parts(self) -> list[int]:
+        """The number of rows of each part of a finished job, in order.
+
+        Raises:
+            ResultsNotReadyError: the job has not finished.
+            OutputDamagedError: a part is missing.
+        """
+        manifest, job = self._manifest(), self.job()
+        if manifest is None or self._output.read(objects.SUCCESS) is None:
+            raise ResultsNotReadyError(f"{self._output.uri}: the job has not finished")
+        self._require_complete(job, self._part_names(job))
+        rows = [part.rows for part in manifest.parts if part.rows is not None]
+        if len(rows) < len(manifest.parts):
+            raise OutputDamagedError(
+                f"{self._output.uri}/{objects.MANIFEST} does not say how many rows each part has"
+            )
+        return rows
 
     def _parts(self) -> tuple[_Parts, list[str]]:
         """The parts, and their names in the order of the source."""

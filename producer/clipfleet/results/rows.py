@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.columns import VectorType
-from clipfleet.contract.jobs import Job
+from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.parts import embedding_field
-from clipfleet.errors import OutputConflictError
+from clipfleet.errors import OutputConflictError, UsageError
 from clipfleet.labels.extra import require_numpy
 from clipfleet.ledger.status import EarlyEnd
 
@@ -63,6 +63,16 @@ class RowReader(Protocol):
 
     def failure_examples(self) -> dict[str, str]:
         """One example detail per error code. Best effort, fast."""
+
+
+def require_of_images(job: Job, uri: str) -> None:
+    """Refuse the vectors of texts where those of images are meant.
+
+    Raises:
+        UsageError: the job embeds texts.
+    """
+    if job.task is Task.EMBED_TEXT:
+        raise UsageError(f"{uri}: holds vectors of texts: embed the images with `clipfleet embed`")
 
 
 def rows(reader: RowReader) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ class Selection:
     """Rows and columns of a job that are wanted."""
 
     failed: bool = False  # failed rows only
-    label: str | None = None  # rows with this label, or that accept it, of any label set
+    label: str | None = None  # rows with this label, or that accept it, of any label set or head
     sort: str | None = None  # by this column; rows without a value come last
     descending: bool = False
     columns: tuple[str, ...] = ()  # in this order; none: all
@@ -85,11 +85,12 @@ EVERYTHING = Selection()
 
 
 def _label_names(job: Job | None, schema: pa.Schema) -> list[str]:
-    """The columns with the best label, or with the accepted ones: of all label sets of the job."""
+    """The columns with the best label, or with the accepted ones: of all label sets and heads of the job."""
     sets = job.named_label_sets if job is not None else ()
     names = ["label", *(label_columns(label_set.name)[0] for label_set in sets)]
     if job is not None:
         names += job.accepted_columns
+        names += [name for head in job.heads for name in (head.columns[0], *head.columns[2:])]
     elif ACCEPTED_COLUMN in schema.names and schema.field(ACCEPTED_COLUMN).type.equals(ACCEPTED_TYPE):
         names.append(ACCEPTED_COLUMN)
     return [name for name in names if name in schema.names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
@@ -27,6 +28,7 @@ class Rebuild:
     output: Output
     job: Job  # of the output
     job_ttl_seconds: int
+    require_items: Callable[[], object] = lambda: None  # raises if they cannot be processed
 
     def run(self) -> JobState:
         """Restore the job in the ledger, and return its state; a known job is left unchanged.
@@ -38,6 +40,7 @@ class Rebuild:
             JobConflictError: the ledger knows a different job with this id, or another rebuild began.
             OutputConflictError: the output contains parts of another job.
             OutputUnavailableError: the output cannot be read.
+            UsageError: as `require_items` raises it.
         """
         return self._known_state() or self._rebuild()
 
@@ -62,6 +65,8 @@ class Rebuild:
         generation = generation_of(self.output)
         is_over = self.output.read(objects.SUCCESS) is not None
         inventory = self._take_inventory(chunks, None if is_over else generation)
+        if inventory.open_chunks:
+            self.require_items()
         if is_over and inventory.open_chunks:  # a part is missing
             is_over = False
             self.output.remove(objects.SUCCESS)

@@ -123,6 +123,7 @@ class Retry:
     job: Job
     lease_seconds: float
     sleep: Callable[[float], object] = time.sleep
+    require_items: Callable[[], object] = lambda: None  # raises if they cannot be processed again
 
     def run(self, codes: Sequence[ErrorCode] = (), max_error_rate: float | None = None) -> bool:
         """Start a retry, or join one in progress. `_SUCCESS` is removed before the job restarts.
@@ -141,6 +142,7 @@ class Retry:
             JobConflictError: the job has not ended yet, or another retry began at the same time.
             OutputConflictError: the output no longer contains this job.
             OutputUnavailableError: the parts cannot be read.
+            UsageError: as `require_items` raises it.
         """
         token = uuid4().hex
         self.ledger.drafts.begin(self.job.job_id, token)
@@ -155,6 +157,7 @@ class Retry:
         is_whole = self.job.output_is_redis and status.state is JobState.COMPLETED
         if is_whole or (not inventory.open_chunks and status.state in _COMPLETED):
             return False
+        self.require_items()
         generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
         # A job in Redis is never rebuilt, and the ledger knows the generation.
         if not self.job.output_is_redis and not note_generation(self.output, generation):

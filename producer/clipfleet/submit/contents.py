@@ -10,7 +10,7 @@ from hashlib import blake2b
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN
+from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN, count_items
 from clipfleet.sources.uris import local_path
 
 _MODULUS = 1 << 128
@@ -39,7 +39,7 @@ class Contents:
     def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Pass the batches of a source through, without `VERSION_COLUMN`, which is not staged."""
         for batch in batches:
-            self.items += batch.num_rows
+            self.items += count_items(batch)
             self._sum = (self._sum + _hash_sum(batch)) % _MODULUS
             yield batch.drop_columns([VERSION_COLUMN]) if VERSION_COLUMN in batch.schema.names else batch
 
@@ -70,6 +70,8 @@ def _columns(batch: pa.RecordBatch) -> Iterator[pa.Array]:
             yield values
         elif name != "item_index" and not pa.types.is_nested(values.type):
             yield pc.cast(values, pa.string())
+    if "uri" not in batch.schema.names:  # of ranges
+        return
     states = _file_states(batch["uri"])
     if states is not None:
         yield states

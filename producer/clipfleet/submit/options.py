@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from clipfleet.contract.columns import VectorType
+from clipfleet.contract.heads import JobHead
 from clipfleet.contract.jobs import (
     DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
@@ -37,6 +38,7 @@ from clipfleet.contract.jobs import (
     Lane,
     PartFormat,
     Precision,
+    StoredVectors,
     Task,
     new_job_id,
 )
@@ -118,6 +120,10 @@ class JobOptions(JobDescription):
 
 DEFAULT_OPTIONS = JobOptions()
 
+# What the vectors of a job depend on, and what only images have.
+OF_THE_VECTORS = ("model", "precision", "decode", "exif")
+OF_IMAGES = ("url_column", "id_column", "base_uri", "sample")
+
 
 def make_job(
     source: Source,
@@ -125,6 +131,8 @@ def make_job(
     task: Task,
     label_sets: Sequence[LabelSet] = (),
     *,
+    heads: Sequence[JobHead] = (),
+    vectors: StoredVectors | None = None,
     top_k: int = 5,
     label_set_column: str | None = None,
 ) -> Job:
@@ -137,6 +145,38 @@ def make_job(
     from clipfleet.outputs import output_uri
     from clipfleet.sources.texts import TextSource
 
+    job_id = _job_id(described)
+    output = output_uri(described.output or REDIS_OUTPUT)
+    if output == REDIS_OUTPUT:
+        _require_storable_in_redis(described)
+    with usage_errors():
+        values = described.model_dump(include=set(Job.model_fields)) | {
+            "job_id": job_id,
+            "task": task,
+            "model": normalise_model(described.model),
+            "chunk_size": described.chunk_size or DEFAULT_CHUNK_SIZE,
+            "label_sets": label_sets,
+            "heads": heads,
+            "vectors": vectors,
+            "label_set_column": _column(source, label_set_column),
+            "text_column": source.text_column if isinstance(source, TextSource) else None,
+            "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
+            "top_k": top_k,
+            "source": source.description,
+            "output": output,
+            "created_at": datetime.now(UTC),
+            "schema_version": lowest_version(
+                output_is_redis=output == REDIS_OUTPUT,
+                applies_exif=described.exif is Exif.APPLY,
+                has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
+                has_heads_or_vectors=bool(heads) or vectors is not None,
+            ),
+        }
+        return Job(**values)
+
+
+def _job_id(described: JobDescription) -> str:
+    """The given id, or a new one."""
     job_id = described.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
         raise UsageError(
@@ -145,39 +185,19 @@ def make_job(
         )
     if job_id == LAST:
         raise UsageError(f"job id {LAST!r} is reserved: it names the newest job; choose another `job_id=`")
-    output = output_uri(described.output or REDIS_OUTPUT)
-    if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
+    return job_id
+
+
+def _require_storable_in_redis(described: JobDescription) -> None:
+    if described.part_format is not PartFormat.PARQUET:
         raise UsageError(
             f"`part_format=` {described.part_format} is for parts, which Redis does not have: "
             "give an `output=`"
         )
-    if output == REDIS_OUTPUT and described.vector_type is not VectorType.FLOAT16:
+    if described.vector_type is not VectorType.FLOAT16:
         raise UsageError(
             f"`vector_type=` {described.vector_type}: Redis holds float16 vectors: give an `output=`"
         )
-    exif = Exif.IGNORE if task is Task.EMBED_TEXT else described.exif
-    with usage_errors():
-        values = described.model_dump(include=set(Job.model_fields)) | {
-            "job_id": job_id,
-            "task": task,
-            "model": normalise_model(described.model),
-            "chunk_size": described.chunk_size or DEFAULT_CHUNK_SIZE,
-            "label_sets": label_sets,
-            "label_set_column": _column(source, label_set_column),
-            "text_column": source.text_column if isinstance(source, TextSource) else None,
-            "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
-            "top_k": top_k,
-            "exif": exif,
-            "source": source.description,
-            "output": output,
-            "created_at": datetime.now(UTC),
-            "schema_version": lowest_version(
-                output_is_redis=output == REDIS_OUTPUT,
-                applies_exif=exif is Exif.APPLY,
-                has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
-            ),
-        }
-        return Job(**values)
 
 
 def _column(source: Source, name: str | None) -> str | None:
@@ -191,6 +211,12 @@ def _column(source: Source, name: str | None) -> str | None:
     return next((names[one.lower()] for one in wanted if one.lower() in names), name)
 
 
+def _some_heads(value: object) -> object:
+    if value in (None, [], ""):
+        raise ValueError("give at least one file of a head, or leave the key out")
+    return [value] if isinstance(value, str | Path) else value
+
+
 LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]
 
 
@@ -200,6 +226,7 @@ class JobSpec(JobDescription):
     source: str
     label_sets: dict[LabelSetName, LabelSetSpec] = Field(default_factory=dict)
     label_set_column: str | None = None  # names the one label set of each item
+    heads: Annotated[tuple[Path, ...], BeforeValidator(_some_heads)] = ()  # their files
     top_k: Annotated[int, Field(ge=1)] = 5
     store_embeddings: bool = Field(False, alias="embedding")
     part_format: PartFormat = Field(PartFormat.PARQUET, alias="format")
@@ -215,9 +242,15 @@ class JobSpec(JobDescription):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.label_sets and not self.store_embeddings:
-            raise ValueError("nothing to do: give label_sets, or embedding: true, or both")
+        if not (self.label_sets or self.heads or self.store_embeddings):
+            raise ValueError("nothing to do: give label_sets, heads or embedding: true, or several of them")
         return self
+
+    @property
+    def task(self) -> Task:
+        """What it asks for; vectors alone, or with heads, are an embedding."""
+        embeds = self.store_embeddings or not self.heads
+        return Task.EMBED if embeds and not self.label_sets else Task.CLASSIFY
 
     def made_label_sets(self) -> tuple[LabelSet, ...]:
         """Build the label sets, in order, reading label files.
@@ -247,7 +280,8 @@ def read_job_spec(path: Path) -> JobSpec:
     places = {"source": _below(folder, spec.source), "output": spec.output and _below(folder, spec.output)}
     if spec.model.startswith(("./", "../")):
         places["model"] = str(folder / spec.model)
-    return spec.model_copy(update={"label_sets": label_sets, **places})
+    heads = tuple(folder / one for one in spec.heads)
+    return spec.model_copy(update={"label_sets": label_sets, "heads": heads, **places})
 
 
 def _below(folder: Path, place: str) -> str:

@@ -9,6 +9,7 @@ from itertools import chain
 import pyarrow as pa
 
 from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS
+from clipfleet.contract.parts import count_items
 from clipfleet.errors import TooManyItemsError
 
 MAX_BYTES_IN_REDIS = 1 << 30  # of items: reached only by inline images
@@ -52,7 +53,7 @@ def within_redis(
 def _bounded(batches: Iterator[pa.RecordBatch], max_items: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
     items = size = 0
     for batch in batches:
-        items += batch.num_rows
+        items += count_items(batch)
         size += batch.nbytes
         if items > max_items:
             raise TooManyItemsError(_message(f"more than {max_items:,} items"))

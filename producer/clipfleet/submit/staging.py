@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipfleet.contract.parts import count_items
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, SourceChangedError
 from clipfleet.outputs import Output
@@ -223,7 +224,7 @@ class _OpenFile:
             self._writer.write_table(rows, row_group_size=len(rows))
         self.chunks += 1
         self.bytes += rows.nbytes
-        self._items += len(rows)
+        self._items += count_items(rows)
 
     def publish(self, require_unknown: Callable[[int], None], confirm: Confirm) -> StagedFile:
         name = self._layout.staged_file(self._first_chunk, self.chunks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +21,7 @@ from clipfleet.errors import (
     TooManyItemsError,
     WorldError,
 )
+from clipfleet.heads.files import HeadFile
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import DEFAULT_RETENTION, JobStatus, Ledger, Retention
@@ -51,6 +52,7 @@ class Submission:
     traceparent: str = ""
     overwriting: Overwriting | None = None
     chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
+    heads: Sequence[HeadFile] = ()  # of the job
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
@@ -176,13 +178,29 @@ class Submission:
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
 
     def _claim_output(self) -> None:
-        if self.output.create(objects.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
-            return
+        """Create what lies beside the items: the job file, and the heads that its workers read."""
+        if not self.output.create(objects.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
+            self._require_claimed()
+        for one in self.heads:
+            self._place_head(one)
+
+    def _require_claimed(self) -> None:
         holder = job_of(self.output)
         if holder is None:
             raise OutputUnavailableError(f"{self.output.uri}/{objects.JOB_FILE}: was not written")
         if not holder.is_same(self.job):
             raise OutputConflictError(f"{self.output.uri} was taken by another job in the meantime")
+
+    def _place_head(self, head: HeadFile) -> None:
+        name = objects.head_file(head.of_job.sha256)
+        if self.output.create(name, head.data, confirm=self._require_open):
+            return
+        there = self.output.read(name)
+        if there is None:  # Redis takes nothing for a job that has ended
+            self._require_open()
+            raise OutputUnavailableError(f"{self.output.uri}/{name}: was not written")
+        if there != head.data:  # damaged
+            self.output.replace(name, head.data, confirm=self._require_open)
 
     def _stage(self, batches: Iterator[pa.RecordBatch], contents: Contents) -> None:
         job_id = self.job.job_id
@@ -192,7 +210,7 @@ class Submission:
         stager = Stager(
             self.output,
             job_id,
-            self.job.chunk_size,
+            self.job.chunk_size if self.job.vectors is None else 1,  # a staged range is a chunk
             self.job.schema_version,
             chunks_per_file=self._chunks_per_file(),
             confirm=self._require_open,

@@ -44,9 +44,10 @@ def add_command(
     *,
     cls: type[Command] = Command,
     context: dict[str, Any] | None = None,
+    hidden: bool = False,
 ) -> Callable[[F], F]:
     """Add a function to a program as a command whose help ends with an example."""
-    return app.command(name, cls=cls, epilog=epilog(example), context_settings=context)
+    return app.command(name, cls=cls, epilog=epilog(example), context_settings=context, hidden=hidden)
 
 
 def epilog(example: str) -> str:

@@ -21,7 +21,7 @@ def headline(job: Job, snapshot: JobStatus, seconds: float | None) -> str:
     `seconds` is how long it took, None if that is not known.
     """
     if snapshot.state is JobState.FAILED and not snapshot.ok + snapshot.failed:
-        noun = "text" if job.task is Task.EMBED_TEXT else "image"
+        noun = "text" if job.task is Task.EMBED_TEXT else "image" if job.vectors is None else "vector"
         return f"Job failed before any {noun} was processed: {with_options(snapshot.reason)}"
     if snapshot.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
         lasted = ""
@@ -85,6 +85,7 @@ def limit_lines(snapshot: JobStatus, seconds: float | None) -> Iterator[str]:
 
 def _counts(job: Job, snapshot: JobStatus) -> str:
     verb = "labelled" if job.task is Task.CLASSIFY else "embedded"
+    verb = verb if job.vectors is None else "labelled again"
     return f"{snapshot.ok:,} {verb}, {snapshot.failed:,} failed"
 
 

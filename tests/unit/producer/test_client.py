@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from clipfleet.client import Client
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.wording import counted
+from tests.support.heads import head_file
 
 
 def test_a_url_stands_for_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +44,17 @@ def test_anything_but_a_url_and_settings_is_refused() -> None:
 )
 def test_a_number_has_its_noun(number: int, words: str) -> None:
     assert counted(number, "row") == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "^no labels: give labels, or `heads=`$"),
+        ({"heads": head_file(4, 2), "templates": ["{}"]}, "^`templates=` is for labels: give labels, too$"),
+        ({"heads": head_file(4, 2), "multi": True}, "^`multi=` is for labels: give labels, too$"),
+        ({"heads": "none.head.safetensors"}, "none.head.safetensors: No such file"),
+    ],
+)
+def test_a_job_has_labels_or_heads(given: dict[str, Any], words: str) -> None:
+    with Client("redis://127.0.0.1:1/5") as client, pytest.raises(UsageError, match=words):
+        client.classify(["/a.jpg"], **given)

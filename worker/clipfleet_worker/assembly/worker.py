@@ -34,6 +34,7 @@ from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import Pipeline
+from clipfleet_worker.chunk.relabelling import Relabelling
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.finish.errands import Announcer, Sweeper
@@ -52,6 +53,8 @@ from clipfleet_worker.process.drain import Drain
 from clipfleet_worker.process.reconciler import Reconciler
 from clipfleet_worker.process.start import calm_collector, raise_open_files_limit
 from clipfleet_worker.process.watchdog import EXIT_HUNG, Watchdog
+from clipfleet_worker.score.head_cache import HeadCache
+from clipfleet_worker.score.scoring_threads import ScoringThreads
 from clipfleet_worker.score.text_matrices import TextMatrices
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.status.health import Health, health_pages
@@ -225,6 +228,7 @@ class Worker:
             self._store,
             tuple(Path(root) for root in self._settings.output_roots),
             self._settings.s3_buckets,
+            tuple(Path(root) for root in self._settings.file_roots),
         )
         self._errands = Errands(self._settings.require_redis_url())
         self._announcer = Announcer(self._errands, self._celery_app, self._watchdog.pulse("announcer"))
@@ -244,10 +248,19 @@ class Worker:
         )
 
     def _make_pipeline(self) -> Pipeline:
+        heads = HeadCache()
         return Pipeline(
             models=self._models,
             item_path=self._items.path,
             text_matrices=self._text_matrices,
+            heads=heads,
+            relabelling=Relabelling(
+                models=self._models,
+                batcher=self._batcher,
+                scoring_threads=ScoringThreads(),
+                text_matrices=self._text_matrices,
+                heads=heads,
+            ),
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,

@@ -18,6 +18,7 @@ from clipfleet.errors import (
     JobNotFoundError,
     JobUnreadableError,
     OutputConflictError,
+    OutputDamagedError,
     OutputRefusedError,
     OutputTooNewError,
     OutputUnavailableError,
@@ -31,7 +32,12 @@ from clipfleet_worker.chunk.held_chunk import HeldChunk
 from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.chunk.tally import ChunkEnd, ChunkTally
 from clipfleet_worker.encode.batcher import BatcherStopped
-from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
+from clipfleet_worker.failures import (
+    ChunkInterrupted,
+    ChunkLostError,
+    ModelMismatchError,
+    WorkerShortageError,
+)
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.process.shortages import shortage_behind
 
@@ -204,7 +210,8 @@ class Endings:
             if isinstance(error, _AWAY):
                 self.shunned_jobs.wait(claim.job_id)
             self._release(claim, "waits", error)
-        elif claim.failures + 1 >= _LAST_FAILURE:  # not even failed rows can be written
+        elif isinstance(error, ChunkLostError) or claim.failures + 1 >= _LAST_FAILURE:
+            # Not even failed rows can be written.
             self.fail_job(claim, ErrorCode.CHUNK_FAILED, error)
         else:
             self._release(claim, "failures", error)
@@ -223,6 +230,8 @@ class Endings:
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
             return
         self._release(claim, "failures", error)
+        if isinstance(error, OutputDamagedError):
+            return  # nothing is wrong with this worker: it does the job's other chunks
         if others == []:
             # After the release, so that this chunk is the first to be due again.
             self.shunned_jobs.wait(claim.job_id, _LONE_WAIT_SECONDS)
@@ -234,7 +243,9 @@ class Endings:
         known = [one for one in self.refused_jobs if one != job_id]
         self.refused_jobs = (*known, job_id)[-_MOST_REFUSED:]
         if all(job_id in facts.refused_jobs for facts in others):
-            self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
+            is_of_model = isinstance(error, ModelMismatchError)
+            code = ErrorCode.MODEL_UNAVAILABLE if is_of_model else ErrorCode.OUTPUT_UNREACHABLE
+            self.fail_job(claim, code, error)
             return
         self.shunned_jobs.add(job_id, _REFUSED_SECONDS)
         self._release(claim, "drain", error)  # no failure of the chunk: another worker may do it

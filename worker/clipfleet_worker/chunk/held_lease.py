@@ -15,9 +15,20 @@ from typing import TypeVar
 
 from clipfleet.ledger.jobs import Lease, LeaseReport
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.process.watchdog import Phase
+from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Phase
 
 T = TypeVar("T")
+
+# Over its limit a step hangs, and its lease is not renewed.
+READ_LIMIT_SECONDS = 120.0
+# With the download; a chunk that waits longer is released. The watchdog limits the load itself.
+WAIT_FOR_MODEL_SECONDS = 3600.0
+_RELEASE_SECONDS = 60.0  # from the end of that wait to the release
+LOAD_STEP_LIMIT_SECONDS = WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _RELEASE_SECONDS
+PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not a whole label set
+ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # without any item of the worker ending
+QUEUED_LIMIT_SECONDS = 6 * 3600.0  # for a chunk behind many others on a slow device
+PREPARE_WRITE_LIMIT_SECONDS = 300.0  # until `HeldLease.confirm`: the rows go into a scratch file
 
 CLAIMED = "claimed"  # the step before the first one
 _CLAIMED_LIMIT_SECONDS = 60.0

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from clipfleet.contract.jobs import Job, read_job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, read_job
+from clipfleet.contract.parts import staged_ranges
 from clipfleet.errors import (
     JobTooNewError,
     JobUnreadableError,
+    OutputConflictError,
     OutputRefusedError,
     OutputTooNewError,
     OutputUnreachableError,
+    ResultsExpiredError,
     UsageError,
 )
 from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import Output, objects, output_of
+from clipfleet.outputs import Output, objects, open_output, output_of
 from clipfleet.outputs.bound_folder import BoundFolderOutput, outside_the_roots
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import parts_of
+from clipfleet.results.vector_ranges import PartRanges, RedisRanges, VectorRanges
 from clipfleet.s3.client import SCHEME, split_s3_uri
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
@@ -46,15 +50,36 @@ class JobContext:
     output: Output
     sink: Sink
     staged: StagedReader
+    open_vectors: Callable[[], VectorRanges] | None = None  # of a job over stored vectors
 
     @property
     def layout(self) -> Layout:
         """Names in the output."""
         return layout_of(self.job.schema_version)
 
-    def items(self, claim: Claim) -> pa.Table:
-        """Read the items of a claimed chunk, in order."""
-        return self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
+    def items(
+        self, claim: Claim, *, with_vectors: bool = True, alive: Callable[[], object] = lambda: None
+    ) -> pa.Table:
+        """Read the items of a claimed chunk, in order: as they were staged, or the rows with the vectors.
+
+        Args:
+            claim: of the chunk.
+            with_vectors: see `VectorRanges.read`.
+            alive: see `VectorRanges.read`.
+
+        Raises:
+            OutputConflictError: the vectors are gone for good.
+            OutputRefusedError: they are where this worker must not read.
+            OutputUnavailableError: the items cannot be read now.
+        """
+        staged = self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
+        if self.open_vectors is None:
+            return staged
+        (part_range,) = staged_ranges(staged)
+        try:
+            return self.open_vectors().read(part_range, with_vectors=with_vectors, alive=alive)
+        except ResultsExpiredError as error:  # they never come back
+            raise OutputConflictError(str(error)) from error
 
     def is_held(self) -> bool:
         """Whether the output still belongs to this job: another job may have overwritten it."""
@@ -74,6 +99,7 @@ class JobContexts:
         store: RedisStore,
         output_roots: tuple[Path, ...],
         s3_buckets: Collection[str] = (),
+        file_roots: tuple[Path, ...] = (),
     ) -> None:
         """Make an empty cache.
 
@@ -82,10 +108,12 @@ class JobContexts:
             store: of `redis://` outputs.
             output_roots: folders below which outputs may be.
             s3_buckets: buckets that may hold outputs; empty: all that the credentials can reach.
+            file_roots: folders below which vectors may be read, besides those of outputs.
         """
         self._ledger = ledger
         self._store = store
         self._output_roots = tuple(root.resolve() for root in output_roots)
+        self._readable_roots = (*self._output_roots, *(root.resolve() for root in file_roots))
         self._s3_buckets = frozenset(s3_buckets)
         self._contexts: OrderedDict[tuple[str, str, int], JobContext] = OrderedDict()
         self._lock = threading.Lock()
@@ -131,12 +159,36 @@ class JobContexts:
             self._check_root(output.uri)
             # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
+        # When the first chunk reads them: whoever finishes the job, or sweeps its output, needs none.
+        vectors = None if job.vectors is None else cache(partial(self._vectors, job, job.vectors))
         staged = partial(StagedReader, output, job_id=job_id, schema_version=job.schema_version)
         if job.output_is_redis:
-            return JobContext(job, output, RedisSink(self._store), staged(capacity=1))
+            return JobContext(job, output, RedisSink(self._store), staged(capacity=1), vectors)
         _check_holds(output, job)
         sink = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
-        return JobContext(job, output, sink, staged())
+        return JobContext(job, output, sink, staged(), vectors)
+
+    def _vectors(self, job: Job, vectors: StoredVectors) -> VectorRanges:
+        """The vectors of a job that labels them again, from where this worker may read."""
+        columns = job.source.extra_columns
+        if vectors.uri == REDIS_OUTPUT:
+            return RedisRanges(self._store, vectors, columns, job.chunk_size)
+        try:
+            origin = open_output(vectors.uri)
+        except UsageError as error:
+            raise OutputRefusedError(str(error)) from error
+        if origin.uri.startswith(SCHEME):
+            self._check_bucket(origin.uri)
+        elif isinstance(origin, FolderOutput):
+            path = Path(origin.uri).resolve()
+            if not any(path.is_relative_to(root) for root in self._readable_roots):
+                raise OutputRefusedError(
+                    f"{origin.uri}, whose vectors are to be labelled, is outside this worker's roots; start "
+                    "the worker with a folder above it: `clipfleet-worker up --root FOLDER`, or "
+                    "CLIPFLEET_FILE_ROOTS (of the worker, not of this shell)"
+                )
+            origin = BoundFolderOutput(Path(origin.uri), self._readable_roots)
+        return PartRanges(origin, vectors, columns, job.chunk_size)
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.

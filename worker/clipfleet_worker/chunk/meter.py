@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
 from clipfleet_worker.chunk.held_lease import CLAIMED
 from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import Busy
 
 _LITTLE = 0.01
+_NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +30,32 @@ class StepsBusy:
 
 
 def chunk_meters(
-    meanwhile: StepsBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
+    meanwhile: StepsBusy,
+    steps: Mapping[str, float],
+    model: LoadedModel,
+    seconds: Mapping[str, float] = _NOTHING,
+    waits: Mapping[str, float] = _NOTHING,
 ) -> Meters:
     """Measure a chunk.
 
     Args:
         meanwhile: how busy the shared steps were.
         steps: seconds by `Step`.
-        outcomes: of its items.
         model: of its job.
+        seconds: working time of its items, see `Outcomes`.
+        waits: of its items, likewise.
     """
-    reading = outcomes.waits.get(Meter.READING, 0.0)
+    reading = waits.get(Meter.READING, 0.0)
     by_step = {str(step): steps.get(step, 0.0) for step in Step}
     by_step[Step.READ] += steps.get(CLAIMED, 0.0)
     of_items: dict[str, float] = {
-        Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
-        Meter.TURNS: outcomes.waits.get(Meter.TURNS, 0.0),
-        Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
+        Meter.FETCHING: seconds.get("fetch", 0.0) - reading,
+        Meter.TURNS: waits.get(Meter.TURNS, 0.0),
+        Meter.BEYOND: waits.get(Meter.BEYOND, 0.0),
     }
     of_threads: dict[str, float] = {
         Meter.READING: reading,
-        Meter.DECODING: outcomes.seconds.get("decode", 0.0),
+        Meter.DECODING: seconds.get("decode", 0.0),
     }
     of_steps: dict[str, float] = {
         device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,

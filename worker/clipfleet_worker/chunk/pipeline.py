@@ -8,59 +8,71 @@
     fetch     `fetch/`: URIs to bytes, on an event loop
     decode    `decode/`: bytes to pixels, in a pool of threads
     encode    `encode/`: pixels, texts and labels to features, in the device thread, in batches
-    score     `score/`: features and label sets to labels
+    score     `score/`: features, label sets and heads to labels
     write     `rows.py`, `sinks/`: one row per item to one part
     complete  `endings.py`: records the part in the ledger; the last one of a job calls `finish/`
 
 `item_path.py` connects fetch, decode and encode (together `Step.ITEMS`), which all chunks of a process share.
 The thread of the chunk has the labels encoded meanwhile, then waits in `Outcomes`. An item that fails becomes
 a failed row, never an exception.
+
+A job over stored vectors skips the middle: the items that are read have their features (`stored_items.py`),
+and `relabelling.py` loads the model for its texts only.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
-from clipfleet.contract.jobs import ErrorCode, ItemError, Job
+from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
-from clipfleet.ledger.jobs import Claim
-from clipfleet_worker.chunk.held_lease import HeldLease
+from clipfleet.errors import OutputDamagedError
+from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim
+from clipfleet_worker.chunk.held_lease import (
+    ENCODE_LIMIT_SECONDS,
+    LOAD_STEP_LIMIT_SECONDS,
+    PREPARE_WRITE_LIMIT_SECONDS,
+    PROMPTS_LIMIT_SECONDS,
+    QUEUED_LIMIT_SECONDS,
+    READ_LIMIT_SECONDS,
+    WAIT_FOR_MODEL_SECONDS,
+    HeldLease,
+)
 from clipfleet_worker.chunk.item_path import Destination, ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.meter import chunk_meters
+from clipfleet_worker.chunk.meter import StepsBusy, chunk_meters
 from clipfleet_worker.chunk.open_items import OpenItems
-from clipfleet_worker.chunk.rows import part_table
+from clipfleet_worker.chunk.relabelling import Relabelling
+from clipfleet_worker.chunk.rows import part_table, stored_part_table
+from clipfleet_worker.chunk.stored_items import given_up_items, stored_items
 from clipfleet_worker.chunk.work import ChunkWork, chunk_work
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ChunkLostError, ItemFailure
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.files import embedding_dimension
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
+from clipfleet_worker.score.head_cache import HeadCache
+from clipfleet_worker.score.heads import DeviceHead
 from clipfleet_worker.score.labelling import (
-    ChunkLabels,
     EncodedSet,
     choices_of,
     encode_label_set,
-    fail_unknown_choices,
     label_items,
+    unknown_choices,
 )
 from clipfleet_worker.score.text_matrices import TextMatrices
 
-# Over these limits a step hangs, and its lease is not renewed.
-_READ_LIMIT_SECONDS = 120.0
-# With the download; a chunk that waits longer is released. The watchdog limits the load itself.
-_WAIT_FOR_MODEL_SECONDS = 3600.0
-_RELEASE_SECONDS = 60.0  # from the end of that wait to the release
-_PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not a whole label set
-_ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # without any item of the worker ending
-_QUEUED_LIMIT_SECONDS = 6 * 3600.0  # for a chunk behind many others on a slow device
-_PREPARE_WRITE_LIMIT_SECONDS = 300.0  # until `HeldLease.confirm`: the rows go into a scratch file
+# A stored vector takes a fraction of the memory of an image, and no decoder: so many count as one open item.
+_VECTORS_PER_ITEM = 4
+_LAST_LOSS = 2 * MAX_LOSSES  # after the first five a chunk is given up; that may cost as many again
+_DETAIL_LIMIT = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,8 @@ class Pipeline:
     models: Models
     item_path: ItemPath
     text_matrices: TextMatrices
+    heads: HeadCache
+    relabelling: Relabelling
     open_items: OpenItems
     fetch_deadline_seconds: float
     decode_seconds: float
@@ -93,16 +107,38 @@ class Pipeline:
             OutputUnavailableError: the output is away, or a later generation has written it.
             ChunkInterrupted: the chunk is no longer ours, or the worker drains.
         """
-        lease.enter(Step.READ, _READ_LIMIT_SECONDS)
+        lease.enter(Step.READ, READ_LIMIT_SECONDS)
         before = self.item_path.busy()
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before the chunk was complete
                 return ChunkResult(found, {}, PartCounts(0, 0, {}) if claim.generation > 0 else None)
+        if claim.losses >= _LAST_LOSS:
+            raise ChunkLostError(f"chunk {claim.chunk_id} has cost {claim.losses} workers")
         if claim.is_exhausted:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
-        work = _read(claim, context)
+        if context.job.vectors is None:
+            return self._run_items(claim, context, lease, _read(claim, context, lease), before)
+        return self._run_stored(claim, context, lease, context.job.vectors, before)
+
+    def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
+        """Write a part with a failed row for every item that is not kept."""
+        lease.enter(Step.READ, READ_LIMIT_SECONDS)
+        work, job = _read(claim, context, lease, with_vectors=False), context.job
+        lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
+        if job.vectors is not None:
+            items = given_up_items(work.items, job.vectors, error)
+            return _write(claim, context, lease, work, lambda: stored_part_table(items, job))
+        outcomes = Outcomes(work.items.num_rows)
+        outcomes.fail_all(error)
+        return _write(claim, context, lease, work, lambda: _rows(job, work.items, outcomes))
+
+    def _run_items(
+        self, claim: Claim, context: JobContext, lease: HeldLease, work: ChunkWork, before: StepsBusy
+    ) -> ChunkResult:
+        """Process images or texts."""
+        job = context.job
         is_suspect = claim.losses > 0 or work.is_suspect
         with (
             # Before the load, which other chunks may wait for, too.
@@ -115,56 +151,83 @@ class Pipeline:
                 make_room(count)
 
             outcomes = Outcomes(work.items.num_rows, on_end)
-            model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
-        lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
-        result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
+            model, labels = self._process(context, work.items, outcomes, lease, is_suspect=is_suspect)
+        lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
+        result = _write(claim, context, lease, work, lambda: _rows(job, work.items, outcomes, model, labels))
         meanwhile = self.item_path.busy().since(before)
-        return replace(result, meters=chunk_meters(meanwhile, lease.step_seconds, outcomes, model))
+        meters = chunk_meters(meanwhile, lease.step_seconds, model, outcomes.seconds, outcomes.waits)
+        return replace(result, work_seconds={**outcomes.seconds, **result.work_seconds}, meters=meters)
 
-    def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
-        """Write a part with a failed row for every item that is not kept."""
-        lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
-        work = _read(claim, context)
-        outcomes = Outcomes(work.items.num_rows)
-        outcomes.fail_all(error)
-        return self._write(claim, context, lease, work, outcomes)
+    def _run_stored(
+        self,
+        claim: Claim,
+        context: JobContext,
+        lease: HeldLease,
+        vectors: StoredVectors,
+        before: StepsBusy,
+    ) -> ChunkResult:
+        """Label stored vectors."""
+        job = context.job
+        with self.open_items.making_room() as make_room:
+            # Before the read, so that other chunks are read meanwhile; their number bounds the memory.
+            make_room(claim.chunk_size - claim.chunk_size // _VECTORS_PER_ITEM)
+            try:
+                work = _read(claim, context, lease)
+                items = stored_items(work.items, vectors)
+            except OutputDamagedError as error:
+                if claim.failures + 1 < MAX_FAILURES:
+                    raise
+                # Perhaps the vectors only: then the other chunks are labelled all the same.
+                damage = ItemError(ErrorCode.CHUNK_FAILED, str(error)[:_DETAIL_LIMIT])
+                return self.give_up(claim, context, lease, damage)
+            done = self.relabelling.run(context, items, lease)
+            lease.note_settled(work.items.num_rows)
+            lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
+            result = _write(
+                claim, context, lease, work, lambda: stored_part_table(done.items, job, done.labels)
+            )
+        meanwhile = self.item_path.busy().since(before)
+        return replace(result, meters=chunk_meters(meanwhile, lease.step_seconds, done.model))
 
     def _process(
         self,
-        job: Job,
+        context: JobContext,
         items: pa.Table,
         outcomes: Outcomes,
         lease: HeldLease,
         *,
         is_suspect: bool,
-    ) -> tuple[LoadedModel, ChunkLabels | None]:
+    ) -> tuple[LoadedModel, Mapping[str, pa.Array] | None]:
         """Load the model; fetch, decode, encode and score the items."""
+        job = context.job
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
-            fail_unknown_choices(job.label_sets, choices, outcomes)
+            for position, error in unknown_choices(job.label_sets, choices).items():
+                outcomes.fail(position, error)
         loading = self.models.prefetch(job.model, job.precision)
-        limit_seconds = _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _RELEASE_SECONDS
-        lease.enter(Step.LOAD, limit_seconds, doing=lambda: loading.doing)
-        spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
+        lease.enter(Step.LOAD, LOAD_STEP_LIMIT_SECONDS, doing=lambda: loading.doing)
+        spec = lease.result_of(loading.pixel_spec, WAIT_FOR_MODEL_SECONDS)
         destination = self.item_path.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
         starts_early = not is_suspect and job.text_column is None and loading.take_lead()
         if starts_early:
             self.item_path.start(items, destination)
         model = self._load(lease, destination)
-        limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + _ENCODE_LIMIT_SECONDS
+        limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
-            lease.enter(Step.ITEMS, limit_seconds, longest_seconds=_QUEUED_LIMIT_SECONDS)
+            lease.enter(Step.ITEMS, limit_seconds, longest_seconds=QUEUED_LIMIT_SECONDS)
             self.item_path.start_texts(items[job.text_column].to_pylist(), destination)
         elif not starts_early:
             self.item_path.start(items, destination)
         encoded = [] if outcomes.all_failed else self._encode_labels(job, model, lease, outcomes)
-        lease.enter(Step.ITEMS, limit_seconds, longest_seconds=_QUEUED_LIMIT_SECONDS)
+        heads = [] if outcomes.all_failed else self._heads(context, model, outcomes)
+        lease.enter(Step.ITEMS, limit_seconds, longest_seconds=QUEUED_LIMIT_SECONDS)
         outcomes.wait()
-        lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, longest_seconds=_QUEUED_LIMIT_SECONDS)
-        if not encoded:
+        lease.enter(Step.SCORE, ENCODE_LIMIT_SECONDS, longest_seconds=QUEUED_LIMIT_SECONDS)
+        if not (encoded or heads):
             return model, None
-        return model, label_items(self.item_path.batcher, job, encoded, outcomes, model.logit_scale, choices)
+        features = outcomes.ok_features()
+        return model, label_items(self.item_path.batcher, job, encoded, heads, features, model, choices)
 
     def _load(self, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Wait for the model, whose files are here by now."""
@@ -180,7 +243,7 @@ class Pipeline:
     ) -> list[EncodedSet]:
         """Encode the labels while the items are in progress; a large label set takes long, but only once."""
         try:
-            alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
+            alive = partial(lease.enter, Step.LABELS, PROMPTS_LIMIT_SECONDS)
             return [
                 encode_label_set(self.text_matrices, model, label_set, job.lane, alive)
                 for label_set in job.label_sets
@@ -192,48 +255,61 @@ class Pipeline:
             outcomes.interrupt(error)  # ends the items
             raise
 
-    def _write(
-        self,
-        claim: Claim,
-        context: JobContext,
-        lease: HeldLease,
-        work: ChunkWork,
-        outcomes: Outcomes,
-        *,
-        model: LoadedModel | None = None,
-        labels: ChunkLabels | None = None,
-    ) -> ChunkResult:
-        job = context.job
-        started = time.monotonic()
-        fresh = part_table(
-            work.items,
-            outcomes,
-            embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
-            model_fingerprint=model.fingerprint_for(job.decode, job.exif) if model else None,
-            store_embeddings=job.keeps_embeddings,
-            has_embedding_column=job.has_embedding_column,
-            vector_type=job.vector_type,
-            label_set_names=[label_set.name for label_set in job.named_label_sets],
-            accepted_columns=job.accepted_columns,
-            labels=labels,
-        )
-        rows = work.all_rows(fresh)
-        counts = context.sink.write(
-            _identity(claim),
-            rows,
-            count_rows(rows),
-            over=work.older,
-            token=claim.token,
-            confirm=lease.confirm,
-        )
-        seconds = {**outcomes.seconds, "write": time.monotonic() - started}
-        return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
+    def _heads(self, context: JobContext, model: LoadedModel, outcomes: Outcomes) -> list[DeviceHead]:
+        try:
+            return self.heads.get(context.output, context.job, model)
+        except BaseException as error:
+            outcomes.interrupt(error)  # ends the items
+            raise
 
 
-def _read(claim: Claim, context: JobContext) -> ChunkWork:
+def _write(
+    claim: Claim, context: JobContext, lease: HeldLease, work: ChunkWork, make_rows: Callable[[], pa.Table]
+) -> ChunkResult:
+    """Write the part of a chunk, with the rows that a retry keeps."""
+    started = time.monotonic()
+    fresh = make_rows()
+    rows = work.all_rows(fresh)
+    counts = context.sink.write(
+        _identity(claim),
+        rows,
+        count_rows(rows),
+        over=work.older,
+        token=claim.token,
+        confirm=lease.confirm,
+    )
+    seconds = {"write": time.monotonic() - started}
+    return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
+
+
+def _rows(
+    job: Job,
+    items: pa.Table,
+    outcomes: Outcomes,
+    model: LoadedModel | None = None,
+    labels: Mapping[str, pa.Array] | None = None,
+) -> pa.Table:
+    return part_table(
+        items,
+        outcomes,
+        embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
+        model_fingerprint=model.fingerprint_for(job.decode, job.exif) if model else None,
+        store_embeddings=job.keeps_embeddings,
+        has_embedding_column=job.has_embedding_column,
+        vector_type=job.vector_type,
+        label_set_names=[label_set.name for label_set in job.named_label_sets],
+        accepted_columns=job.accepted_columns,
+        heads=job.heads,
+        labels=labels,
+    )
+
+
+def _read(claim: Claim, context: JobContext, lease: HeldLease, *, with_vectors: bool = True) -> ChunkWork:
     """Read the items of a chunk, and in a retry the part of the generation before."""
     older = context.sink.older(_identity(claim)) if claim.generation > 0 else None
-    return chunk_work(context.items(claim), older, claim.retry_codes)
+    alive = partial(lease.enter, Step.READ, READ_LIMIT_SECONDS)
+    items = context.items(claim, with_vectors=with_vectors, alive=alive)
+    return chunk_work(items, older, claim.retry_codes)
 
 
 def _identity(claim: Claim) -> PartIdentity:

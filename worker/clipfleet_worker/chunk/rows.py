@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import (
-    ACCEPTED_COLUMN,
-    LABEL_COLUMNS,
-    VectorType,
-    accepted_column,
-    label_columns,
-)
-from clipfleet.contract.jobs import ItemError
+from clipfleet.contract.columns import VectorType
+from clipfleet.contract.heads import JobHead
+from clipfleet.contract.jobs import ItemError, Job
 from clipfleet.contract.parts import (
-    ACCEPTED_TYPE,
     INLINE_COLUMN,
     ITEM_COLUMNS,
-    LABEL_TYPES,
+    PART_COLUMNS,
     UNKNOWN_DIMENSION,
     ItemStatus,
     part_schema,
 )
+from clipfleet.results.vector_ranges import VECTORS_COLUMN
 from clipfleet.sources.uris import without_userinfo
+from clipfleet_worker.chunk.stored_items import StoredItems
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.score.labelling import ChunkLabels, ItemLabels
 
 
 def part_table(
@@ -41,7 +36,8 @@ def part_table(
     vector_type: VectorType = VectorType.FLOAT16,
     label_set_names: Sequence[str] = (),
     accepted_columns: Collection[str] = (),
-    labels: ChunkLabels | None = None,
+    heads: Sequence[JobHead] = (),
+    labels: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     """Build the rows of one part.
 
@@ -55,22 +51,23 @@ def part_table(
         vector_type: of the numbers of a vector.
         label_set_names: of the label sets that have their own columns.
         accepted_columns: see `Job.accepted_columns`.
-        labels: None: there are no labels.
+        heads: of the job.
+        labels: the columns of label sets and heads by name, see `label_items`; None: there are no labels.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
     dimension = embedding_dimension or UNKNOWN_DIMENSION if has_embedding_column else None
-    schema = part_schema(dimension, extra, label_set_names, vector_type, accepted_columns)
+    schema = part_schema(dimension, extra, label_set_names, vector_type, accepted_columns, heads)
     ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
     codes, details = _error_columns(outcomes.errors)
     columns: dict[str, pa.Array] = {
         "item_index": items["item_index"].combine_chunks(),
         "item_id": items["item_id"].combine_chunks(),
         "uri": _without_userinfo(items["uri"].combine_chunks()),
-        "status": pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value),
+        "status": _statuses(ok),
         "error_code": codes,
         "error_detail": details,
-        **_all_label_columns(items.num_rows, label_set_names, labels),
+        **(labels or {}),
         "width": pa.array(outcomes.widths, pa.int32()),
         "height": pa.array(outcomes.heights, pa.int32()),
         "content_hash": pa.array(outcomes.content_hashes, pa.string()),
@@ -80,7 +77,57 @@ def part_table(
     if has_embedding_column:
         kind = schema.field("embedding").type
         columns["embedding"] = _embeddings(outcomes.features, kind, store_embeddings)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
+    return _table(columns, schema)
+
+
+def stored_part_table(items: StoredItems, job: Job, labels: Mapping[str, pa.Array] | None = None) -> pa.Table:
+    """Build the rows of one part of a job over stored vectors; what the rows had stays but for their labels.
+
+    Args:
+        items: with their outcomes.
+        job: theirs.
+        labels: see `part_table`.
+    """
+    rows, ok = items.rows, items.ok
+    extra = [rows.schema.field(name) for name in rows.schema.names if name not in PART_COLUMNS]
+    dimension = items.vectors.dimension if job.has_embedding_column else None
+    label_set_names = [label_set.name for label_set in job.named_label_sets]
+    schema = part_schema(dimension, extra, label_set_names, job.vector_type, job.accepted_columns, job.heads)
+    columns: dict[str, pa.Array] = {
+        **{name: rows[name].combine_chunks() for name in rows.schema.names if name != VECTORS_COLUMN},
+        "status": _statuses(ok),
+        "error_code": items.error_codes,
+        "error_detail": items.error_details,
+        "model_fingerprint": pc.if_else(ok, rows["model_fingerprint"].combine_chunks(), None),
+        **(labels or {}),
+    }
+    if job.keeps_embeddings and VECTORS_COLUMN in rows.schema.names:
+        columns["embedding"] = _copied_vectors(items, schema.field("embedding").type)
+    return _table(columns, schema)
+
+
+def _table(columns: Mapping[str, pa.Array], schema: pa.Schema) -> pa.Table:
+    """A table in the order of the schema; columns that are not there are null."""
+    rows = len(columns["item_index"])
+    found = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in schema]
+    return pa.table(found, schema=schema)
+
+
+def _statuses(ok: pa.Array) -> pa.Array:
+    return pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value)
+
+
+def _copied_vectors(items: StoredItems, kind: pa.DataType) -> pa.Array:
+    """The vectors of the rows that are ok, as they were stored, in the type of the job."""
+    column = items.rows[VECTORS_COLUMN].combine_chunks()
+    if len(items.features.positions) < len(column):
+        places = np.arange(len(column))
+        column = column.take(pa.array(places, mask=~items.ok.to_numpy(zero_copy_only=False)))
+    if column.type.equals(kind):
+        return column
+    if column.null_count == len(column):
+        return pa.nulls(len(column), kind)
+    return column.cast(kind)
 
 
 def _error_columns(errors: Sequence[ItemError | None]) -> tuple[pa.Array, pa.Array]:
@@ -96,29 +143,6 @@ def _without_userinfo(uris: pa.Array) -> pa.Array:
     if not pc.any(pc.match_substring(uris, "@")).as_py():
         return uris
     return pa.array([without_userinfo(uri) for uri in uris.to_pylist()], pa.string())
-
-
-def _all_label_columns(
-    count: int, label_set_names: Sequence[str], labels: ChunkLabels | None
-) -> dict[str, pa.Array]:
-    nothing = ItemLabels(count)
-    by_columns: dict[tuple[str, ...], ItemLabels] = {
-        (*LABEL_COLUMNS, ACCEPTED_COLUMN): labels.chosen if labels else nothing
-    }
-    for name in label_set_names:
-        columns = (*label_columns(name), accepted_column(name))
-        by_columns[columns] = labels.by_set[name] if labels else nothing
-    return {
-        column: array
-        for columns, item_labels in by_columns.items()
-        for column, array in zip(columns, _label_arrays(item_labels), strict=True)
-    }
-
-
-def _label_arrays(one: ItemLabels) -> list[pa.Array]:
-    """The columns of a label set; the last one is only in parts of sets with thresholds."""
-    values = (one.best, one.best_scores, one.labels, one.scores, one.accepted)
-    return [pa.array(value, kind) for value, kind in zip(values, (*LABEL_TYPES, ACCEPTED_TYPE), strict=True)]
 
 
 def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store: bool) -> pa.Array:

@@ -287,6 +287,15 @@ def doctor(
     raise typer.Exit(EXIT_FAILED if problems else 0)
 
 
+@add_command(app, "clipfleet-worker weights linear.pth linear.safetensors", hidden=True)
+def weights(given: Path, made: Path) -> None:
+    """Write the tensors of a torch file as safetensors, for `clipfleet head import`."""
+    require_extra("worker")
+    from clipfleet_worker.models.weights_file import convert_weights
+
+    convert_weights(given, made)
+
+
 def _print(findings: Iterable[Finding]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     counts = dict.fromkeys(_STYLES, 0)

@@ -8,6 +8,7 @@ from clipfleet.errors import UsageError
 
 _MODULES = {
     "worker,embedded": ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy"),
+    "worker": ("torch", "safetensors", "numpy"),  # what reads a file of torch
     "exporter": ("prometheus_client",),  # the extra `worker` has it, too
 }
 

@@ -22,6 +22,7 @@ from clipfleet.contract.jobs import Lane
 from clipfleet_worker.encode.batch_sizes import BatchSizes
 from clipfleet_worker.encode.batches import Batch, Encoder, ItemSlice, Segment
 from clipfleet_worker.encode.bisecting import FORWARD_ERRORS
+from clipfleet_worker.encode.lane_queue import MOST_PASSED_OVER, LaneQueue
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 _LANE_ORDER = tuple(Lane)
 _LINGER_SECONDS = 0.005  # a partial batch is begun when the device is idle and no item came for this long
-_MAX_PASSED_OVER = 8  # batches of better lanes before a call
+_MAX_CALLS_IN_A_ROW = 8  # while items wait, of any lane
 _TEXTS_PER_PASS = 64  # so that a large label set does not delay the images of other jobs
 
 
@@ -87,8 +88,8 @@ class Batcher:
         self._waiting_items = 0
         self._wake_at_items = 1  # fewer waiting items do not wake the thread; while it lingers, a full batch
         self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
-        self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
-        self._call_went_last = False
+        self._calls = LaneQueue[_Call]()
+        self._calls_in_a_row = 0  # that went since the last batch
         self._passed_over = 0  # batches that went while a call waited
         self._under_way: deque[Batch] = deque()  # begun and not finished, oldest first; the thread's own
         self._finished_at = 0.0  # the last of them, monotonic
@@ -108,9 +109,8 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        for calls in self._calls.values():
-            while calls:
-                calls.popleft().future.set_exception(BatcherStopped("the worker stops"))
+        while self._calls:
+            self._calls.take().future.set_exception(BatcherStopped("the worker stops"))
         for items in self._items.values():
             while items:
                 items.popleft().outcomes.interrupt(BatcherStopped("the worker stops"))
@@ -161,7 +161,8 @@ class Batcher:
         with self._changed:
             if self._stopping:
                 raise BatcherStopped("the worker stops")
-            self._calls[lane].extend(calls)
+            for call in calls:
+                self._calls.put(lane, call)
             self._changed.notify_all()
         return [call.future for call in calls]
 
@@ -217,30 +218,34 @@ class Batcher:
             return not self._stopping
         last = self._under_way[-1]
         is_full = not last.leaves_room or len(self._under_way) >= last.batches_in_flight
-        if is_full or self._call_went_last:
+        if is_full or self._calls_in_a_row:
             return False
         return self._waiting_items >= (1 if last.leaves_idle else self._full_batch())
 
     def _next_lane(self) -> Lane | None:
-        return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
+        """The best lane that has calls or items."""
+        lanes = {self._calls.best_lane, *(lane for lane in _LANE_ORDER if self._items[lane])}
+        return next((lane for lane in _LANE_ORDER if lane in lanes), None)
 
     def _next_call(self) -> _Call | None:
         """The next call, if it is its turn: if the best lane has both, calls and batches alternate.
 
         A call of a worse lane than the waiting items goes after so many batches: calls do not fill the ring,
-        so that nothing else would ever stop the items before them.
+        so that nothing else would ever stop the items before them. And so do items after so many calls.
         """
-        waiting = next((lane for lane in _LANE_ORDER if self._calls[lane]), None)
+        waiting = self._calls.best_lane
         if waiting is None:
-            self._call_went_last, self._passed_over = False, 0
+            self._calls_in_a_row, self._passed_over = 0, 0
             return None
-        is_best = waiting is self._next_lane()
-        is_turn = is_best and not (self._items[waiting] and self._call_went_last)
-        if not is_turn and self._passed_over < _MAX_PASSED_OVER:
-            self._call_went_last, self._passed_over = False, self._passed_over + 1
+        in_a_row, has_items = self._calls_in_a_row, self._waiting_items > 0
+        is_turn = waiting is self._next_lane() and not (self._items[waiting] and in_a_row)
+        if has_items and in_a_row >= _MAX_CALLS_IN_A_ROW:
+            is_turn = False
+        if not is_turn and self._passed_over < MOST_PASSED_OVER:
+            self._calls_in_a_row, self._passed_over = 0, self._passed_over + 1
             return None
-        self._call_went_last, self._passed_over = True, 0
-        return self._calls[waiting].popleft()
+        self._calls_in_a_row, self._passed_over = in_a_row + 1, 0
+        return self._calls.take()
 
     def _full_batch(self) -> int:
         """Items of a full batch of those that go next; called with the lock held."""

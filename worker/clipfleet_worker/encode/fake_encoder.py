@@ -55,6 +55,10 @@ class FakeEncoder:
     def fingerprint_for(self, route: DecodeRoute, exif: Exif = Exif.IGNORE) -> str:
         return short_hash([self.fingerprint, route.value, *([] if exif is Exif.IGNORE else [f"exif {exif}"])])
 
+    def has_made(self, fingerprint: str, route: DecodeRoute, exif: Exif) -> bool:
+        """Whether rows with this fingerprint are of this encoder; it has one precision."""
+        return fingerprint == self.fingerprint_for(route, exif)
+
     def new_pixels(self, count: int) -> np.ndarray:
         return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)
 

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import label_columns
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts
@@ -186,8 +185,7 @@ def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
 
 
 def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
-    of_sets = (name for one in job.named_label_sets for name in label_columns(one.name))
-    ours = {*PART_COLUMNS, *of_sets, *job.accepted_columns}
+    ours = {*PART_COLUMNS, *job.label_and_head_columns}
     extra = [column for column in part.schema.names if column not in ours]
     rows: list[dict[str, Any]] = []
     for batch in part.batches([*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra]):

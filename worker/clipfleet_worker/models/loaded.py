@@ -46,7 +46,8 @@ class LoadedModel:
         self.pixel_spec = pixel_spec
         self.precision = precision
         self.device = device
-        self.fingerprint = short_hash([_weights_hash(module), pixel_spec.facts(), precision.value])
+        self._content = [_weights_hash(module), pixel_spec.facts()]
+        self.fingerprint = self._fingerprint_in(precision)
         self.logit_scale = float(module.logit_scale.detach().exp())
         if not self.logit_scale <= _MAX_LOGIT_SCALE:  # also True for NaN; scores would be NaN
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
@@ -77,7 +78,17 @@ class LoadedModel:
 
     def fingerprint_for(self, route: DecodeRoute, exif: Exif = Exif.IGNORE) -> str:
         """The fingerprint in rows: model, weights, preprocessing, precision, decode route and EXIF."""
-        return short_hash([self.fingerprint, route.value, *([] if exif is Exif.IGNORE else [f"exif {exif}"])])
+        return _fingerprint_of_rows(self.fingerprint, route, exif)
+
+    def has_made(self, fingerprint: str, route: DecodeRoute, exif: Exif) -> bool:
+        """Whether rows with this fingerprint are of this model, in any precision: their vectors agree."""
+        return any(
+            fingerprint == _fingerprint_of_rows(self._fingerprint_in(precision), route, exif)
+            for precision in Precision
+        )
+
+    def _fingerprint_in(self, precision: Precision) -> str:
+        return short_hash([*self._content, precision.value])
 
     def new_pixels(self, count: int) -> np.ndarray:
         """An array to be filled for `begin_images`, see `Backend`."""
@@ -111,6 +122,10 @@ class LoadedModel:
         """Run all batches plainly from now on, see `SeveralWays`; no effect on other backends."""
         if isinstance(self._backend, SeveralWays):
             self._backend.trust_only_plain(reason)
+
+
+def _fingerprint_of_rows(fingerprint: str, route: DecodeRoute, exif: Exif) -> str:
+    return short_hash([fingerprint, route.value, *([] if exif is Exif.IGNORE else [f"exif {exif}"])])
 
 
 def loading_errors() -> tuple[type[Exception], ...]:

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from clipfleet.contract.label_sets import LARGEST_SCORE, LabelSet
-from clipfleet_worker.process.device import memory_errors
+from clipfleet_worker.score.best_labels import LABELS_PER_SLICE, BestLabels, from_steps, in_steps
 
 if TYPE_CHECKING:
     import torch
-
-_LABELS_PER_SLICE = 4096  # in double precision
-# Margins are rounded to multiples of 2^-30: labels with equal vectors get equal ones in any slice.
-_STEPS = 2.0**30
-_MOST_STEPS = 2**51 - 1  # with the place in a slice they fit into 64 bits; a margin of 2 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +22,8 @@ class Acceptance:
 
     label_indices: np.ndarray  # (images, k), by margin, descending
     scores: np.ndarray  # float32 (images, k), descending
-    accepted: Sequence[Sequence[int]]  # of each image, by margin, descending
+    accepted: np.ndarray  # int64: those of the first image by margin, descending, then of the next one
+    accepted_counts: np.ndarray  # int64 (images,)
     best_scores: np.ndarray  # float32 (images,): of the best accepted label, or the best of all
 
 
@@ -49,7 +45,7 @@ class Decision:
         Args:
             label_set: the label set.
             labels: its labels, or those of its preset.
-            prompts: the encoded `background_prompts`, each float32 (d,) and L2-normalised.
+            prompts: the encoded `background_prompts`, each float32 or float64 (d,) and L2-normalised.
         """
         import torch
 
@@ -79,53 +75,43 @@ def background_prompts(label_set: LabelSet) -> tuple[str, ...]:
 
 
 def accept(
-    features: np.ndarray, text_matrix: torch.Tensor, decision: Decision, logit_scale: float, top_k: int
+    images: torch.Tensor, text_matrix: torch.Tensor, decision: Decision, logit_scale: float, top_k: int
 ) -> Acceptance:
     """Score each label by `LabelSet`'s formula; find the best `top_k` and all accepted ones.
 
     Labels are ordered by their margin `slope * z + intercept`, which still differs where the scores are all
     close to 1; of equal margins the first label wins. Scores are rounded to float32; thresholds are compared
-    with the rounded scores, so that a reader of the scores gets the same answer. Labels are processed in
-    slices, so that there is never a matrix of all images and all labels.
+    with the rounded scores, so that a reader of the scores gets the same answer.
 
     Args:
-        features: float32 (images, d), L2-normalised.
-        text_matrix: float32 (labels, d) on any device, L2-normalised.
+        images: float64 (images, d), L2-normalised, on the device of the text matrix.
+        text_matrix: float32 or float64 (labels, d), L2-normalised.
         decision: of the label set.
         logit_scale: the model's, already exponentiated.
         top_k: how many labels to keep; all of them if there are fewer.
-
-    Raises:
-        MemoryError: not enough memory on the device now.
     """
     import torch
 
-    with torch.inference_mode(), memory_errors():
-        images = torch.from_numpy(features).to(text_matrix.device).double() * logit_scale
-        ground = torch.logsumexp(images @ decision.shared.T, dim=1, keepdim=True)
-        best = torch.empty((len(images), 0), dtype=torch.int64, device=images.device)
-        indices = torch.empty_like(best)
-        found: list[tuple[torch.Tensor, ...]] = []  # accepted: images, labels, margins
-        for start in range(0, len(text_matrix), _LABELS_PER_SLICE):
-            texts = text_matrix[start : start + _LABELS_PER_SLICE]
-            margins = _margins(images, texts.double(), ground, decision, start)
-            some, places = _best(margins, top_k)
-            # Stable: earlier slices come first.
-            best, order = torch.sort(torch.cat([best, some], dim=1), dim=1, descending=True, stable=True)
-            indices = torch.cat([indices, places + start], dim=1).gather(1, order)[:, :top_k]
-            best = best[:, :top_k]
-            is_accepted = _scores(margins).double() >= decision.thresholds[start : start + len(texts)]
-            image, place = is_accepted.nonzero(as_tuple=True)
-            found.append((image.cpu(), place.cpu() + start, margins[is_accepted].cpu()))
-        top = _scores(best).cpu().numpy()
-        accepted, best_scores = _by_image(found, top[:, 0])
-        return Acceptance(indices.cpu().numpy(), top, accepted, best_scores)
+    images = images * logit_scale
+    ground = torch.logsumexp(images @ decision.shared.T, dim=1, keepdim=True)
+    best = BestLabels(len(images), top_k, images.device)
+    found: list[tuple[torch.Tensor, ...]] = []  # accepted: images, labels, margins in steps
+    for start in range(0, len(text_matrix), LABELS_PER_SLICE):
+        texts = text_matrix[start : start + LABELS_PER_SLICE]
+        margins = in_steps(_margins(images, texts.double(), ground, decision, start))
+        best.add(margins, start)
+        scores = _scores(from_steps(margins))
+        is_accepted = scores.double() >= decision.thresholds[start : start + len(texts)]
+        image, place = is_accepted.nonzero(as_tuple=True)
+        found.append((image.cpu(), place.cpu() + start, margins[is_accepted].cpu()))
+    top = _scores(best.values).cpu().numpy()
+    return Acceptance(best.indices.cpu().numpy(), top, *_by_image(found, top[:, 0]))
 
 
 def _margins(
     images: torch.Tensor, texts: torch.Tensor, ground: torch.Tensor, decision: Decision, start: int
 ) -> torch.Tensor:
-    """`slope * z + intercept` of some labels in steps, int64 (images, labels).
+    """`slope * z + intercept` of some labels, float64 (images, labels).
 
     `images` are multiplied by the logit scale.
     """
@@ -139,47 +125,31 @@ def _margins(
         own = torch.exp(decision.own[first:last] @ images.T - ground.T)
         mass = images.new_zeros((len(texts), len(images)))  # rows are added faster than columns
         over -= torch.log1p(mass.index_add_(0, decision.owners[first:last] - start, own)).T
-    margins = torch.round((decision.slope * over + decision.intercepts[start:stop]) * _STEPS)
-    return margins.clamp(-_MOST_STEPS, _MOST_STEPS).long()
+    return decision.slope * over + decision.intercepts[start:stop]
 
 
 def _scores(margins: torch.Tensor) -> torch.Tensor:
-    """Scores of margins in steps, float32."""
+    """Scores of margins, float32."""
     import torch
 
-    return torch.sigmoid(margins.double() / _STEPS).clamp(max=LARGEST_SCORE).float()
-
-
-def _best(margins: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest margins of a slice and their places (images, k), descending, then by place."""
-    import torch
-
-    places = torch.arange(margins.shape[1], device=margins.device)
-    keys = margins * _LABELS_PER_SLICE + (_LABELS_PER_SLICE - 1 - places)
-    best = torch.topk(keys, min(top_k, keys.shape[1])).values
-    return (
-        torch.div(best, _LABELS_PER_SLICE, rounding_mode="floor"),
-        _LABELS_PER_SLICE - 1 - best % _LABELS_PER_SLICE,
-    )
+    return torch.sigmoid(margins).clamp(max=LARGEST_SCORE).float()
 
 
 def _by_image(
     found: Sequence[tuple[torch.Tensor, ...]], best_scores: np.ndarray
-) -> tuple[list[list[int]], np.ndarray]:
-    """Accepted labels of each image, by margin; and the score of the best one, else the given score.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Accepted labels by image and margin; their number; the score of the best one, else the given score.
 
     Args:
-        found: images, labels and margins of accepted labels, in any order.
+        found: images, labels and margins in steps of accepted labels, in any order.
         best_scores: float32, of the best label of each image.
     """
     import torch
 
     images, labels, margins = (torch.cat(values) for values in zip(*found, strict=True))
     order = np.lexsort((labels.numpy(), -margins.numpy(), images.numpy()))
-    ends = np.cumsum(np.bincount(images.numpy(), minlength=len(best_scores)))
-    accepted = [part.tolist() for part in np.split(labels.numpy()[order], ends[:-1])]
-    starts = np.concatenate([[0], ends[:-1]])
-    has_any = ends > starts
+    counts = np.bincount(images.numpy(), minlength=len(best_scores))
+    firsts = (np.cumsum(counts) - counts)[counts > 0]
     best_scores = best_scores.copy()
-    best_scores[has_any] = _scores(margins[order][starts[has_any]]).numpy()
-    return accepted, best_scores
+    best_scores[counts > 0] = _scores(from_steps(margins[order][firsts])).numpy()
+    return labels.numpy()[order], counts, best_scores

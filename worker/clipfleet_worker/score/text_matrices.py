@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Up to this size a matrix is kept as it is multiplied; a larger one would take too much of the device.
+_DOUBLE_BYTES = 128 * 1024 * 1024
 _KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix is kept at any size
 _PROMPTS_PER_PASS = 256
 _SHARED_FROM_PROMPTS = 1000  # encoding fewer is faster than reading them from Redis
@@ -59,7 +61,7 @@ class TextMatrix:
     """A label set encoded by a model."""
 
     labels: tuple[str, ...]  # of the set, or of its preset
-    values: torch.Tensor  # float32 (labels, d), L2-normalised, on the model's device
+    values: torch.Tensor  # float64 (labels, d), if large float32; L2-normalised, on the model's device
 
 
 class TextMatrices:
@@ -148,7 +150,8 @@ class TextMatrices:
         if values is None:
             values = _whole(slices, alive)
         with memory_errors():
-            return TextMatrix(labels, torch.from_numpy(values).to(model.device))
+            kind = torch.float64 if 2 * values.nbytes <= _DOUBLE_BYTES else torch.float32
+            return TextMatrix(labels, torch.from_numpy(values).to(model.device, kind))
 
     def _taken_over(self, shared: _Shared, slices: Slices, alive: Alive) -> np.ndarray | None:
         """The matrix that another worker has made, or that is made here for all; None while Redis is away."""

@@ -104,7 +104,7 @@ def _grouped(kind: Kind, root: Root, embedder: Embedder) -> tuple[Metrics, Embed
     truth, fields = read_labels(root, len(names)), read_fields(root, _FIELDS[kind])
     prompts = embedder.texts(prompts_of(names, root.templates()))
     images = embedded_images(root, embedder, len(truth))
-    require_prompts(prompts, images)
+    require_prompts(prompts, images.origin)
     good = images.ok
     truth, fields = truth[good], {name: values[good] for name, values in fields.items()}
     ranks = classify(images.features[good], zero_shot_classifier(prompts.features, len(names)), truth)
@@ -179,7 +179,7 @@ def _faces(root: Root, embedder: Embedder) -> tuple[Metrics, Embedded]:
     texts = [prompts_of(names[objective], templates[objective]) for objective in _OBJECTIVES]
     prompts = embedder.texts([text for each in texts for text in each])
     images = embedded_images(root, embedder, len(fields["age"]))
-    require_prompts(prompts, images)
+    require_prompts(prompts, images.origin)
     good = images.ok
     fields = {name: values[good] for name, values in fields.items()}
     predicted, start = {}, 0
@@ -241,7 +241,7 @@ def _winogavil(root: Root, embedder: Embedder) -> tuple[Metrics, Embedded, int]:
     instances = _instances(root, {key: number for number, key in enumerate(keys)})
     prompts = embedder.texts([one.prompt for one in instances])
     images = embedded_images(root, embedder, len(keys))
-    require_prompts(prompts, images)
+    require_prompts(prompts, images.origin)
     # As the others do with items: an instance counts if all its images could be read.
     counted = [(number, one) for number, one in enumerate(instances) if images.ok[one.candidates].all()]
     values = [

@@ -110,9 +110,9 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, program: str) -> N
         PROGRAMS[program].main()
 
 
-def commands(program: str) -> list[str]:
+def commands(program: str, *, with_hidden: bool = True) -> list[str]:
     group: Any = typer.main.get_command(PROGRAMS[program].app)
-    return [f"{program} {name}" for name in group.commands]
+    return [f"{program} {name}" for name, one in group.commands.items() if with_hidden or not one.hidden]
 
 
 @pytest.mark.parametrize("command", [*commands("clipfleet"), *commands("clipfleet-worker")])
@@ -170,6 +170,17 @@ class TestEveryCommand:
         ("clipfleet embed S3:///x", ["'s3:///x' is not an S3 URI: write s3://BUCKET/PATH"]),
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed images --url-column link", ["--url-column"]),
+        # heads
+        ("clipfleet head fit images --name= -o a.head.safetensors", ["--name", "empty"]),
+        ("clipfleet head import notes.md --name= -m demo", ["--name", "empty"]),
+        # labels again
+        ("clipfleet relabel list.csv --labels a,b", ["list.csv is a file", "`clipfleet embed`"]),
+        ("clipfleet relabel ./list.csv --labels a,b", ["list.csv is a file", "`clipfleet embed`"]),
+        ("clipfleet relabel images --labels a,b", ["no job", "`clipfleet embed`"]),
+        ("clipfleet relabel gone --labels a,b", ["'gone'", "clipfleet results FOLDER"]),
+        ("clipfleet relabel images --labels a,b -m demo", ["--model", "leave it out"]),
+        ("clipfleet relabel images --labels a,b --decode fast", ["--decode", "leave it out"]),
+        ("clipfleet relabel images --labels a,b --url-column url", ["--url-column", "leave it out"]),
         # jobs
         ("clipfleet export gone --layout csv --to new", ["'gone'", "clipfleet results FOLDER"]),
         ("clipfleet show 3 --job gone", ["'gone'", "clipfleet results FOLDER"]),
@@ -257,7 +268,7 @@ def test_the_version(run: Run, program: str) -> None:
     assert run(program, "--version") == Answer(0, f"{program} {clipfleet.__version__}\n", "")
 
 
-LISTED = {name: [command.split()[1] for command in commands(name)] for name in PROGRAMS}
+LISTED = {name: [command.split()[1] for command in commands(name, with_hidden=False)] for name in PROGRAMS}
 LISTED["clipfleet-worker models"] = ["Usage: clipfleet-worker models"]
 
 

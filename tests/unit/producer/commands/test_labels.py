@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.commands.submitting import read_labels
+from clipfleet.commands.submitting import chosen_label_sets, read_labels
 from clipfleet.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -107,3 +107,22 @@ class TestFile:
     def test_one_that_is_not_there_is_no_name(self, name: str) -> None:
         with pytest.raises(UsageError, match=rf"^--labels {name}: No such file"):
             read_labels(name)
+
+
+class TestWithHeads:
+    def test_a_head_does_without_labels(self) -> None:
+        assert chosen_label_sets(None, [], [], has_heads=True) == ()
+        assert chosen_label_sets("cat,dog", [], [], has_heads=True) == chosen_label_sets("cat,dog", [], [])
+
+    def test_without_either_both_ways_are_told(self) -> None:
+        with pytest.raises(UsageError, match=r"^no labels: give --labels .* or a --head$"):
+            chosen_label_sets(None, [], [])
+
+    @pytest.mark.parametrize(
+        ("option", "values"), [("--template", {}), ("--multi", {"multi": True}), ("--none", {"none": True})]
+    )
+    def test_options_of_labels_need_some(self, option: str, values: dict[str, bool]) -> None:
+        templates = ["{}"] if option == "--template" else []
+
+        with pytest.raises(UsageError, match=f"^{option} is for labels"):
+            chosen_label_sets(None, [], templates, has_heads=True, **values)

@@ -72,12 +72,12 @@ LIMITS: dict[str, tuple[list[dict[Any, float]], str]] = {
     "nothing busy": ([{Meter.BEYOND: 100.0}], "None"),
     "no share above all": ([DECODES, {Meter.DECODE_BUSY: 200.4}], "decode: 2 threads busy 100 % of the time"),
     "slow writes": ([NO_STEPS, {Step.WRITE: 400.0}], f"write: writing parts takes {CHUNKS}"),
-    "slow reads": ([NO_STEPS, {Step.READ: 400.0}], f"write: reading the staged items takes {CHUNKS}"),
+    "slow reads": ([NO_STEPS, {Step.READ: 400.0}], f"write: reading the items takes {CHUNKS}"),
     "many labels": ([NO_STEPS, {Step.LABELS: 400.0}], f"labels: encoding their texts takes {CHUNKS}"),
     "slow scores": ([NO_STEPS, {Step.SCORE: 400.0}], f"score: comparing with the labels takes {CHUNKS}"),
     "an output that is slow to read, too": (
         [{Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}],
-        "write: writing parts takes 24 %, reading the staged items 36 % of the chunks' time",
+        "write: writing parts takes 24 %, reading the items 36 % of the chunks' time",
     ),
     "five of eight chunks being written while the device is never idle": (
         [ENCODES, {Step.WRITE: 160.0, Meter.FORWARD_BUSY: 250.0, Meter.DECODE_BUSY: 200.0}],

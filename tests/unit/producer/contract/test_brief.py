@@ -7,6 +7,7 @@ import pytest
 from clipfleet.contract.brief import JobBrief, labels_words
 from clipfleet.contract.label_sets import LabelSet, Preset
 from tests.support.jobs import make_job
+from tests.support.vector_outputs import vectors_of
 
 
 def named(name: str, *labels: str) -> LabelSet:
@@ -40,3 +41,10 @@ def test_a_brief_stays_short() -> None:
 
     assert len(brief.to_json()) < 1_000
     assert JobBrief.of_json(brief.to_json()) == brief
+
+
+def test_a_job_over_stored_vectors_is_called_relabel() -> None:
+    job = make_job("/again", labels=("a", "b"), vectors=vectors_of(make_job("/vectors")))
+
+    assert JobBrief.of(job).task == "relabel"
+    assert JobBrief.of_spec(job.model_dump_json()) == JobBrief.of(job)

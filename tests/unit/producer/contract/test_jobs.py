@@ -13,6 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from clipfleet.contract.heads import (
+    Activation,
+    Head,
+    HeadInput,
+    HeadKind,
+    HeadOutput,
+    HeadTraining,
+    JobHead,
+)
 from clipfleet.contract.jobs import (
     MAX_CHUNK_SIZE,
     DecodeRoute,
@@ -23,6 +32,7 @@ from clipfleet.contract.jobs import (
     Lane,
     Precision,
     SourceDescription,
+    StoredVectors,
     Task,
     new_job_id,
     read_job,
@@ -46,6 +56,20 @@ NO_IDENTITY = {
     "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished", "on_finished_queue",
 }  # fmt: skip
 CATS = LabelSet(labels=("cat",), none=True)
+HEAD = JobHead(
+    sha256="0" * 64,
+    head=Head(
+        name="taste", kind=HeadKind.REGRESS, labels=("taste",), activations=(Activation.NONE,),
+        output=HeadOutput.NONE, input=HeadInput(dim=512, model="demo"), training=HeadTraining(recipe="test"),
+    ),
+)  # fmt: skip
+VECTORS = StoredVectors(
+    uri="/vectors",
+    job_id="vectors",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    model_fingerprint="0" * 16,
+    dimension=512,
+)
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
     "vector_type": VectorType.FLOAT32,
@@ -55,6 +79,8 @@ DIFFERENT: dict[str, Any] = {
     "decode": DecodeRoute.EXACT,
     "exif": Exif.APPLY,
     "label_sets": (LabelSet(labels=("cat",)),),
+    "heads": (HEAD,),
+    "vectors": VECTORS,
     "top_k": 6,
     "lane": Lane.HIGH,
     "max_error_rate": 0.2,
@@ -151,7 +177,9 @@ class TestJob:
 
 class TestIdentity:
     def test_every_field_either_makes_a_job_another_one_or_is_listed_as_not(self) -> None:
-        job = make_job(vector_type=VectorType.FLOAT32, exif=Exif.APPLY)
+        job = make_job(
+            labels=("cat",), vector_type=VectorType.FLOAT32, exif=Exif.APPLY, heads=(HEAD,), vectors=VECTORS
+        )
         assert set(job.identity()) == set(Job.model_fields) - NO_IDENTITY
 
     def test_jobs_from_before_there_was_an_option_are_the_same_without_it(self) -> None:

@@ -51,10 +51,11 @@ def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
         label_set: LabelSet,
         kind: pa.DataType | None = None,
         stored: Sequence[dict[str, Any]] = (),
+        **job: Any,
     ) -> Evaluation:
         output = FolderOutput(tmp_path / str(next(number)))
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("truth",))
-        place_job(output, make_job(output.uri, source=source))
+        place_job(output, make_job(output.uri, source=source, **job))
         rows = [
             {**embedded(number, *vector), "truth": truth, "model_fingerprint": "f"}
             for number, (vector, truth) in enumerate(items)
@@ -110,6 +111,11 @@ def test_a_preset_has_the_texts_that_the_output_stores(evaluated: Callable[..., 
     found = evaluated([(CAT, "1"), (DOG, "2")], IMAGENET, stored=[stored]).document()
 
     assert [one["predicted"] for one in found["classes"]] == [1, 1, 0]
+
+
+def test_vectors_of_texts_are_refused(evaluated: Callable[..., Evaluation]) -> None:
+    with pytest.raises(UsageError, match="holds vectors of texts"):
+        evaluated([(CAT, "cat")], LabelSet(labels=("cat", "dog")), task="embed_text", text_column="truth")
 
 
 @pytest.mark.parametrize(

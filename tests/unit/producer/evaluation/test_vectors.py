@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfleet.contract.jobs import DecodeRoute, JobState
+from clipfleet.contract.jobs import DecodeRoute, Exif, JobState
 from clipfleet.contract.label_sets import short_hash
 from clipfleet.errors import (
     ClipfleetError,
@@ -160,13 +160,13 @@ def test_new_weights_in_the_same_place_are_embedded_anew(
 
 
 def test_prompts_have_the_fingerprint_of_the_images_route(embedder: Callable[[Any], Embedder]) -> None:
-    jobs = Jobs(*[(JobState.COMPLETED, [GOOD])] * 2)
+    jobs = Jobs(*[(JobState.COMPLETED, [GOOD])] * 3)
     one = embedder(jobs)
 
-    for route in DecodeRoute:
-        replace(one, options=ModelOptions("demo", decode=route)).texts(["a"])
+    for options in ({}, {"decode": DecodeRoute.EXACT}, {"exif": Exif.APPLY}):
+        replace(one, options=replace(one.options, **options)).texts(["a"])
 
-    assert len(set(jobs.ids)) == len(jobs.ids) == 2
+    assert len(set(jobs.ids)) == len(jobs.ids) == 3
 
 
 def test_a_job_that_failed_is_continued_by_the_next_evaluation(embedder: Callable[[Any], Embedder]) -> None:
@@ -207,7 +207,7 @@ def test_a_job_whose_output_is_gone_gets_another_id(embedder: Callable[[Any], Em
 
 
 def test_a_job_that_another_evaluation_submits_is_waited_for(embedder: Callable[[Any], Embedder]) -> None:
-    options = {"model": "demo", "weights": "", "precision": "auto", "decode": "fast"}
+    options = {"model": "demo", "weights": "", "precision": "auto", "decode": "fast", "exif": "ignore"}
     name = "evaluate-texts-" + short_hash([["a"], options])
     output = f"{embedder(Jobs()).place}/{name.removeprefix('evaluate-')}"
     jobs = Jobs(

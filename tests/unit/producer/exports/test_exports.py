@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from clipfleet.contract.columns import LABEL_COLUMNS
+from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import JobState, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
@@ -28,10 +29,19 @@ from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import rows
+from tests.support.heads import head_file
 from tests.support.jobs import JOB_ID, make_job, place_job
 from tests.support.rows import accepting, add_part, classified, embedded, failed, note_manifest, row
 
 FINISHED_AT = datetime(2026, 11, 24, 13, 0, 30, 250_000, tzinfo=UTC)
+HEADS = (
+    head_file(4, 2, labels=("cat", "dog"), licence="MIT").of_job,
+    head_file(4, 2, kind=HeadKind.MULTILABEL, name="tags", labels=("a", "b")).of_job,
+)
+BY_HEADS = {
+    "head_taste": "cat", "head_taste_score": 0.75, "head_tags": "a", "head_tags_score": 0.5,
+    "head_tags_accepted": ["a"],
+}  # fmt: skip
 LAYOUTS = pytest.mark.parametrize("layout", list(Layout))
 
 
@@ -149,6 +159,15 @@ class TestClipRetrieval:
         _, table = self.export(output, to)
 
         assert [(one["label"], one["labels"]) for one in table.to_pylist()] == [("cat", ["cat", "dog"])]
+
+    def test_heads_are_metadata_too(self, output: FolderOutput, to: Path) -> None:
+        place_job(output, make_job(output.uri, heads=HEADS, task=Task.CLASSIFY, store_embeddings=True))
+        add_part(output, 0, [{**embedded(0, 1.0, 0.0), **BY_HEADS}], heads=HEADS)
+
+        _, metadata = self.export(output, to)
+
+        assert metadata.select([*BY_HEADS]).to_pylist() == [BY_HEADS]
+        assert "label" not in metadata.schema.names  # the job has no label set
 
     def test_texts_have_a_folder_of_their_own(self, output: FolderOutput, to: Path) -> None:
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("phrase",))
@@ -281,6 +300,22 @@ class TestOpenaiBatch:
         ]
         assert "accepted" not in bodies[0]["item"]
 
+    def test_heads_are_answers_after_labels_and_vectors(self, output: FolderOutput, to: Path) -> None:
+        place_job(output, make_job(output.uri, heads=HEADS))
+        add_part(output, 0, [{**embedded(0, 1.0, 0.0), **BY_HEADS}], heads=HEADS)
+
+        export(PartRows(output), Layout.OPENAI_BATCH, to)
+
+        (line,) = lines(to / "output.jsonl")
+        body = line["response"]["body"]
+        assert body["data"] == [
+            {"object": "embedding", "index": 0, "embedding": [1.0, 0.0]},
+            {"object": "classification", "index": 1, "head": "taste", "label": "cat", "score": 0.75},
+            {"object": "classification", "index": 2, "head": "tags", "label": "a", "score": 0.5,
+             "accepted": ["a"]},
+        ]  # fmt: skip
+        assert not [name for name in body["item"] if name.startswith("head")]
+
     def test_a_file_that_would_be_empty_is_missing(self, output: FolderOutput, to: Path) -> None:
         add_part(output, 0, [failed(0)])
 
@@ -377,6 +412,23 @@ class TestHuggingFace:
         assert (stored["label"].to_pylist(), stored["accepted"].to_pylist()) == (
             ["dog", None, None], [["dog"], [], None],
         )  # fmt: skip
+
+    def test_labels_of_heads_are_class_labels_and_explained(self, output: FolderOutput, to: Path) -> None:
+        place_job(output, make_job(output.uri, heads=HEADS, task=Task.CLASSIFY))
+        add_part(output, 0, [{**row(0), **BY_HEADS}, failed(1)], heads=HEADS)
+
+        export(PartRows(output), Layout.HUGGING_FACE, to)
+
+        found, (front, body) = self.features(to), self.card(to)
+        tags = {"class_label": {"names": {"0": "a", "1": "b"}}}
+        assert found["head_taste"] == {"dtype": {"class_label": {"names": {"0": "cat", "1": "dog"}}}}
+        assert (found["head_tags"], found["head_tags_accepted"]) == ({"dtype": tags}, {"list": tags})
+        assert front["task_categories"] == ["image-classification"]
+        assert "| `head_taste_score` | float32 | its score, by the head `taste` |" in body
+        assert "reach their thresholds, best first, by the head `tags` |" in body
+        assert "| heads | `taste` (sha256 `" in body and "licence MIT), `tags` (" in body
+        assert "licence not stated)" in body
+        assert "predictions of the model" in body
 
     def test_labels_that_each_item_chooses_are_text(self, output: FolderOutput, to: Path) -> None:
         source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("set",))

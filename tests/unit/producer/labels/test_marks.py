@@ -62,7 +62,12 @@ def test_csv_and_json_lines_say_the_same(folder: Path) -> None:
         ("m.csv", f"{HEADER}\n-1,,cat,yes,fit,1\n", "m.csv:2: item_index: '-1' is less than 0"),
         ("m.csv", f"{HEADER}\n{10**30},,cat,yes,fit,1\n", "m.csv:2: item_index: '10000000"),
         ("m.csv", f"{HEADER}\n,,cat,yes,fit,1\n", "m.csv:2: item_index: it is missing"),
-        ("m.csv", f"{HEADER}\n1,,cat,yes,fit,0\n", "inclusion_probability: '0' is not above 0"),
+        ("m.csv", f"{HEADER}\n1,,cat,yes,fit,0\n", "inclusion_probability: '0' is less than 1e-09"),
+        (
+            "m.csv",
+            f"{HEADER}\n1,,cat,yes,fit,5e-324\n",
+            "m.csv:2: inclusion_probability: '5e-324' is less than 1e-09",
+        ),
         ("m.csv", f"{HEADER}\n1,,cat,yes,fit,1.1\n", "inclusion_probability: '1.1' is more than 1"),
         ("m.csv", f"{HEADER}\n1,,cat,yes,fit,nan\n", "inclusion_probability: 'nan' is not a"),
         ("m.csv", f"{HEADER}\n1,,cat,yes,fit,\n", "inclusion_probability: it is missing"),

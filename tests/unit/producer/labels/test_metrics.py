@@ -99,6 +99,15 @@ def _weighted(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> flo
     return float(total / max(sum(positive), 1))
 
 
+def test_only_the_ratios_of_weights_matter_for_average_precision(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores, truth, weights = random.random(30), random.random(30) < 0.3, random.random(30)
+
+    found = metrics.average_precision(scores, truth, weights)
+
+    assert metrics.average_precision(scores, truth, weights * 1e-3) == pytest.approx(found)
+
+
 def test_a_class_without_positives_has_an_average_precision_of_0() -> None:
     assert metrics.average_precision(np.array([0.3, 0.1]), np.array([False, False])) == 0.0
 

@@ -67,7 +67,8 @@ def test_what_repeats_has_a_dictionary_and_what_is_sorted_has_statistics(output:
     group = pq.read_metadata(Path(output.uri, objects.LAYOUT.part(OURS.chunk_id))).row_group(0)
     columns = [group.column(number) for number in range(group.num_columns)]
     without = {column.path_in_schema for column in columns if not column.has_dictionary_page}
-    assert without == {"item_index", "item_id", "uri", "embedding.list.element", "content_hash"}
+    unique = {"item_index", "item_id", "uri", "embedding.list.element", "content_hash"}
+    assert without == {*unique, "score", "scores.list.element"}
     without = {column.path_in_schema for column in columns if not column.is_stats_set}
     assert without == {"embedding.list.element", "content_hash"}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract.jobs import JobState
+from clipfleet.contract.jobs import ErrorCode, JobState
 from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.errors import UsageError
 from clipfleet.hints import Hints
 from clipfleet.ledger.drafts import Drafts
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.resume.retry import Retry, has_failed, take_inventory
 from tests.support.jobs import make_job, make_status, place_job
@@ -46,6 +49,39 @@ def test_plain_stores_wait_for_a_lease(tmp_path: Path, kind: Any, expected: list
 
 def test_a_retry_that_is_under_way_is_not_waited_for(tmp_path: Path) -> None:
     assert slept(PlainStore(tmp_path / "out"), JobState.RUNNING) == []
+
+
+@pytest.mark.parametrize("codes", [[], [ErrorCode.TIMEOUT]])
+def test_where_the_items_are_gone_nothing_changes(output: FolderOutput, codes: list[ErrorCode]) -> None:
+    """A finished output must not look as if it were in progress."""
+    job, ledger = make_job(output.uri), RepliesLedger()
+    ledger.replies["status"] = make_status(state=JobState.COMPLETED_WITH_ERRORS, chunks=2)
+    ledger.drafts = Drafts(lambda *_: None, ledger.status)
+    place_job(output, job)
+    output.replace(objects.SUCCESS, b"")
+    before = sorted(Path(output.uri).rglob("*"))
+    parts = [(PartIdentity(job.job_id, 0, 0), PartCounts(1, 1, {"timeout": 1}))]
+    gone = Mock(side_effect=UsageError("gone"))
+
+    with pytest.raises(UsageError, match="gone"):
+        Retry(
+            ledger, cast(Hints, None), output, lambda chunks: parts, job, lease_seconds=1, require_items=gone
+        ).run(codes)
+
+    assert sorted(Path(output.uri).rglob("*")) == before
+    assert output.read(objects.SUCCESS) == b""
+
+
+def test_where_there_is_nothing_to_retry_the_items_may_be_gone(output: FolderOutput) -> None:
+    job, ledger = make_job(output.uri), RepliesLedger()
+    ledger.replies["status"] = make_status(state=JobState.COMPLETED, chunks=0)
+    ledger.drafts = Drafts(lambda *_: None, ledger.status)
+    place_job(output, job)
+    gone = Mock(side_effect=AssertionError("asked"))
+
+    assert not Retry(
+        ledger, cast(Hints, None), output, lambda chunks: [], job, lease_seconds=1, require_items=gone
+    ).run()
 
 
 CODES = st.dictionaries(st.sampled_from(["timeout", "empty", "crashed"]), st.integers(1, 9))

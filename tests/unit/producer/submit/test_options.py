@@ -11,11 +11,12 @@ import pytest
 
 from clipfleet.contract.jobs import DecodeRoute, Exif, Lane, PartFormat, Precision, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.versions import FIRST_WITH_THRESHOLDS
+from clipfleet.contract.versions import FIRST_WITH_HEADS, FIRST_WITH_THRESHOLDS
 from clipfleet.errors import UsageError
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.sources.texts import text_source_of
 from clipfleet.submit.options import JobOptions, JobSpec, make_job, read_job_spec
+from tests.support.heads import head_file
 
 FULL = """\
 source: photos/list.csv
@@ -39,6 +40,7 @@ chunk_size: 64
 job_id: nightly
 format: jsonl
 max_error_rate: 0.2
+heads: [heads/taste.head.safetensors, /abs/mood.head.safetensors]
 on_finished: myapp.tasks.handle
 """
 
@@ -64,6 +66,8 @@ def test_everything_that_may_be_said(write: Path) -> None:
     assert spec.exif is Exif.APPLY
     assert (spec.part_format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
     assert spec.max_error_rate == 0.2
+    assert spec.heads == (write.parent / "heads/taste.head.safetensors", Path("/abs/mood.head.safetensors"))
+    assert spec.task is Task.CLASSIFY
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/list.parquet", "https://h.example/x", "-", "/abs/list.csv"])
@@ -116,6 +120,9 @@ def test_json_is_read_too(write: Path) -> None:
         ("source: p\nlabel_sets: {a: {labels: x}}\n", r"label_sets.a.labels: give a list, such as \[a, b\]"),
         ("source:\nembedding: true\n", "job.yaml:1: the key 'source' is empty"),
         ("source: p\nlabel_sets: {a: {label: [x]}}\n", "unknown key 'label_sets.a.label'"),
+        ("source: p\nheads: []\n", "yaml:2: heads: give at least one file of a head, or leave the key out"),
+        ("source: p\nheads:\n", "yaml:2: heads: give at least one file of a head"),
+        ("source: p\nheads: [3]\n", "job.yaml:2: heads.0"),
         ("source: p\nembedding: true\ntop_k: 0\n", "job.yaml:3: top_k: give at least 1$"),
         ("source: p\nembedding: true\ntop_k: many\n", "job.yaml:3: top_k: give a whole number$"),
         ("source: p\nembedding: true\nmax_error_rate: 2\n", "3: max_error_rate: give at most 1$"),
@@ -150,6 +157,28 @@ def test_a_file_of_labels_that_cannot_be_used_names_the_set(write: Path) -> None
     (write.parent / "nobody.txt").write_text("ann\nann\n")
     with pytest.raises(UsageError, match="label set 'people': label 'ann' appears twice"):
         read_job_spec(write).made_label_sets()
+
+
+@pytest.mark.parametrize(
+    ("more", "task"),
+    [("", Task.CLASSIFY), ("embedding: true\n", Task.EMBED), ("label_sets: {a: [x, y]}\n", Task.CLASSIFY),
+     ("label_sets: {a: [x, y]}\nembedding: true\n", Task.CLASSIFY)],
+)  # fmt: skip
+def test_heads_may_be_all_that_is_asked_for(write: Path, more: str, task: Task) -> None:
+    write.write_text(f"source: p\nheads: x.head.safetensors\n{more}")
+
+    spec = read_job_spec(write)
+
+    assert (spec.heads, spec.task) == ((write.parent / "x.head.safetensors",), task)
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFY, Task.EMBED])
+def test_a_job_with_heads_is_of_a_version_that_older_workers_leave_alone(task: Task) -> None:
+    head = head_file(4, 2).of_job
+
+    job = make_job(source_of(["/a.jpg"], ReadOptions()), JobOptions(), task, heads=[head])
+
+    assert (job.schema_version, job.heads) == (FIRST_WITH_HEADS, (head,))
 
 
 def test_a_set_with_thresholds(write: Path) -> None:
@@ -230,12 +259,12 @@ def test_a_job_that_older_workers_cannot_read_is_of_a_version_that_they_leave_al
     assert (job.schema_version < FIRST_WITH_THRESHOLDS) == is_readable
 
 
-def test_texts_have_no_orientation() -> None:
+def test_texts_carry_the_fingerprint_of_images_that_were_turned() -> None:
     source = text_source_of(["a"], text_column=None, id_column=None)
 
     job = make_job(source, JobOptions(exif="apply"), Task.EMBED_TEXT)
 
-    assert (job.exif, job.schema_version) == (Exif.IGNORE, 1)
+    assert (job.exif, job.schema_version) == (Exif.APPLY, 2)
 
 
 def test_an_output_may_be_a_path() -> None:

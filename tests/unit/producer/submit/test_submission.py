@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyarrow as pa
 import pytest
@@ -20,6 +20,7 @@ from clipfleet.errors import (
     SourceError,
     UsageError,
 )
+from clipfleet.heads.files import HeadFile
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.memory import MemoryLedger
@@ -27,6 +28,7 @@ from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.submission import Submission
+from tests.support.heads import head_file
 from tests.support.jobs import make_job, place_job
 from tests.support.ledger import bring_into
 from tests.support.ledger_replies import RepliesLedger
@@ -72,9 +74,16 @@ class Bench:
         self.ledger = RepliesLedger()
         self.hints = FakeHints(self.ledger)
 
-    def submit(self, source: FakeSource | None = None, *, overwrite: bool = False, **values: Any) -> None:
-        job = self.job.model_copy(update=values)
-        submission = Submission(self.ledger, cast(Hints, self.hints), self.output, job)
+    def submit(
+        self,
+        source: FakeSource | None = None,
+        *,
+        overwrite: bool = False,
+        heads: Sequence[HeadFile] = (),
+        **values: Any,
+    ) -> None:
+        job = self.job.model_copy(update={"heads": tuple(one.of_job for one in heads), **values})
+        submission = Submission(self.ledger, cast(Hints, self.hints), self.output, job, heads=heads)
         submission.run(source or FakeSource(), overwrite=overwrite)
 
     def names(self) -> list[str]:
@@ -164,6 +173,68 @@ class TestOrder:
 
         assert bench.writes == ["submit"]
         assert bench.names() == []
+
+
+class TestHeads:
+    HEADS = head_file(4, 2), head_file(4, 2, name="mood", seed=1)
+    NAMES: ClassVar = [objects.head_file(one.of_job.sha256) for one in HEADS]
+
+    @pytest.fixture
+    def at_stage(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """What lies in the output each time a file of chunks becomes claimable."""
+        seen, stage = list[list[str]](), bench.ledger.stage
+
+        def watched(*given: Any) -> StageAnswer:
+            seen.append(bench.names())
+            return stage(*given)
+
+        monkeypatch.setattr(bench.ledger, "stage", watched)
+        return seen
+
+    def test_they_are_in_place_before_a_worker_may_need_them(
+        self, bench: Bench, at_stage: list[list[str]]
+    ) -> None:
+        bench.submit(heads=self.HEADS)
+
+        assert set(self.NAMES) < set(at_stage[0])
+        assert [bench.output.read(name) for name in self.NAMES] == [one.data for one in self.HEADS]
+
+    @pytest.mark.parametrize("lost", ["all", "one", "damaged"])
+    def test_a_submit_that_goes_on_puts_back_what_is_missing(
+        self, bench: Bench, at_stage: list[list[str]], lost: str
+    ) -> None:
+        bench.ledger.replies["stage"] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            bench.submit(heads=self.HEADS)
+        bench.ledger.replies.clear()
+        for name in self.NAMES if lost == "all" else self.NAMES[:1]:
+            bench.output.remove(name)
+            if lost == "damaged":
+                bench.output.create(name, b"half")
+
+        bench.submit(heads=self.HEADS)
+
+        assert [bench.output.read(name) for name in self.NAMES] == [one.data for one in self.HEADS]
+        assert set(self.NAMES) < set(at_stage[-1])
+
+    def test_those_of_a_job_that_is_replaced_are_removed(self, bench: Bench) -> None:
+        other = bench.occupy(JobState.COMPLETED, heads=(self.HEADS[0].of_job,))
+        bench.output.create(self.NAMES[0], self.HEADS[0].data)
+
+        bench.submit(heads=self.HEADS[1:], overwrite=True)
+
+        assert other.heads
+        assert [*bench.output.names(objects.HEAD_PREFIX)] == self.NAMES[1:]
+
+    def test_nothing_is_placed_where_another_job_lies(self, bench: Bench) -> None:
+        bench.occupy(JobState.COMPLETED)
+
+        refuses(bench, OutputConflictError, "overwrite=True", heads=self.HEADS)
+
+    def test_another_content_of_the_same_name_is_another_job(self, bench: Bench) -> None:
+        bench.break_at("stage")
+
+        refuses(bench, JobConflictError, "heads", heads=self.HEADS)
 
 
 class TestSource:

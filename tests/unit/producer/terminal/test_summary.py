@@ -12,6 +12,7 @@ from clipfleet.contract.jobs import REDIS_OUTPUT, JobState, Task
 from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_lines
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import JOB_ID, make_job, make_status
+from tests.support.vector_outputs import vectors_of
 
 LABELS = ("cat", "dog")
 FAILED, CANCELLED = JobState.FAILED, JobState.CANCELLED
@@ -51,6 +52,16 @@ def test_how_a_job_has_ended_now(status: dict[str, Any], line: str) -> None:
     assert (
         headline(make_job(labels=LABELS), make_status(**{"state": JobState.COMPLETED, **status}), 4.0) == line
     )
+
+
+def test_stored_vectors_are_labelled_again() -> None:
+    job = make_job("/again", labels=LABELS, vectors=vectors_of(make_job("/vectors")))
+
+    done = headline(job, make_status(state=JobState.COMPLETED, ok=20, failed=1, ran=21), None)
+    failed = headline(job, make_status(state=FAILED, reason="model_unavailable: other weights"), None)
+
+    assert done.startswith("Done: 20 labelled again, 1 failed.")
+    assert failed == "Job failed before any vector was processed: model_unavailable: other weights"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.chunk.tally import ChunkEnd
 from clipfleet_worker.encode.batcher import BatcherStopped
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
-from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
+from clipfleet_worker.failures import ChunkInterrupted, ChunkLostError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
 from tests.support.doubles import Clock
@@ -77,7 +77,7 @@ def bench() -> Bench:
         (errors.RedisUnavailableError("away"), "waits", ChunkEnd.WAITED, False),
         (MemoryError("device"), "waits", ChunkEnd.WAITED, False),
         (errors.OutputUnreachableError("no mount"), "failures", ChunkEnd.FAILED, True),
-        (errors.OutputDamagedError("no mount"), "failures", ChunkEnd.FAILED, True),
+        (errors.OutputDamagedError("no part"), "failures", ChunkEnd.FAILED, False),
         (ValueError("bug"), "failures", ChunkEnd.FAILED, False),
     ],
     ids=repr,
@@ -121,6 +121,7 @@ def test_what_this_worker_lacks_makes_the_job_wait(bench: Bench) -> None:
         (errors.OutputUnreachableError("no"), 4, PEERS, ("fail", JOB_ID, "output_unreachable: no")),
         # Not even failed rows could be written:
         (ValueError("bug"), 9, PEERS, ("fail", JOB_ID, "chunk_failed: bug")),
+        (ChunkLostError("lost"), 0, PEERS, ("fail", JOB_ID, "chunk_failed: lost")),
         (ValueError("bug"), 8, [], ("failures", "ValueError: bug")),
         (errors.OutputTooNewError("update it"), 4, [], ("drain", "OutputTooNewError: update it")),
     ],

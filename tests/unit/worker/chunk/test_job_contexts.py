@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,20 +11,31 @@ from unittest.mock import Mock
 
 import pytest
 
-from clipfleet.contract.jobs import REDIS_OUTPUT, Job, read_job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, read_job
+from clipfleet.contract.parts import PartRange, range_batch
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputTooNewError,
+    OutputUnavailableError,
+    RedisUnavailableError,
+    ResultsExpiredError,
+    UsageError,
+)
 from clipfleet.errors import OutputRefusedError as Refused
-from clipfleet.errors import OutputTooNewError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.errors import OutputUnreachableError as Unreachable
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs import objects
+from clipfleet.outputs import objects, open_output
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
+from clipfleet.results.vector_ranges import PartRanges
+from clipfleet.submit.staging import Stager
 from clipfleet_worker.chunk import job_contexts
 from clipfleet_worker.chunk.job_contexts import JobContext, JobContexts
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.jobs import make_claim, make_finish_claim, make_job, place_job, stage_items
+from tests.support.stored_vectors import place_vectors, stored_vectors, unit_vectors, vector_rows
 
 
 class FakeLedger:
@@ -36,8 +48,11 @@ class FakeLedger:
         self.error: Exception | None = None
         self.opened = self.with_roots(folder / "elsewhere", folder / "root")
 
-    def with_roots(self, *roots: Path, buckets: tuple[str, ...] = ()) -> JobContexts:
-        return JobContexts(cast(Ledger, self), RedisStore("redis://nowhere.invalid"), roots, buckets)
+    def with_roots(
+        self, *roots: Path, buckets: tuple[str, ...] = (), file_roots: tuple[Path, ...] = ()
+    ) -> JobContexts:
+        store = RedisStore("redis://nowhere.invalid")
+        return JobContexts(cast(Ledger, self), store, roots, buckets, file_roots)
 
     def add(self, job: Job) -> Job:
         self.jobs[job.job_id] = job.model_dump_json()
@@ -226,6 +241,108 @@ class TestBuckets:
 
         with pytest.raises(Refused, match=r"cannot use S3.*nonsense"):
             ledger.open(job)
+
+
+class TestVectors:
+    """From where the vectors of a job that labels them again are read."""
+
+    @pytest.fixture
+    def origin(self, tmp_path: Path) -> FolderOutput:
+        return FolderOutput(tmp_path / "vectors" / "old")
+
+    @pytest.fixture
+    def job(self, ledger: FakeLedger, origin: FolderOutput, tmp_path: Path) -> Job:
+        tables = [vector_rows(first, unit_vectors(first, 4, 8), "f00d") for first in (0, 4)]
+        vectors = stored_vectors(origin, place_vectors(origin, tables), "f00d", 8)
+        job = ledger.submit(tmp_path / "root" / "out", labels=("a", "b"), vectors=vectors)
+        staged = range_batch([PartRange(0, 0, 1, 4), PartRange(4, 1, 1, 4)])
+        (file,) = Stager(FolderOutput(Path(job.output)), job.job_id, 1).stage([staged])
+        assert file.chunks == 2
+        return job
+
+    def contexts(self, ledger: FakeLedger, *folders: str) -> JobContexts:
+        root, *others = (ledger.folder / name for name in ("root", *folders))
+        return ledger.with_roots(root, file_roots=tuple(others))
+
+    def test_the_items_of_a_chunk_are_the_rows_of_its_parts(self, ledger: FakeLedger, job: Job) -> None:
+        claim = make_claim(job, chunks=2, chunk_id=1)
+
+        items = self.contexts(ledger, "vectors").get(claim).items(claim)
+
+        assert items["item_index"].to_pylist() == [4, 5, 6, 7]
+        assert items["embedding"].null_count == 0
+
+    def test_they_may_lie_below_the_roots_of_outputs(self, ledger: FakeLedger, job: Job) -> None:
+        claim = make_claim(job, chunks=2)
+
+        items = ledger.with_roots(ledger.folder).get(claim).items(claim)
+
+        assert items.num_rows == 4
+
+    @pytest.mark.parametrize("folders", [(), ("elsewhere",), ("vector",)])
+    def test_elsewhere_they_are_refused(self, ledger: FakeLedger, job: Job, folders: tuple[str, ...]) -> None:
+        context, claim = self.contexts(ledger, *folders).get(make_claim(job)), make_claim(job, chunks=2)
+
+        with pytest.raises(Refused, match=r"vectors/old.*outside this worker's roots.*CLIPFLEET_FILE_ROOTS"):
+            context.items(claim)
+
+    def test_whoever_finishes_the_job_needs_none(
+        self, ledger: FakeLedger, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(job_contexts, "open_output", Mock(side_effect=UsageError("S3 is not configured")))
+        context = self.contexts(ledger).get(make_finish_claim(job))
+
+        assert context.is_held()
+        with pytest.raises(Refused, match="S3 is not configured"):
+            context.items(make_claim(job, chunks=2))
+
+    def test_they_are_opened_once(
+        self, ledger: FakeLedger, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opening = Mock(side_effect=open_output)
+        monkeypatch.setattr(job_contexts, "open_output", opening)
+        context = self.contexts(ledger, "vectors").get(make_claim(job))
+
+        for chunk in (0, 1):
+            context.items(make_claim(job, chunks=2, chunk_id=chunk))
+
+        opening.assert_called_once()
+
+    def test_a_link_in_between_leads_nowhere(self, ledger: FakeLedger, job: Job) -> None:
+        context = self.contexts(ledger, "vectors").get(make_claim(job, chunks=2))
+        old = ledger.folder / "vectors" / "old"
+        old.rename(ledger.folder / "secret")
+        old.symlink_to(ledger.folder / "secret")
+
+        with pytest.raises(Refused):
+            context.items(make_claim(job, chunks=2))
+
+    def test_a_bucket_that_must_not_be_used_is_refused(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        vectors = StoredVectors(
+            uri="s3://secret/old",
+            job_id="old",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            model_fingerprint="f00d",
+            dimension=8,
+        )
+        job = ledger.submit(tmp_path / "root" / "out", labels=("a", "b"), vectors=vectors)
+        (_,) = Stager(FolderOutput(Path(job.output)), job.job_id, 1).stage(
+            [range_batch([PartRange(0, 0, 1, 4)])]
+        )
+        context = ledger.with_roots(tmp_path / "root", buckets=("results",)).get(make_claim(job))
+
+        with pytest.raises(Refused, match="add secret to CLIPFLEET_S3_BUCKETS"):
+            context.items(make_claim(job))
+
+    def test_rows_that_have_expired_in_redis_fail_the_job(
+        self, ledger: FakeLedger, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        context = self.contexts(ledger, "vectors").get(make_claim(job, chunks=2))
+        expired = Mock(side_effect=ResultsExpiredError("the rows with the vectors have expired"))
+        monkeypatch.setattr(PartRanges, "read", expired)
+
+        with pytest.raises(OutputConflictError, match="have expired"):
+            context.items(make_claim(job, chunks=2))
 
 
 class TestJobFile:

@@ -39,7 +39,7 @@ class Bench:
 
 
 def test_how_busy_the_steps_were_meanwhile() -> None:
-    told = chunk_meters(Bench().work(), {}, Outcomes(1), MODEL)
+    told = chunk_meters(Bench().work(), {}, MODEL)
 
     assert told == Meters(
         {
@@ -58,7 +58,7 @@ def test_steps_and_waits_without_those_that_matter_little() -> None:
     outcomes.add_wait(Meter.TURNS, 20.0)
     steps = {"claimed": 1.0, "read": 2.0, "load model": 0.1, "fetch, decode, encode": 13.0, "write": 4.0}
 
-    told = chunk_meters(Bench().work(), steps, outcomes, MODEL)
+    told = chunk_meters(Bench().work(), steps, MODEL, outcomes.seconds, outcomes.waits)
 
     assert told.seconds.items() >= {
         Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0,

@@ -16,13 +16,17 @@ from unittest.mock import Mock
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import AvifImagePlugin, Image
 
 from clipfleet.contract.columns import VectorType
+from clipfleet.contract.heads import Activation, HeadKind
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision
 from clipfleet.contract.parts import PartCounts, PartIdentity
-from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.heads.files import HeadFile
 from clipfleet.ledger.jobs import Lease
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk import item_path
@@ -32,6 +36,7 @@ from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.chunk.relabelling import Relabelling
 from clipfleet_worker.decode import codecs
 from clipfleet_worker.decode import step as decode_step
 from clipfleet_worker.decode.child_process import NoRoomError
@@ -41,7 +46,13 @@ from clipfleet_worker.decode.lock import DecodeLock
 from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.encode.fake_encoder import COLOURS, FakeEncoder
-from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, WorkerShortageError
+from clipfleet_worker.failures import (
+    ChunkInterrupted,
+    ChunkLostError,
+    ItemFailure,
+    ModelMismatchError,
+    WorkerShortageError,
+)
 from clipfleet_worker.failures import ModelUnavailableError as NoModel
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
@@ -52,8 +63,13 @@ from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.score import labelling
+from clipfleet_worker.score.head_cache import HeadCache
+from clipfleet_worker.score.heads import DeviceHead, head_columns_of
+from clipfleet_worker.score.scoring_threads import ScoringThreads
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.heads import head_file
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
 from tests.support.memory_sink import MemorySink
@@ -113,8 +129,10 @@ class Encoder(FakeEncoder):
         super().__init__("demo", embedding_dimension=128)
         self.fails: Callable[[set[tuple[int, ...]]], Exception | None] = lambda colours: None
         self.texts: list[str] = []
+        self.images = 0
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        self.images += len(pixels)
         error = self.fails({tuple(colour) for colour in pixels[:, 0, 0].tolist()})
         if error is not None:
             raise error
@@ -184,8 +202,13 @@ class Bench:
             max_image_bytes=MAX_IMAGE_BYTES,
         )  # fmt: skip
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
+        matrices, heads = TextMatrices(self.batcher), HeadCache()
         self.pipeline = Pipeline(
-            models=models, item_path=items, text_matrices=TextMatrices(self.batcher),
+            models=models, item_path=items, text_matrices=matrices, heads=heads,
+            relabelling=Relabelling(
+                models=models, batcher=self.batcher, scoring_threads=ScoringThreads(),
+                text_matrices=matrices, heads=heads,
+            ),
             open_items=OpenItems(1000), fetch_deadline_seconds=FETCH_SECONDS,
             decode_seconds=DECODE_SECONDS,
         )  # fmt: skip
@@ -436,6 +459,69 @@ class TestRows:
         expected = bench.encoder.encode_texts(COLOUR_OF[:ITEMS])
         np.testing.assert_allclose(np.array(bench.column("embedding")), expected, rtol=1e-6, atol=1e-7)
         assert np.abs(expected.astype(np.float16) - expected).max() > 1e-5
+
+    def test_label_sets_heads_and_vectors_share_one_fetch_one_pass_and_one_call(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heads = [
+            head_file(128, 3, name="kinds"),
+            head_file(128, 16, 4, name="tags", kind=HeadKind.MULTILABEL, activation=Activation.RELU),
+            head_file(128, 1, name="rating", kind=HeadKind.REGRESS),
+        ]
+        sets = (LabelSet(name="colours", labels=LABELS), LabelSet(name="more", labels=LABELS, none=True))
+        score, calls = labelling._score, []
+        monkeypatch.setattr(labelling, "_score", lambda *given: (calls.append(given), score(*given))[1])
+        wanted = {"label_sets": sets, "heads": [one.of_job for one in heads], "store_embeddings": True}
+        job, uris = bench.submit(bench.colours(), wanted), bench.colours()
+        for one in heads:
+            bench.context.output.create(objects.head_file(one.of_job.sha256), one.data)
+
+        assert bench.run(job).counts == ALL_OK
+
+        assert sorted(bench.places.asked) == sorted(uris)
+        assert (bench.encoder.images, len(calls)) == (ITEMS, 1)
+        assert bench.column("label_colours") == bench.column("label_more") == COLOUR_OF[:ITEMS]
+        vectors = np.array(bench.column("embedding"), np.float64)
+        for one in heads:
+            scores = DeviceHead.of(one, "cpu").score(torch.from_numpy(vectors))
+            for name, values in zip(one.of_job.columns, head_columns_of(one.head, scores), strict=True):
+                found = bench.column(name)
+                if name.endswith("_score"):
+                    np.testing.assert_allclose(found, values.to_numpy(), atol=5e-3)  # of float16 vectors
+                else:
+                    assert sum(a != b for a, b in zip(found, values.to_pylist(), strict=True)) <= 1, name
+
+    def test_of_an_embed_job_heads_are_the_only_labels(self, bench: Bench) -> None:
+        head = head_file(128, 3, name="kinds")
+        job = bench.submit([*bench.colours(), "gopher://x"], {"labels": (), "heads": [head.of_job]})
+        bench.context.output.create(objects.head_file(head.of_job.sha256), head.data)
+
+        bench.run(job)
+
+        assert all(label in head.head.labels for label in bench.column("head_kinds")[:-1])
+        assert (bench.column("head_kinds")[-1], bench.column("head_kinds_score")[-1]) == (None, None)
+        assert bench.column("label") == [None] * (ITEMS + 1)
+        assert bench.encoder.texts == []
+
+    @pytest.mark.parametrize(
+        ("head", "content", "error", "words"),
+        [
+            (head_file(64, 3), None, ModelMismatchError, "takes vectors of length 64"),
+            (head_file(128, 3), b"", OutputUnavailableError, "'taste' is missing"),
+            (head_file(128, 3), b"x", OutputDamagedError, "is not the head 'taste' that was submitted"),
+        ],
+    )
+    def test_a_head_that_cannot_be_used_writes_nothing(
+        self, bench: Bench, head: HeadFile, content: bytes | None, error: type[Exception], words: str
+    ) -> None:
+        job = bench.submit(bench.colours(), {"heads": [head.of_job]})
+        if content != b"":
+            bench.context.output.create(objects.head_file(head.of_job.sha256), content or head.data)
+
+        with pytest.raises(error, match=words):
+            bench.run(job)
+
+        bench.nothing_is_left()
 
     def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
         assert bench.run(bench.submit(["gopher://x", ""])).counts.failed == 2
@@ -890,6 +976,16 @@ class TestGivingUp:
         assert set(bench.column("error_code")) == {"chunk_failed"}
         assert "dead workers" in bench.column("error_detail")[0]
         assert bench.places.asked == []
+
+    def test_a_chunk_that_cannot_even_be_given_up_costs_no_more_workers(self, bench: Bench) -> None:
+        """Whatever kills them then is reached before a row is written: reading the items, for example."""
+        job = bench.submit(bench.colours())
+        assert bench.run(job, losses=9).counts.failed == ITEMS
+        bench.sink.parts.clear()
+
+        with pytest.raises(ChunkLostError, match="has cost 10 workers"):
+            bench.run(job, losses=10)
+        assert not bench.sink.parts
 
     def test_four_times_is_not_too_often(self, bench: Bench) -> None:
         assert bench.run_colours(losses=4, failures=4).counts.ok == ITEMS

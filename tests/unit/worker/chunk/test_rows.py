@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipfleet.contract.columns import LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet.contract.parts import PART_COLUMNS, PartCounts, count_rows, part_schema
 from clipfleet_worker.chunk.rows import part_table
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.score.labelling import ChunkLabels, ItemLabels
+from clipfleet_worker.score.accepting import Acceptance
+from clipfleet_worker.score.label_columns import label_columns_of, placed
+from clipfleet_worker.score.ranking import Ranking
 
 NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
 VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)
@@ -92,19 +95,24 @@ class TestEmbedding:
         assert (row["width"], row["height"], row["content_hash"]) == (5, 6, "bb")
 
 
-def labelled(*best: Mapping[str, float]) -> ItemLabels:
-    """Labels of the first and the last of three items, best first, with their scores."""
-    labels = ItemLabels(3)
-    for position, scores in zip((0, 2), best, strict=True):
-        indices, values = np.arange(len(scores))[None], np.array([[*scores.values()]], np.float32)
-        labels.put([position], [*scores], indices, values)
-    return labels
+OK = np.array([0, 2])
+
+
+def columns(of_set: str | None, labels: Sequence[str], found: Ranking | Acceptance) -> dict[str, pa.Array]:
+    """The columns of a label set, of the first and the last of three items."""
+    names = (*LABEL_COLUMNS, "accepted")
+    names = names if of_set is None else (*label_columns(of_set), accepted_column(of_set))
+    return dict(zip(names, placed([(OK, label_columns_of(labels, found))], 3), strict=True))
+
+
+def ranked(indices: list[list[int]], scores: list[list[float]]) -> Ranking:
+    return Ranking(np.array(indices), np.array(scores, np.float32))
 
 
 class TestClassifying:
     def test_labels_stand_at_their_items_best_first(self, outcomes: Outcomes) -> None:
-        best = labelled({"bee": 0.75, "ant": 0.25}, {"cow": 0.5, "bee": 0.25})
-        table = part(THREE, outcomes, store_embeddings=False, labels=ChunkLabels(best))
+        best = columns(None, ["ant", "bee", "cow"], ranked([[1, 0], [2, 1]], [[0.75, 0.25], [0.5, 0.25]]))
+        table = part(THREE, outcomes, store_embeddings=False, labels=best)
         rows = table.to_pylist()
 
         assert table.schema == part(THREE, outcomes).schema
@@ -116,8 +124,9 @@ class TestClassifying:
         assert [row["embedding"] for row in rows] == [None] * 3
 
     def test_several_label_sets_have_columns_of_their_own_after_ours(self, outcomes: Outcomes) -> None:
-        insects, colours = labelled({"bee": 0.75}, {"ant": 1.0}), labelled({"red": 0.5}, {"blue": 0.25})
-        labels = ChunkLabels(insects, {"insects": insects, "colours": colours})
+        insects = (["ant", "bee"], ranked([[1], [0]], [[0.75], [1.0]]))
+        colours = (["red", "blue"], ranked([[0], [1]], [[0.5], [0.25]]))
+        labels = columns(None, *insects) | columns("insects", *insects) | columns("colours", *colours)
         table = part(THREE, outcomes, label_set_names=["insects", "colours"], labels=labels)
 
         assert tuple(table.column_names) == (
@@ -134,18 +143,23 @@ class TestClassifying:
         assert [row["embedding"] is not None for row in rows] == [True, False, True]
 
     def test_accepted_labels_decide_the_label_and_its_score(self, outcomes: Outcomes) -> None:
-        insects = labelled({"bee": 0.75, "ant": 0.5}, {"ant": 0.25, "bee": 0.125})
-        colours = labelled({"red": 0.75}, {"blue": 0.25})
-        insects.decide([0, 2], ["bee", "ant"], [[1], []], np.array([0.5, 0.25], np.float32))
+        accepting = Acceptance(
+            label_indices=np.array([[1, 0], [0, 1]]),
+            scores=np.array([[0.75, 0.5], [0.25, 0.125]], np.float32),
+            accepted=np.array([0]), accepted_counts=np.array([1, 0]),
+            best_scores=np.array([0.5, 0.25], np.float32),
+        )  # fmt: skip
+        insects = (["ant", "bee"], accepting)
+        colours = columns("colours", ["red", "blue"], ranked([[0], [1]], [[0.75], [0.25]]))
         table = part(
             THREE, outcomes, label_set_names=["insects", "colours"],
             accepted_columns=("accepted", "accepted_insects"),
-            labels=ChunkLabels(insects, {"insects": insects, "colours": colours}),
+            labels=columns(None, *insects) | columns("insects", *insects) | colours,
         )  # fmt: skip
 
-        accepting = {"accepted_columns": ("accepted", "accepted_insects")}
         extra = [pa.field("note", pa.string()), pa.field("source_label", pa.string())]
-        assert table.schema == part_schema(4, extra, ["insects", "colours"], **accepting)
+        names = ("accepted", "accepted_insects")
+        assert table.schema == part_schema(4, extra, ["insects", "colours"], accepted_columns=names)
         rows = table.to_pylist()
         for suffix in ("", "_insects"):
             assert [row[f"accepted{suffix}"] for row in rows] == [["ant"], None, []]

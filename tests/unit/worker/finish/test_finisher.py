@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from clipfleet.contract.columns import label_columns
+from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.label_sets import DEFAULT_BACKGROUND, LabelKind, LabelSet, Preset
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
@@ -27,6 +28,7 @@ from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.sinks.parts import PartSink
+from tests.support.heads import head_file
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 
 TTL_SECONDS = 3600
@@ -201,21 +203,24 @@ class TestFiles:
         (line,) = (tmp_path / objects.LAYOUT.errors).read_text().splitlines()
         assert json.loads(line) | {"status": "failed"} == row(1, "not_found", shelf="9")
 
-    def test_errors_have_no_column_of_ours_for_accepted_labels_but_one_of_the_source(
+    def test_errors_have_no_column_of_label_sets_and_heads_but_one_of_the_source(
         self, tmp_path: Path
     ) -> None:
         sets = tuple(LabelSet(name=name, labels=("cat",), none=True) for name in ("one", "two"))
+        head = head_file(4, 2, kind=HeadKind.MULTILABEL).of_job
         ours = ["accepted", "accepted_one", "accepted_two", *label_columns("one"), *label_columns("two")]
+        ours += head.columns
         for name, label_sets in (("ours", sets), ("theirs", (LabelSet(labels=("a", "b")),))):
             bench = Bench(tmp_path / name, chunks=1)
-            bench.job = make_job(tmp_path / name, labels=("x",), label_sets=label_sets)
+            heads = (head,) if name == "ours" else ()
+            bench.job = make_job(tmp_path / name, labels=("x",), label_sets=label_sets, heads=heads)
             values = dict.fromkeys(ours if name == "ours" else ["accepted"], "x")
             add_part(tmp_path / name, 0, row(1, "not_found", **values), extra=[*values])
             bench.run()
 
         found = [(tmp_path / name / objects.LAYOUT.errors).read_text() for name in ("ours", "theirs")]
         assert ["accepted" in json.loads(line) for line in found] == [False, True]
-        assert not [name for name in json.loads(found[0]) if name.startswith(("label", "accepted"))]
+        assert not [name for name in json.loads(found[0]) if name.startswith(("label", "accepted", "head"))]
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
         for name in (

@@ -9,9 +9,8 @@ import torch
 
 from clipfleet.contract.label_sets import LabelSet, Preset
 from clipfleet_worker.models.open_clip_models import preset_label_set
-from clipfleet_worker.score import ranking as scoring
+from clipfleet_worker.score import best_labels, ranking
 from clipfleet_worker.score.ranking import Ranking, prompts_of, rank, text_matrix_of
-from tests.support.failing import failing
 
 
 def unit_rows(seed: int, rows: int, dimension: int = 32) -> np.ndarray:
@@ -29,8 +28,13 @@ def softmax_rows(features: np.ndarray, matrix: np.ndarray, logit_scale: float) -
     return np.array(rows)
 
 
+def in_slices_of(monkeypatch: pytest.MonkeyPatch, labels: int) -> None:
+    for module in (best_labels, ranking):
+        monkeypatch.setattr(module, "LABELS_PER_SLICE", labels)
+
+
 def ranked(features: np.ndarray, matrix: np.ndarray, logit_scale: float, top_k: int) -> Ranking:
-    return rank(features, torch.from_numpy(matrix), logit_scale, top_k)
+    return rank(torch.from_numpy(features).double(), torch.from_numpy(matrix), logit_scale, top_k)
 
 
 def require_best(features: np.ndarray, matrix: np.ndarray, logit_scale: float, top_k: int) -> None:
@@ -70,21 +74,23 @@ class TestRank:
 
     @pytest.mark.parametrize("count", [1, 2, 7, 64, 299, 300, 301])
     def test_slices_of_labels_change_nothing(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", count)
+        in_slices_of(monkeypatch, count)
 
         require_best(unit_rows(1, 9), unit_rows(2, 300), 100.0, 5)
 
-    @pytest.mark.parametrize("values", [1, 100, 10_000_000])
-    def test_slices_of_images_change_nothing(self, monkeypatch: pytest.MonkeyPatch, values: int) -> None:
-        monkeypatch.setattr(scoring, "_EXACT_VALUES", values)
+    def test_an_image_gets_the_same_scores_in_any_batch(self) -> None:
+        features, matrix = unit_rows(1, 300), unit_rows(2, 30)
 
-        require_best(unit_rows(1, 9), unit_rows(2, 30), 100.0, 30)
+        whole = ranked(features, matrix, 100.0, 5)
+        alone = [ranked(features[number : number + 1], matrix, 100.0, 5) for number in range(300)]
+
+        np.testing.assert_array_equal(whole.scores, np.concatenate([one.scores for one in alone]))
 
     def test_a_matrix_of_all_images_and_labels_is_never_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes: list[int] = []
         topk = torch.topk
         monkeypatch.setattr(torch, "topk", lambda values, n: sizes.append(values.numel()) or topk(values, n))
-        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", 100)
+        in_slices_of(monkeypatch, 100)
 
         ranked(unit_rows(1, 10), unit_rows(2, 5_000), 100.0, 5)
 
@@ -92,17 +98,11 @@ class TestRank:
 
     @pytest.mark.parametrize("sign", [1.0, -1.0])
     def test_of_equal_scores_the_first_label_wins(self, monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
-        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", 7)
+        in_slices_of(monkeypatch, 7)
         feature = unit_rows(1, 1)
         matrix = np.repeat(sign * feature, 40, axis=0)
 
         assert ranked(feature, matrix, 100.0, 4).label_indices.tolist() == [[0, 1, 2, 3]]
-
-    def test_too_little_memory_is_told_as_such(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch, "topk", failing(torch.OutOfMemoryError("CUDA out of memory")))
-
-        with pytest.raises(MemoryError, match="out of memory"):
-            ranked(unit_rows(1, 4), unit_rows(2, 8), 100.0, 2)
 
 
 class TestTextMatrix:

@@ -89,6 +89,15 @@ def test_rows_are_in_the_order_of_the_labels_whatever_the_slices(
     assert max(len(prompts) for prompts, _ in batcher.asked) <= max(prompts_per_pass, 3)
 
 
+@pytest.mark.parametrize(("limit", "kind"), [(4 * 16 * 8, torch.float64), (4 * 16 * 8 - 1, torch.float32)])
+def test_a_matrix_is_kept_as_it_is_multiplied_unless_it_is_large(
+    monkeypatch: pytest.MonkeyPatch, matrices: TextMatrices, limit: int, kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(text_matrices, "_DOUBLE_BYTES", limit)
+
+    assert get(matrices, labels("a", "b", "c", "d")).values.dtype is kind
+
+
 def test_a_preset_has_the_labels_that_open_clip_brings(batcher: FakeBatcher, matrices: TextMatrices) -> None:
     matrix = get(matrices, LabelSet(preset=Preset.IMAGENET1K))
 
@@ -150,7 +159,7 @@ def test_a_failure_is_not_kept(batcher: FakeBatcher, matrices: TextMatrices) -> 
 
 @pytest.mark.parametrize(
     ("kept_bytes", "encoded"),
-    [(3 * 16 * 4, "abcdb"), (1, "abcadab")],  # three labels of 16 floats; none, but for the newest
+    [(3 * 16 * 8, "abcdb"), (1, "abcadab")],  # three labels of 16 floats; none, but for the newest
 )
 def test_the_least_recently_used_matrix_goes_when_there_are_too_many_bytes(
     monkeypatch: pytest.MonkeyPatch,

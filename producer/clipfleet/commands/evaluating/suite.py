@@ -9,7 +9,7 @@ import typer
 
 from clipfleet.commands.following import EXIT_SOME_FAILED
 from clipfleet.errors import UsageError
-from clipfleet.terminal.console import say
+from clipfleet.terminal.console import printable, say
 
 if TYPE_CHECKING:
     from clipfleet.evaluation.vectors import Embedder
@@ -38,6 +38,6 @@ def evaluate_suite(
         typer.echo(json.dumps(found.document()))
     else:
         for line in suite_lines(found):
-            typer.echo(line)
+            typer.echo(printable(line))
     some_failed = found.failed or any(line[OURS]["failed"] for line in found.lines)
     return EXIT_SOME_FAILED if some_failed else 0

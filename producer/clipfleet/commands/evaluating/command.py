@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipfleet.commands.connecting import open_client
-from clipfleet.commands.evaluating_suite import evaluate_suite
+from clipfleet.commands.evaluating.heads import chosen_heads, evaluate_output, evaluate_root
+from clipfleet.commands.evaluating.suite import evaluate_suite
 from clipfleet.commands.following import EXIT_SOME_FAILED, interruptible
 from clipfleet.commands.interrupted import words_after_evaluating
-from clipfleet.commands.options import JOB_OPTIONS, AsJson, names_between_commas, not_empty
+from clipfleet.commands.options import (
+    JOB_OPTIONS,
+    AsJson,
+    Labels,
+    Template,
+    names_between_commas,
+    not_empty,
+)
 from clipfleet.commands.results import row_reader
-from clipfleet.commands.submitting import LABELS_HELP, Template, chosen_label_sets
+from clipfleet.commands.submitting import chosen_label_sets
 from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Lane, Precision
 from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
-from clipfleet.terminal.console import say, say_trouble
+from clipfleet.terminal.console import printable, say, say_trouble
 from clipfleet.terminal.help import GENERAL, LABELS, OUTPUT, ROWS, SOURCE
 from clipfleet.terminal.progress import JobProgress
 
@@ -29,9 +37,9 @@ if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle
     from clipfleet.contract.label_sets import LabelSet
     from clipfleet.evaluation.outcome import Evaluation
-    from clipfleet.evaluation.vectors import Embedder, ModelOptions
+    from clipfleet.evaluation.vectors import ModelOptions
+    from clipfleet.heads.files import HeadFile
     from clipfleet.ledger.jobs import JobStatus
-    from clipfleet.results.rows import RowReader
 
 
 _Evaluated = Annotated[
@@ -72,17 +80,26 @@ _TruthColumn = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
-_Labels = Annotated[str | None, typer.Option(help=LABELS_HELP, rich_help_panel=LABELS)]
 _LabelSet = Annotated[
     str | None, typer.Option(metavar="FILE", help="a .yaml or .json file with labels", rich_help_panel=LABELS)
+]
+_Head = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|NAME",
+        callback=not_empty,
+        help="evaluate a .head.safetensors on the root, or on the vectors that are there; with "
+        "--truth-column also the name of a head of the job, whose columns are measured",
+        rich_help_panel=ROWS,
+    ),
 ]
 _Compare = Annotated[
     str | None,
     typer.Option(
-        metavar="MODEL|JOB|OUTPUT",
+        metavar="MODEL|JOB|OUTPUT|FILE",
         callback=not_empty,
         help="also evaluate another model on the root, or another output of the same items, and test the "
-        "differences",
+        "differences; with --head it has none, or is another head",
         rich_help_panel=GENERAL,
     ),
 ]
@@ -133,9 +150,10 @@ def evaluate(
     suite: _Suite = None,
     root: _Sets = None,
     truth_column: _TruthColumn = None,
-    labels: _Labels = None,
+    labels: Labels = None,
     label_set: _LabelSet = None,
     template: Template = None,
+    head: _Head = None,
     model: Annotated[str, JOB_OPTIONS["model"]] = DEFAULT_MODEL,
     precision: Annotated[Precision, JOB_OPTIONS["precision"]] = Precision.AUTO,
     decode: Annotated[DecodeRoute, JOB_OPTIONS["decode"]] = DecodeRoute.FAST,
@@ -148,49 +166,52 @@ def evaluate(
 ) -> None:
     """Measure how well a model, or the rows or vectors of a job, agree with known labels."""
     require_numpy("evaluations")
-    from clipfleet.evaluation.on_roots import evaluate_root, task_named
+    from clipfleet.evaluation.on_roots import task_named
     from clipfleet.evaluation.pairs import compare as compared
-    from clipfleet.evaluation.roots import read_root
     from clipfleet.evaluation.vectors import Embedder, default_place
 
     is_suite = bool(suite or root)
     _refuse_ignored(context, is_suite=is_suite)
     recalls = _recalls(recall_k or [])
-    options_of = _options_of(model, compare if truth_column is None else None, precision, decode)
+    heads = chosen_heads(head, compare)
+    options_of = _options_of(model, heads.compared if truth_column is None else None, precision, decode)
     with ExitStack() as opened:
         opened.enter_context(interruptible(words_after_evaluating))
         connect = cache(lambda: opened.enter_context(open_client()))
         embedder = Embedder(
             connect, options_of[model], output or default_place(),
-            lambda job: _wait(connect(), job, quiet=as_json), lane,
+            lambda job: wait_for_vectors(connect(), job, quiet=as_json), lane,
         )  # fmt: skip
         if is_suite:
             raise typer.Exit(evaluate_suite(suite, root, split, embedder, output, as_json=as_json))
         if source is None:
             raise UsageError("give a webdataset ROOT, an OUTPUT with --truth-column, or --suite")
 
-        def evaluated(name: str) -> Evaluation:
+        def evaluated(name: str, head: HeadFile | str | None) -> Evaluation:
             """Evaluate rows or vectors of this name, or a model of this name on the root."""
             if truth_column is None:
                 one = replace(embedder, options=options_of[name])
-                return evaluate_root(read_root(source, split), one, task=task_named(task), recalls=recalls)
-            chosen = _label_set(labels, label_set, template or [])
+                return evaluate_root((source, split), one, head, task_named(task), recalls)
+            chosen = chosen_label_set(labels, label_set, template or [])
             with row_reader(name) as reader:
-                return _evaluate_output(reader, truth_column, chosen, embedder)
+                return evaluate_output(reader, truth_column, chosen, head, embedder)
 
-        found = evaluated(model if truth_column is None else source)
+        own = model if truth_column is None else source
+        found = evaluated(own, heads.own)
         if compare is not None:
-            found = compared(found, evaluated(compare), compare)
+            other = evaluated(compare if heads.other is None else own, heads.other)
+            found = compared(found, other, compare)
     _report(found, clip_benchmark_json, as_json=as_json)
 
 
 _NOT_OF_SUITES = (
-    "source", "task", "truth_column", "labels", "label_set", "template", "recall_k", "compare",
+    "source", "task", "truth_column", "labels", "label_set", "template", "head", "recall_k", "compare",
     "clip_benchmark_json",
 )  # fmt: skip
 _OF_ROOTS = ("split", "task", "model", "precision", "decode", "recall_k", "clip_benchmark_json")
 _OF_VECTORS = ("labels", "label_set", "template")
 _OF_JOBS = ("output", "lane")
+_NOT_OF_HEADS = ("labels", "label_set", "template", "task", "recall_k")
 
 
 def _refuse_ignored(context: typer.Context, *, is_suite: bool) -> None:
@@ -198,19 +219,22 @@ def _refuse_ignored(context: typer.Context, *, is_suite: bool) -> None:
     is_root = context.params["truth_column"] is None
     has_labels = bool(context.params["labels"] or context.params["label_set"])
     if is_suite:
-        given = [name for name in _NOT_OF_SUITES if context.params.get(name) and _is_given(context, name)]
+        given = [name for name in _NOT_OF_SUITES if context.params.get(name) and is_given(context, name)]
         if given:
             what = "a source" if given[0] == "source" else f"--{given[0].replace('_', '-')}"
             raise UsageError(f"{what} does not go with --suite, which has its own sets and metrics")
     ignored = {name: "--truth-column" for name in _OF_VECTORS if is_root}
     ignored |= {name: "a ROOT, not with --truth-column" for name in _OF_ROOTS if not is_root}
     ignored |= {name: "a ROOT or --labels" for name in _OF_JOBS if not is_root and not has_labels}
+    if context.params["head"] is not None:
+        ignored |= {name: "zero-shot labels, not with --head" for name in _NOT_OF_HEADS}
     for name, goes_with in ignored.items():
-        if _is_given(context, name):
+        if is_given(context, name):
             raise UsageError(f"--{name.replace('_', '-')} goes with {goes_with}")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -225,23 +249,17 @@ def _options_of(
     return {name: ModelOptions(name, precision, decode) for name in names}
 
 
-def _label_set(labels: str | None, file: str | None, templates: list[str]) -> LabelSet | None:
+def chosen_label_set(labels: str | None, file: str | None, templates: list[str]) -> LabelSet | None:
+    """The label set of `--labels` or `--label-set`; None if neither is given.
+
+    Raises:
+        UsageError: both are given, or it is invalid.
+    """
     if labels is None and file is None:
         return None
     if labels is not None and file is not None:
         raise UsageError("give --labels or --label-set, not both")
     return chosen_label_sets(labels, [] if file is None else [file], templates)[0]
-
-
-def _evaluate_output(
-    reader: RowReader, column: str, label_set: LabelSet | None, embedder: Embedder
-) -> Evaluation:
-    from clipfleet.evaluation.on_rows import evaluate_rows
-    from clipfleet.evaluation.on_vectors import evaluate_vectors
-
-    if label_set is None:
-        return evaluate_rows(reader, column)
-    return evaluate_vectors(reader, column, label_set, embedder)
 
 
 def _report(found: Evaluation, clip_benchmark_json: Path | None, *, as_json: bool) -> None:
@@ -254,11 +272,11 @@ def _report(found: Evaluation, clip_benchmark_json: Path | None, *, as_json: boo
         typer.echo(json.dumps(found.document()))
     else:
         for line in evaluation_lines(found):
-            typer.echo(line)
+            typer.echo(printable(line))
     raise typer.Exit(EXIT_SOME_FAILED if found.failed or found.compared_failed else 0)
 
 
-def _wait(client: Client, job: JobHandle, *, quiet: bool) -> JobStatus:
+def wait_for_vectors(client: Client, job: JobHandle, *, quiet: bool) -> JobStatus:
     """Follow a job of the evaluation until it ends."""
     if not quiet:
         say(f"job {job.job_id} -> {job.output}")

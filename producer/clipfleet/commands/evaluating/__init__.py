@@ -1,0 +1,1 @@
+"""The command `evaluate`: what is evaluated, suites, heads."""
