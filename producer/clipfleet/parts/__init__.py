@@ -113,10 +113,14 @@ def read_ahead(
     dropped.
 
     Args:
-        load: called in other threads.
+        load: called in other threads, with a depth of 1 in this one.
         names: consumed lazily.
         depth: upper bound of calls in progress or not yet yielded.
     """
+    if depth == 1:
+        for name in names:
+            yield load(name)
+        return
     left = iter(names)
     under_way: deque[Future[Loaded]] = deque()
     wanted = 1

@@ -25,7 +25,7 @@ from clipfleet.s3.client import SCHEME
 from clipfleet.submit.options import OF_IMAGES, OF_THE_VECTORS, JobOptions
 
 # Rows whose fingerprint a submit compares: a part as JSON Lines is read as a whole. Workers compare all.
-_MOST_COMPARED: Mapping[PartFormat, int] = {PartFormat.PARQUET: 1_000_000, PartFormat.JSONL: 50_000}
+_MOST_COMPARED: Mapping[PartFormat, int] = {PartFormat.PARQUET: 100_000, PartFormat.JSONL: 50_000}
 # Workers with different devices take another precision each for `auto`; more are of several models.
 _MOST_FINGERPRINTS = len({*Precision} - {Precision.AUTO})
 _CHUNKS = 8  # at least, if there are as many parts: so many workers share a small job

@@ -28,6 +28,7 @@ from clipfleet.outputs.job_file import job_of
 from clipfleet.parts import OpenPart, PartFiles, parts_of, read_ahead
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.redis_rows import rows_at
+from clipfleet.s3.client import SCHEME
 
 # Of each row that is read; then the source's own columns, then `embedding`.
 KEPT_COLUMNS = (
@@ -118,7 +119,9 @@ class PartRanges:
         files = parts_of(self._read_job())  # each time: another job may have the output by now
         first, tables, left = part_range.first_part, [], part_range.rows
         read = partial(self._part, files, part_range.rows, with_vectors=with_vectors)
-        for rows in read_ahead(read, range(first, first + part_range.parts), depth=files.readers):
+        # From a folder one by one: other chunks are read meanwhile, and threads cost more than they hide.
+        depth = files.readers if self.uri.startswith(SCHEME) else 1
+        for rows in read_ahead(read, range(first, first + part_range.parts), depth=depth):
             alive()
             tables.append(rows)
             left -= rows.num_rows
@@ -308,7 +311,7 @@ def _checked(rows: pa.Table, part_range: PartRange, uri: str) -> pa.Table:
     """The rows, if they are those of the range: one of each item, in order."""
     first, count = part_range.item_index, part_range.rows
     found = rows["item_index"]
-    expected = pa.array(range(first, first + count), pa.int64())
+    expected = pa.arange(first, first + count)
     if len(rows) != count or not pc.all(pc.equal(found, expected)).as_py():
         raise _changed(part_range, uri)
     return rows

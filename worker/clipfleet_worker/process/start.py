@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # With Python's default, 700, it would collect every few images, which make no cycles.
 _NEW_OBJECTS_PER_COLLECTION = 20_000
 
-_M_ARENA_MAX, _LEAST_ARENAS = -8, 2  # the first is of <malloc.h>
+_M_ARENA_MAX, _LEAST_ARENAS = -8, 4  # the first is of <malloc.h>
 
 _WANTED = 65_536
 _SOCKETS_PER_CONNECTION = 4  # in use, slow, kept alive, looking up a name

@@ -58,10 +58,13 @@ def placed(parts: Sequence[tuple[np.ndarray, Columns]], items: int) -> Columns:
     """
     if not parts:
         return ()
-    rows = np.full(items, -1)
-    rows[np.concatenate([positions for positions, _ in parts])] = np.arange(sum(len(p) for p, _ in parts))
-    places = pa.array(rows, mask=rows < 0)
-    return tuple(
-        pa.concat_arrays([*of_parts]).take(places)
-        for of_parts in zip(*(columns for _, columns in parts), strict=True)
+    found = tuple(
+        pa.concat_arrays([*of_parts]) for of_parts in zip(*(columns for _, columns in parts), strict=True)
     )
+    positions = np.concatenate([positions for positions, _ in parts])
+    if np.array_equal(positions, np.arange(items)):  # all are there, in order
+        return found
+    rows = np.full(items, -1)
+    rows[positions] = np.arange(len(positions))
+    places = pa.array(rows, mask=rows < 0)
+    return tuple(column.take(places) for column in found)

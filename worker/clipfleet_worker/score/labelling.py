@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Scored at a time, so that other jobs' batches go in between: numbers of all images and labels, or of layers.
 _SCORES_PER_CALL = 1 << 20
-_MOST_IMAGES_PER_CALL = 1024  # in double precision they fit into the cache of a core
+_MOST_IMAGES_PER_CALL = 2048  # fewer: threads wait for each other more often; more leave the caches
 Choices: TypeAlias = np.ndarray  # object (items,): the name in an item's label set column, or None
 
 

@@ -253,10 +253,11 @@ def test_a_range_has_a_bounded_number_of_parts(output: FolderOutput, monkeypatch
     assert sizes == [256, 256, 88]
 
 
-def test_parts_are_read_at_the_same_time_in_order_and_noted_one_by_one(
+def test_parts_in_s3_are_read_at_the_same_time_in_order_and_noted_one_by_one(
     output: FolderOutput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranges, together, noted = ranges_of(output, (2,) * 7), Barrier(2), []
+    ranges.uri = "s3://bucket/output"
     whole = ParquetParts.open
 
     def opened(files: ParquetParts, place: FolderOutput, name: str, **most: int) -> Any:
