@@ -140,12 +140,17 @@ def goes_through_proxy(url: str) -> bool:
 
 def default_client() -> S3Client:
     """Return the shared client with default options; a new one once `AWS_*` has changed."""
-    return _client_for(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    return default_connection().client
+
+
+def default_connection() -> S3Connection:
+    """Return the shared client as `default_client` does, with its credentials."""
+    return _connection_for(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 
 @lru_cache(maxsize=4)
-def _client_for(_environment: tuple[tuple[str, str], ...]) -> S3Client:
-    return make_client()
+def _connection_for(_environment: tuple[tuple[str, str], ...]) -> S3Connection:
+    return connect()
 
 
 def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[S3Object]:

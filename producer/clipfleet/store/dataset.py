@@ -1,0 +1,402 @@
+"""One Lance dataset: batches in, batches out, and commits that fail if another program was faster.
+
+The only module that imports Lance. What it relies on stands in `tests/integration/store/test_lance.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pyarrow as pa
+
+from clipfleet.errors import (
+    OutputDamagedError,
+    OutputTooNewError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    UsageError,
+)
+from clipfleet.s3.client import SCHEME
+from clipfleet.s3.object_store import storage_options
+
+if TYPE_CHECKING:
+    import lance
+    import numpy as np
+
+# Newer ones exist; all readers that are named in the documentation know this one.
+_FORMAT: Final = "2.1"
+_ROWS_PER_FILE = 1 << 18  # 256 MiB of vectors of length 512: a file is rewritten as a whole
+_ROWS_PER_BATCH = 4096
+_BYTES_AHEAD = 64 << 20  # a scan reads ahead; Lance's default is 2 GiB
+_ROW_BITS = 32  # of an address: fragment, then the position in it
+
+# In messages about a condition, not about a file.
+_OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
+
+Alive = Callable[[], object]
+
+
+class VersionConflictError(Exception):
+    """Another program has committed a version meanwhile: read again, and repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a dataset."""
+
+    number: int
+    at: datetime  # UTC
+    properties: Mapping[str, str]  # that its commit was given
+
+
+class VectorDataset:
+    """A dataset at one version. Reads are repeatable; a commit yields a new object. Thread-safe."""
+
+    def __init__(self, dataset: lance.LanceDataset, uri: str) -> None:
+        self._dataset = dataset
+        self.uri = uri
+
+    @classmethod
+    def create(cls, uri: str, schema: pa.Schema) -> VectorDataset:
+        """Create an empty dataset, or open the one that is there.
+
+        Args:
+            uri: absolute path, or `s3://` URI.
+            schema: of a new dataset.
+
+        Raises:
+            OutputUnavailableError: the place cannot be written, or what is there not read.
+        """
+        import lance
+
+        with lance_errors(uri):
+            try:
+                made = lance.write_dataset(
+                    schema.empty_table(),
+                    uri,
+                    schema=schema,
+                    mode="create",
+                    data_storage_version=_FORMAT,
+                    storage_options=storage_options(uri),
+                )
+            except OSError as error:
+                if "already exists" not in str(error):
+                    raise
+                return cls.open(uri)
+        return cls(made, uri)
+
+    @classmethod
+    def open(cls, uri: str, version: int | None = None) -> VectorDataset:
+        """Open a dataset at a version, by default the newest.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UsageError: it has no such version (any more).
+            OutputUnavailableError: it cannot be read.
+        """
+        import lance
+
+        with lance_errors(uri):
+            try:
+                return cls(lance.dataset(uri, version=version, storage_options=storage_options(uri)), uri)
+            except (ValueError, OSError) as error:
+                if version is not None and _has_dataset(uri):
+                    raise UsageError(
+                        f"{uri} has no version {version} (any more): `clipfleet store log` lists those that "
+                        "are left"
+                    ) from error
+                if "not found" in str(error).lower():
+                    raise FileNotFoundError(uri) from error
+                raise
+
+    def latest(self) -> VectorDataset:
+        """The same dataset at its newest version."""
+        return self.open(self.uri)
+
+    @property
+    def version(self) -> int:
+        """The number of this version; 1 is empty."""
+        return int(self._dataset.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the rows."""
+        return self._dataset.schema
+
+    def count(self, where: str | None = None) -> int:
+        """Number of rows, or of those that a condition holds for. Raises like `batches`."""
+        with self._condition(where), lance_errors(self.uri):
+            return int(self._dataset.count_rows(filter=where))
+
+    def batches(
+        self, columns: Sequence[str], *, where: str | None = None, with_address: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows in the order of their addresses, in bounded memory.
+
+        Args:
+            columns: of the result.
+            where: a condition of SQL on columns; not yet checked text of a user is refused.
+            with_address: add the column `_rowaddr` (uint64), see `take`.
+
+        Raises:
+            UsageError: the condition is invalid.
+            OutputUnavailableError: a file is missing or unreadable.
+        """
+        with self._condition(where), lance_errors(self.uri):
+            yield from self._dataset.to_batches(
+                columns=[*columns],
+                filter=where,
+                batch_size=_ROWS_PER_BATCH,
+                io_buffer_size=_BYTES_AHEAD,
+                batch_readahead=4,
+                fragment_readahead=1,
+                scan_in_order=True,
+                with_row_address=with_address,
+            )
+
+    def take(self, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The rows at these addresses (uint64), in their order."""
+        with lance_errors(self.uri):
+            found = self._dataset._take_rows(addresses.tolist(), columns=[*columns])
+        return pa.table(found)
+
+    def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
+        """So many rows from a position in the order of `batches` on."""
+        with lance_errors(self.uri):
+            found: pa.Table = self._dataset.to_table(
+                columns=[*columns], offset=offset, limit=rows, scan_in_order=True
+            )
+        return found
+
+    def replace(
+        self,
+        gone: np.ndarray,
+        fresh: Iterable[pa.RecordBatch],
+        properties: Mapping[str, str],
+        *,
+        alive: Alive = lambda: None,
+    ) -> VectorDataset:
+        """Commit a version without some rows, and with others. Rows are written before anything is visible.
+
+        A version that another program has committed since this one refuses the commit; files that were
+        written for it are removed by `drop_versions`.
+
+        Args:
+            gone: addresses of rows of this version (uint64).
+            fresh: further rows, with the columns of the dataset; read once.
+            properties: kept with the version, see `versions`.
+            alive: called after each batch; what it raises ends the commit.
+
+        Raises:
+            VersionConflictError: another program was faster.
+            OutputUnavailableError: the rows cannot be written.
+        """
+        import lance
+        from lance import LanceOperation
+        from lance.fragment import write_fragments
+
+        with lance_errors(self.uri):
+            left, emptied = self._without(gone, alive)
+            watched = _Watched(fresh, alive)
+            with watched.raising_its_own():
+                written = write_fragments(
+                    pa.RecordBatchReader.from_batches(self.schema, watched.batches()),
+                    self._dataset,
+                    schema=self.schema,
+                    max_rows_per_file=_ROWS_PER_FILE,
+                    storage_options=storage_options(self.uri),
+                )
+            # All fragments are named, changed or not: any other commit since then is a conflict. Without any
+            # fragment only a merge is one.
+            operation: LanceOperation.BaseOperation = (
+                LanceOperation.Update(
+                    removed_fragment_ids=emptied, updated_fragments=left, new_fragments=written
+                )
+                if left or emptied
+                else LanceOperation.Merge(_numbered(written), self._dataset.lance_schema)
+            )
+            return self._commit(
+                lance.Transaction(
+                    read_version=self.version, operation=operation, transaction_properties={**properties}
+                )
+            )
+
+    def _without(self, gone: np.ndarray, alive: Alive) -> tuple[list[Any], list[int]]:
+        """The fragments without these rows, and the ids of those that have none left."""
+        import numpy as np
+
+        ordered = np.sort(gone.astype(np.uint64))
+        numbers, starts = np.unique(ordered >> np.uint64(_ROW_BITS), return_index=True)
+        groups = np.split(ordered & np.uint64((1 << _ROW_BITS) - 1), starts[1:]) if len(ordered) else []
+        of_fragment = dict(zip(numbers.tolist(), groups, strict=True))
+        left, emptied = [], []
+        for fragment in self._dataset.get_fragments():
+            offsets = of_fragment.get(fragment.fragment_id)
+            changed = fragment.metadata if offsets is None else fragment.delete_rows(offsets.tolist())
+            if changed is None:
+                emptied.append(fragment.fragment_id)
+            else:
+                left.append(changed)
+            alive()
+        return left, emptied
+
+    def with_columns(self, fields: Sequence[pa.Field[Any]], properties: Mapping[str, str]) -> VectorDataset:
+        """Commit a version with further columns, all null. Raises like `replace`."""
+        import lance
+        from lance import LanceOperation
+        from lance.schema import LanceSchema
+
+        schema = pa.schema([*self.schema, *fields])
+        with lance_errors(self.uri):
+            found = LanceSchema.from_pyarrow(schema)
+            fragments = [one.metadata for one in self._dataset.get_fragments()]
+            return self._commit(
+                lance.Transaction(
+                    read_version=self.version,
+                    operation=LanceOperation.Merge(fragments, found),
+                    transaction_properties={**properties},
+                )
+            )
+
+    def _commit(self, transaction: lance.Transaction) -> VectorDataset:
+        import lance
+        from lance.commit import CommitConflictError
+
+        try:
+            made = lance.LanceDataset.commit(
+                self._dataset, transaction, max_retries=0, storage_options=storage_options(self.uri)
+            )
+        except CommitConflictError as error:
+            raise VersionConflictError(str(error)) from error
+        except (OSError, ValueError) as error:
+            if "conflict" in str(error).lower():
+                raise VersionConflictError(str(error)) from error
+            raise
+        return VectorDataset(made, self.uri)
+
+    def versions(self) -> list[Version]:
+        """All versions that are left, oldest first, with what their commits were given."""
+        with lance_errors(self.uri):
+            return [
+                Version(
+                    int(one["version"]),
+                    _as_utc(cast(datetime, one["timestamp"])),
+                    self._properties(int(one["version"])),
+                )
+                for one in self._dataset.versions()
+            ]
+
+    def _properties(self, version: int) -> Mapping[str, str]:
+        found = self._dataset.read_transaction(version)
+        return {} if found is None else dict(found.transaction_properties or {})
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the commit of this version was given."""
+        with lance_errors(self.uri):
+            return self._properties(self.version)
+
+    @contextmanager
+    def _condition(self, where: str | None) -> Iterator[None]:
+        """Report an invalid condition as the user's mistake."""
+        if where is None:
+            yield
+            return
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            text = str(error).splitlines()[0]
+            if any(word in text for word in _OF_CONDITIONS):
+                columns = ", ".join(self.schema.names)
+                raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
+            raise
+
+
+def remove_dataset(uri: str) -> None:
+    """Remove a whole dataset, all versions of it. Idempotent.
+
+    Raises:
+        OutputUnavailableError: it cannot be removed.
+    """
+    import lance
+
+    with lance_errors(uri):
+        if not uri.startswith(SCHEME):
+            shutil.rmtree(uri, ignore_errors=not Path(uri).exists())
+            return
+        lance.LanceDataset.drop(uri, storage_options=storage_options(uri))
+
+
+def _has_dataset(uri: str) -> bool:
+    import lance
+
+    try:
+        lance.dataset(uri, storage_options=storage_options(uri))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _numbered(fragments: Sequence[Any]) -> list[Any]:
+    """New fragments with ids of their own: a merge gives them none."""
+    for number, one in enumerate(fragments):
+        one.id = number
+    return [*fragments]
+
+
+class _Watched:
+    """Batches on their way through Lance, which turns what they raise into an error of its own."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], alive: Alive) -> None:
+        self._batches = batches
+        self._alive = alive
+        self._raised: BaseException | None = None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self._batches:
+                yield batch
+                self._alive()
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    @contextmanager
+    def raising_its_own(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            if self._raised is not None:
+                raise self._raised from None
+            raise
+
+
+def _as_utc(time: datetime) -> datetime:
+    return (time if time.tzinfo else time.astimezone()).astimezone(UTC)
+
+
+@contextmanager
+def lance_errors(uri: str) -> Iterator[None]:
+    """Report errors of Lance as those of the place where the dataset is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        text = str(error).splitlines()[0]
+        low = text.lower()
+        if "no space left" in low or "disk quota" in low:
+            raise OutputUnavailableError(f"{uri}: the disk is full; nothing was changed") from error
+        if "permission denied" in low or "read-only" in low or "access denied" in low:
+            raise OutputUnreachableError(f"{uri}: {text}") from error
+        if "not supported" in low and ("feature" in low or "version" in low):
+            raise OutputTooNewError(f"{uri}: a newer version of Lance wrote it: update pylance") from error
+        if "not found" in low or "corrupt" in low or "invalid" in low:
+            raise OutputDamagedError(f"{uri} is damaged: {text}") from error
+        raise OutputUnavailableError(f"{uri}: {text}") from error

@@ -1,0 +1,227 @@
+"""What stores rely on Lance for, in a folder and in S3: an upgrade that breaks it is seen here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipfleet.errors import UsageError
+from clipfleet.store.dataset import VectorDataset, VersionConflictError, remove_dataset
+from tests.support.s3 import S3Bucket
+
+SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("embedding", pa.list_(pa.float16(), 4)),
+    ]
+)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "a.lance")
+    bucket: S3Bucket = request.getfixturevalue("s3")
+    return f"{bucket.uri}/store/a.lance"
+
+
+@pytest.fixture
+def dataset(uri: str) -> VectorDataset:
+    return VectorDataset.create(uri, SCHEMA)
+
+
+def rows(ids: Sequence[str], size: int = 0) -> Iterator[pa.RecordBatch]:
+    vectors = np.arange(4 * len(ids)).astype(np.float16)
+    yield pa.RecordBatch.from_arrays(
+        [
+            pa.array(ids, pa.string()),
+            pa.array([size] * len(ids), pa.int64()),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors), 4),
+        ],
+        schema=SCHEMA,
+    )
+
+
+NONE = np.empty(0, np.uint64)
+
+
+def table(dataset: VectorDataset, **options: Any) -> pa.Table:
+    batches = [*dataset.batches(["item_id", "size"], **options)]
+    if batches:
+        return pa.Table.from_batches(batches)
+    return SCHEMA.append(pa.field("_rowaddr", pa.uint64())).empty_table()
+
+
+def sizes(dataset: VectorDataset) -> dict[str, int]:
+    found = table(dataset)
+    ids = found["item_id"].to_pylist()
+    assert len({*ids}) == len(ids)
+    return dict(zip(ids, found["size"].to_pylist(), strict=True))
+
+
+def addresses(dataset: VectorDataset, *ids: str) -> np.ndarray:
+    found = table(dataset, with_address=True)
+    wanted = np.isin(found["item_id"].to_numpy(), ids)
+    chosen: np.ndarray = found["_rowaddr"].to_numpy()[wanted]
+    return chosen
+
+
+def test_a_new_dataset_is_empty_and_created_once(dataset: VectorDataset) -> None:
+    again = VectorDataset.create(dataset.uri, SCHEMA)
+
+    assert (dataset.version, dataset.count()) == (1, 0)
+    assert (again.version, again.count(), again.schema) == (1, 0, SCHEMA)
+
+
+def test_one_that_is_not_there(uri: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        VectorDataset.open(uri)
+
+
+def test_rows_are_replaced_in_one_version(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b", "c"]), {"job": "one"})
+
+    second = first.replace(addresses(first, "b", "c"), rows(["b", "d"], 7), {"job": "two"})
+
+    assert sizes(second) == {"a": 0, "b": 7, "d": 7}
+    assert sizes(first) == {"a": 0, "b": 0, "c": 0}, "a version does not change"
+    assert sizes(dataset.latest()) == sizes(second)
+    assert [one.properties for one in second.versions()] == [{}, {"job": "one"}, {"job": "two"}]
+    assert [one.number for one in second.versions()] == [1, 2, 3]
+    assert second.properties == {"job": "two"}
+
+
+def test_all_rows_may_go(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b"]), {})
+
+    none = first.replace(addresses(first, "a", "b"), iter(()), {})
+    back = none.replace(NONE, rows(["c"]), {})
+
+    assert (none.count(), sizes(back)) == (0, {"c": 0})
+
+
+def test_a_commit_of_nothing_is_a_version(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a"]), {})
+
+    assert first.replace(NONE, iter(()), {"job": "x"}).properties == {"job": "x"}
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_of_two_commits_on_one_version_one_is_refused(
+    dataset: VectorDataset, is_empty: bool, keeps: bool
+) -> None:
+    if not is_empty:
+        dataset = dataset.replace(NONE, rows(["a", "b"]), {})
+    gone = NONE if keeps or is_empty else addresses(dataset, "a")
+    dataset.replace(gone, rows(["c"], 1), {})
+
+    with pytest.raises(VersionConflictError):
+        dataset.replace(NONE, rows(["c"], 2), {})
+
+    assert sizes(dataset.latest())["c"] == 1
+
+
+def test_races_lose_and_double_nothing(dataset: VectorDataset) -> None:
+    def add(number: int) -> int:
+        tries = 0
+        while True:
+            tries += 1
+            latest = dataset.latest()
+            try:
+                latest.replace(addresses(latest, "same"), rows([f"of-{number}", "same"], number), {})
+            except VersionConflictError:
+                continue
+            return tries
+
+    with ThreadPoolExecutor(4) as pool:
+        tries = sum(pool.map(add, range(12)))
+
+    assert {*sizes(dataset.latest())} == {"same", *(f"of-{number}" for number in range(12))}
+    assert dataset.latest().version == 13
+    assert tries >= 12
+
+
+def test_rows_are_taken_by_address_in_the_order_asked(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b", "c"]), {})
+    second = first.replace(addresses(first, "a"), rows(["d"]), {})
+
+    wanted = np.concatenate([addresses(second, one) for one in ("d", "b")])
+
+    assert second.take(wanted, ["item_id"])["item_id"].to_pylist() == ["d", "b"]
+
+
+def test_slices_are_in_the_order_of_batches_without_what_is_gone(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows([f"{number:04}" for number in range(3000)]), {})
+    second = first.replace(addresses(first, "0001", "2000"), rows(["new"]), {})
+    ids = table(second)["item_id"].to_pylist()
+
+    slices = (second.slice(start, 700, ["item_id"]) for start in range(0, 3000, 700))
+
+    assert pa.concat_tables(slices)["item_id"].to_pylist() == ids
+    assert (len(ids), ids[1], ids[-1]) == (2999, "0002", "new")
+
+
+def test_vectors_come_back_as_they_were(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b"]), {})
+
+    (batch,) = first.batches(["embedding"])
+
+    assert batch["embedding"].type == pa.list_(pa.float16(), 4)
+    assert batch["embedding"].flatten().to_pylist() == [*range(8)]
+
+
+def test_conditions(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b"], 5), {})
+
+    assert table(first, where="item_id = 'b' AND size > 4")["item_id"].to_pylist() == ["b"]
+    assert first.count("size > 5") == 0
+    for wrong in ("nothing = 1", "size >", "size = 'x'"):
+        with pytest.raises(UsageError, match="the condition"):
+            table(first, where=wrong)
+
+
+def test_columns_are_added_as_nulls(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a"]), {})
+
+    wider = first.with_columns([pa.field("shelf", pa.string())], {"job": "x"})
+    (batch,) = wider.batches(["item_id", "shelf"])
+
+    assert batch.to_pylist() == [{"item_id": "a", "shelf": None}]
+    with pytest.raises(VersionConflictError):
+        first.with_columns([pa.field("other", pa.string())], {})
+
+
+def test_a_version_by_its_number(dataset: VectorDataset) -> None:
+    dataset.replace(NONE, rows(["a"]), {})
+
+    assert VectorDataset.open(dataset.uri, 1).count() == 0
+    with pytest.raises(UsageError, match="no version 9"):
+        VectorDataset.open(dataset.uri, 9)
+
+
+def test_what_keeps_alive_is_told_of_each_step_and_ends_the_commit(dataset: VectorDataset) -> None:
+    def lost() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        dataset.replace(NONE, rows(["a"]), {}, alive=lost)
+
+    assert dataset.latest().version == 1
+
+
+def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
+    dataset.replace(NONE, rows(["a"]), {})
+
+    remove_dataset(dataset.uri)
+    remove_dataset(dataset.uri)
+
+    with pytest.raises(FileNotFoundError):
+        VectorDataset.open(dataset.uri)
