@@ -24,9 +24,9 @@ OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
 BUILDS = "hatchling"  # see build-system in pyproject.toml
 EXTRAS = {
-    "ci.txt": ("worker", "embedded", "otel", "fit", "test", "dev"),
-    "worker.txt": ("worker",),
-    "producer.txt": ("exporter",),
+    "ci.txt": ("worker", "embedded", "otel", "fit", "store", "test", "dev"),
+    "worker.txt": ("worker", "store"),
+    "producer.txt": ("exporter", "store"),
 }
 
 _HEADER = "# {}\n# Written by `make lock`; do not edit. Install with --require-hashes --no-deps.\n"

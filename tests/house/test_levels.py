@@ -19,6 +19,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "settings labels ledger sources heads",
         "hints outputs terminal",
         "parts",
+        "store",
         "submit results",
         "resume exports marking relabel",
         "job_handle",

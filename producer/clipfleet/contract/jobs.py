@@ -21,6 +21,7 @@ from clipfleet.contract.columns import (
 )
 from clipfleet.contract.heads import JobHead
 from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
 from clipfleet.wording import counted
@@ -169,7 +170,7 @@ ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of
 
 # Options that came after version 1, with what there was before: without them the fingerprint is the same.
 _SINCE_VERSION_1: Mapping[str, Any] = {
-    "vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE, "heads": (), "vectors": None,
+    "vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE, "heads": (), "vectors": None, "store": None,
 }  # fmt: skip
 
 
@@ -205,6 +206,7 @@ class Job(FrozenModel):
     label_sets: tuple[LabelSet, ...] = ()
     heads: tuple[JobHead, ...] = ()
     vectors: StoredVectors | None = None  # None: the items are images or texts
+    store: StoreTarget | None = None  # that its finish commits the rows to
     text_column: str | None = None  # source column with the text of an item
     label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
@@ -265,6 +267,8 @@ class Job(FrozenModel):
             raise ValueError("a job over stored vectors labels them: it does not embed")
         if self.heads and self.task is Task.EMBED_TEXT:
             raise ValueError("heads are for images: a job that embeds texts must not have one")
+        if self.store is not None and (self.task is not Task.EMBED or self.output_is_redis):
+            raise ValueError("a job that fills a store embeds images, and its output is beside the store")
         for what, names in {
             "label sets": [label_set.name for label_set in self.label_sets],
             "heads": [head.name for head in self.heads],
@@ -362,6 +366,9 @@ class Job(FrozenModel):
                 label_set.pop(name, None)
         if self.heads:
             found["heads"] = [[head.name, head.sha256] for head in self.heads]
+        if self.store is not None:  # a killed submit goes on, whatever other jobs have committed since
+            for name in ("base_version", "listed_at"):
+                found["store"].pop(name, None)
         return found
 
     @property

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipfleet.contract.columns import (
     ACCEPTED_COLUMN,
@@ -19,6 +20,16 @@ from clipfleet.contract.columns import (
     label_columns,
 )
 from clipfleet.contract.heads import JobHead
+from clipfleet.contract.stores import (
+    IS_COPIED,
+    KNOWN_COLUMNS,
+    KNOWN_ETAG,
+    KNOWN_LAST_MODIFIED,
+    LISTED_VERSION,
+    SIZE_BYTES,
+    STORE_COLUMNS,
+)
+from clipfleet.contract.versions import FIRST_WITH_STORES
 from clipfleet.errors import OutputConflictError
 
 
@@ -27,6 +38,7 @@ class ItemStatus(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
+    SAME = "same"  # of a job that fills a store: the image is the one that the store has; without a vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,11 @@ class PartCounts:
     ok: int
     failed: int
     codes: Mapping[str, int]  # failed rows by error code
+    same: int = 0  # of the ok ones: those whose image the store has already
+    copied: int = 0  # of the ok ones: those whose vector the store has, of an equal image
+
+
+_OF_STORES = ("same", "copied")
 
 
 def part_footer(identity: PartIdentity, counts: PartCounts, schema_version: int) -> dict[str, str]:
@@ -62,6 +79,7 @@ def part_footer(identity: PartIdentity, counts: PartCounts, schema_version: int)
         "failed": str(counts.failed),
         "codes": json.dumps(dict(counts.codes)),
         "schema_version": str(schema_version),
+        **{name: str(getattr(counts, name)) for name in _OF_STORES if schema_version >= FIRST_WITH_STORES},
     }
 
 
@@ -74,7 +92,8 @@ def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCoun
     try:
         identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
         codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
-        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
+        of_stores = (int(entries.get(name, 0)) for name in _OF_STORES)
+        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes, *of_stores)
     except (KeyError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"not the footer of a part: {error!r}") from error
 
@@ -82,7 +101,11 @@ def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCoun
 def count_rows(rows: pa.Table) -> PartCounts:
     """Count rows by outcome."""
     codes = Counter(rows["error_code"].drop_null().to_pylist())
-    return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
+    same = copied = 0
+    if IS_COPIED in rows.schema.names:
+        same = pc.sum(pc.equal(rows["status"], ItemStatus.SAME.value)).as_py() or 0
+        copied = pc.sum(rows[IS_COPIED]).as_py() or 0
+    return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes), same, copied)
 
 
 ITEM_COLUMNS = ("item_index", "item_id", "uri")
@@ -92,6 +115,13 @@ VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; n
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
 ACCEPTED_TYPE = pa.list_(pa.string())
 HEAD_TYPES = (pa.string(), pa.float32(), ACCEPTED_TYPE)  # of `JobHead.columns`
+
+KNOWN_FIELDS = tuple(pa.field(name, pa.string()) for name in KNOWN_COLUMNS)  # of items of a store's job
+STORE_FIELDS = (  # of its rows
+    *(pa.field(name, pa.string()) for name in (LISTED_VERSION, KNOWN_ETAG, KNOWN_LAST_MODIFIED)),
+    pa.field(SIZE_BYTES, pa.int64()),
+    pa.field(IS_COPIED, pa.bool_()),
+)
 
 UNKNOWN_DIMENSION = 1  # if all vectors are null and the model is unknown
 
@@ -156,6 +186,8 @@ def part_schema(
     vector_type: VectorType = VectorType.FLOAT16,
     accepted_columns: Collection[str] = (),
     heads: Sequence[JobHead] = (),
+    *,
+    fills_a_store: bool = False,
 ) -> pa.Schema:
     """Schema of the parts of one job.
 
@@ -167,6 +199,7 @@ def part_schema(
         vector_type: of the numbers of a vector.
         accepted_columns: see `Job.accepted_columns`.
         heads: of the job.
+        fills_a_store: see `Job.store`.
     """
     embedding = [] if embedding_dimension is None else [embedding_field(embedding_dimension, vector_type)]
     return pa.schema(
@@ -189,6 +222,7 @@ def part_schema(
                 )
             ),
             *(pa.field(*column) for head in heads for column in zip(head.columns, HEAD_TYPES, strict=False)),
+            *(STORE_FIELDS if fills_a_store else ()),
             *extra_fields,
         ]
     )
@@ -205,6 +239,9 @@ def _label_fields(
 PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part of any job
 
 
+_TAKEN = {*PART_COLUMNS, INLINE_COLUMN, VERSION_COLUMN, *STORE_COLUMNS}
+
+
 def extra_column_name(name: str) -> str:
     """Name of a source's column in the parts: unchanged, or `source_<name>` if it clashes with ours."""
-    return f"source_{name}" if name in (*PART_COLUMNS, INLINE_COLUMN, VERSION_COLUMN) else name
+    return f"source_{name}" if name in _TAKEN else name

@@ -48,6 +48,7 @@ from clipfleet.contract.parts import (
     part_schema,
     read_part_footer,
 )
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import JobUnreadableError, UsageError
 from tests.support.jobs import make_job
@@ -69,6 +70,9 @@ VECTORS = StoredVectors(
     created_at=datetime(2026, 1, 1, tzinfo=UTC),
     model_fingerprint="0" * 16,
     dimension=512,
+)
+STORE = StoreTarget(
+    uri="/store", store_id="a" * 32, base_version=7, listed_at=datetime(2026, 1, 1, tzinfo=UTC)
 )
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
@@ -180,7 +184,21 @@ class TestIdentity:
         job = make_job(
             labels=("cat",), vector_type=VectorType.FLOAT32, exif=Exif.APPLY, heads=(HEAD,), vectors=VECTORS
         )
-        assert set(job.identity()) == set(Job.model_fields) - NO_IDENTITY
+        filling = make_job(store=STORE)
+
+        assert {*job.identity(), *filling.identity()} == set(Job.model_fields) - NO_IDENTITY
+
+    def test_a_killed_submit_goes_on_whatever_the_store_holds_by_then(self) -> None:
+        later = STORE.model_copy(update={"base_version": 8, "listed_at": datetime(2026, 2, 2, tzinfo=UTC)})
+        other = STORE.model_copy(update={"store_id": "b" * 32})
+
+        assert make_job(store=STORE).is_same(make_job(store=later))
+        assert make_job(store=STORE).differences(make_job(store=other)) == ["store"]
+
+    @pytest.mark.parametrize("values", [{"output": "redis://"}, {"labels": ("cat",)}])
+    def test_only_embeddings_of_images_beside_a_store_fill_it(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match="fills a store embeds images"):
+            make_job(store=STORE, **values)
 
     def test_jobs_from_before_there_was_an_option_are_the_same_without_it(self) -> None:
         assert not {"vector_type", "exif"} & set(make_job().identity())

@@ -1,0 +1,45 @@
+"""What a job that fills a store knows of it, and names of the further columns of its items and rows.
+
+No I/O, and no pyarrow: `--help` needs it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from clipfleet.contract.label_sets import FrozenModel
+
+FINGERPRINT_PATTERN = r"^[0-9a-f]{16}$"
+STORE_ID_PATTERN = r"^[0-9a-f]{32}$"
+
+Fingerprint = Annotated[str, Field(pattern=FINGERPRINT_PATTERN)]
+StoreId = Annotated[str, Field(pattern=STORE_ID_PATTERN)]
+
+
+class StoreTarget(FrozenModel):
+    """The store that a job fills, as it was when the source was compared with it."""
+
+    uri: str  # absolute path of a folder, or s3://BUCKET/PREFIX
+    store_id: StoreId  # another store at the same place has another one
+    migration_id: StoreId | None = None  # of a job that fills the dataset which is to become the current one
+    fingerprint: Fingerprint | None = None  # of its vectors, in any precision; None: the first model decides
+    base_version: Annotated[int, Field(ge=0)] = 0  # of the dataset; 0: there was none
+    listed_at: datetime  # when the listing of the source began, by the clock of Redis
+    keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
+
+
+# Of the staged items of such a job: the version that the source lists, and what the store knows of the item.
+# All are strings, null where nothing is known.
+LISTED_VERSION = "_version"
+KNOWN_ETAG = "_etag"
+KNOWN_LAST_MODIFIED = "_last_modified"
+KNOWN_HASH = "_content_hash"
+KNOWN_COLUMNS = (LISTED_VERSION, KNOWN_ETAG, KNOWN_LAST_MODIFIED, KNOWN_HASH)
+
+# Of its rows: the first three, of the answer or file that the image came from, and these.
+SIZE_BYTES = "_size_bytes"  # int64
+IS_COPIED = "_is_copied"  # bool: the vector is that of an equal image in the store
+STORE_COLUMNS = (*KNOWN_COLUMNS, SIZE_BYTES, IS_COPIED)
