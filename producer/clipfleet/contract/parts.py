@@ -21,9 +21,10 @@ from clipfleet.contract.columns import (
 )
 from clipfleet.contract.heads import JobHead
 from clipfleet.contract.stores import (
+    DIGEST,
     IS_COPIED,
-    KNOWN_COLUMNS,
     KNOWN_ETAG,
+    KNOWN_HASH,
     KNOWN_LAST_MODIFIED,
     LISTED_VERSION,
     SIZE_BYTES,
@@ -116,9 +117,13 @@ LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.flo
 ACCEPTED_TYPE = pa.list_(pa.string())
 HEAD_TYPES = (pa.string(), pa.float32(), ACCEPTED_TYPE)  # of `JobHead.columns`
 
-KNOWN_FIELDS = tuple(pa.field(name, pa.string()) for name in KNOWN_COLUMNS)  # of items of a store's job
+KNOWN_FIELDS = (  # of the items of a store's job
+    pa.field(LISTED_VERSION, pa.string()),
+    pa.field(DIGEST, pa.int64()),
+    *(pa.field(name, pa.string()) for name in (KNOWN_ETAG, KNOWN_LAST_MODIFIED, KNOWN_HASH)),
+)
 STORE_FIELDS = (  # of its rows
-    *(pa.field(name, pa.string()) for name in (LISTED_VERSION, KNOWN_ETAG, KNOWN_LAST_MODIFIED)),
+    *KNOWN_FIELDS[:4],
     pa.field(SIZE_BYTES, pa.int64()),
     pa.field(IS_COPIED, pa.bool_()),
 )

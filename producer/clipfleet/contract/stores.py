@@ -31,15 +31,17 @@ class StoreTarget(FrozenModel):
     keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
 
 
-# Of the staged items of such a job: the version that the source lists, and what the store knows of the item.
-# All are strings, null where nothing is known.
+# Of the staged items of such a job, null where nothing is known: the version that the source lists and a digest
+# of the whole item, for the store; and what the store knows of the image, for the fetch.
 LISTED_VERSION = "_version"
+DIGEST = "_digest"  # int64; the others are strings
 KNOWN_ETAG = "_etag"
 KNOWN_LAST_MODIFIED = "_last_modified"
 KNOWN_HASH = "_content_hash"
-KNOWN_COLUMNS = (LISTED_VERSION, KNOWN_ETAG, KNOWN_LAST_MODIFIED, KNOWN_HASH)
 
-# Of its rows: the first three, of the answer or file that the image came from, and these.
-SIZE_BYTES = "_size_bytes"  # int64
+# Of its rows: version and digest as they were staged, ETag and Last-Modified of the answer, and these.
+SIZE_BYTES = "_size_bytes"  # int64, of the image's file
 IS_COPIED = "_is_copied"  # bool: the vector is that of an equal image in the store
-STORE_COLUMNS = (*KNOWN_COLUMNS, SIZE_BYTES, IS_COPIED)
+STORE_COLUMNS = (
+    LISTED_VERSION, DIGEST, KNOWN_ETAG, KNOWN_LAST_MODIFIED, KNOWN_HASH, SIZE_BYTES, IS_COPIED,
+)  # fmt: skip
