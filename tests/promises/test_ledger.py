@@ -422,3 +422,15 @@ class TestClaimFinish:
         assert found.job_id == "good"
         assert ledger.claim_finish(new_token(), 600, excluded) is None
         assert ledger.claim_finish(new_token(), 600) is not None
+
+
+class TestModelsOfVectors:
+    def test_the_first_worker_decides(self, ledger: Ledger) -> None:
+        add_job(ledger, "a")
+        add_job(ledger, "b")
+
+        assert [ledger.pin_model("a", one) for one in ("0" * 16, "f" * 16)] == ["0" * 16] * 2
+        assert ledger.pin_model("b", "f" * 16) == "f" * 16
+
+    def test_an_unknown_job_has_none(self, ledger: Ledger) -> None:
+        assert ledger.pin_model("nobody", "0" * 16) == ""

@@ -31,8 +31,8 @@ class StoreTarget(FrozenModel):
     keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
 
 
-# Of the staged items of such a job, null where nothing is known: the version that the source lists and a digest
-# of the whole item, for the store; and what the store knows of the image, for the fetch.
+# Of the staged items of such a job, null where nothing is known: the version that the source lists and a
+# digest of the whole item, for the store; and what the store knows of the image, for the fetch.
 LISTED_VERSION = "_version"
 DIGEST = "_digest"  # int64; the others are strings
 KNOWN_ETAG = "_etag"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import redis
 
@@ -33,7 +34,7 @@ from clipfleet.redis.connection import connect, redis_errors
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "report", "complete", "release", "reconcile", "claim_finish",
     "finish", "postpone_finish", "cancel", "pause", "status", "jobs", "heartbeat", "farewell", "workers",
-    "backlog", "writers", *DRAFT_SCRIPTS,
+    "backlog", "writers", "pin_model", *DRAFT_SCRIPTS,
 )  # fmt: skip
 
 
@@ -54,6 +55,12 @@ class ChunkLedger:
         """Raise `RedisUnavailableError` unless Redis answers."""
         with redis_errors(self._url):
             self._redis.ping()
+
+    def now(self) -> datetime:
+        """The time by the clock of Redis, which all programs share."""
+        with redis_errors(self._url):
+            seconds, microseconds = self._redis.time()
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
     def claim(
         self,
@@ -76,6 +83,13 @@ class ChunkLedger:
             return []
         flat = [part for lease in leases for part in (lease.job_id, lease.chunk, lease.token)]
         return [RenewAnswer(word) for word in self._run("renew", int(lease_seconds * 1000), *flat)]
+
+    def pin_model(self, job_id: str, fingerprint: str) -> str:
+        """Decide which model the vectors of a job are of, unless that is decided; return what is decided.
+
+        Idempotent. An empty string: the job is unknown.
+        """
+        return str(self._run("pin_model", job_id, fingerprint))
 
     def report(self, reports: Sequence[LeaseReport], ended: Sequence[Lease] = ()) -> None:
         """Record how far chunks are, in one call; reports of leases that are not held are ignored.

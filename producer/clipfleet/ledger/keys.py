@@ -40,6 +40,11 @@ def claim_token(token: str) -> str:
     return f"{PREFIX}:token:{token}"
 
 
+def lock(name: str) -> str:
+    """Name of the string with the token of a lock's holder."""
+    return f"{PREFIX}:lock:{name}"
+
+
 def text_matrix(model_fingerprint: str, label_set_hash: str, suffix: str = "") -> str:
     """Name of the string with an encoded label set that workers share; suffix `:lock`: its encoder."""
     return f"{PREFIX}:text-matrix:{model_fingerprint}:{label_set_hash}{suffix}"
@@ -108,6 +113,7 @@ def lua_prelude() -> str:
         f"local function lane_queue(lane, model) return '{lane_key}' end",
         f"local function token_key(token) return '{claim_token(_spliced('token'))}' end",
         f"local function pending_key(job, token, suffix) return '{pending_key}' end",
+        f"local function lock_key(name) return '{lock(_spliced('name'))}' end",
         f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",
         f"local PENDING_SUFFIXES = {_lua_list(PENDING_SUFFIXES)}",
         f"local RESULT_SUFFIXES = {_lua_list(RESULT_SUFFIXES)}",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from typing_extensions import override
@@ -583,6 +584,19 @@ class MemoryLedger(Ledger):
             return PostponeAnswer.PAUSED
         job.finish_due = now + int(delay_seconds * 1000)
         return PostponeAnswer.POSTPONED
+
+    @override
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    @override
+    @_atomic
+    def pin_model(self, job_id: str, fingerprint: str) -> str:
+        found = self._job(job_id)
+        if found is None:
+            return ""
+        found.fingerprint_of_vectors = found.fingerprint_of_vectors or fingerprint
+        return found.fingerprint_of_vectors
 
     @override
     @_atomic

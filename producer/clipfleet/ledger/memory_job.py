@@ -69,6 +69,7 @@ class MemoryJob:
     starved_since: int | None = None
     starved: int = 0
     finish_token: str = ""
+    fingerprint_of_vectors: str = ""
     finish_due: int | None = None
     writers: dict[str, int] = field(default_factory=dict)  # token that lost its lease -> its deadline
     finished: int | None = None

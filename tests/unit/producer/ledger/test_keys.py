@@ -11,6 +11,7 @@ import pytest
 from clipfleet.ledger import keys
 from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
+from clipfleet.ledger.locks import LOCK_SCRIPTS
 from clipfleet.ledger.row_store import _SCRIPTS as STORE_SCRIPTS
 from tests.support.documents import ROOT
 
@@ -53,7 +54,7 @@ class TestLua:
         assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
-        loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS)}
+        loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS, *LOCK_SCRIPTS)}
         assert loaded | {"measured.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
 
 

@@ -1,0 +1,82 @@
+"""Locks in Redis, for work that only one program should do at a time.
+
+A lock ends with its holder, or after `TTL_SECONDS` without a sign of life. It saves work: what it surrounds
+must be right without it, too, because a program that was frozen may go on after it has lost the lock.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import redis
+
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.scripts import LuaScripts
+from clipfleet.redis.connection import connect
+
+LOCK_SCRIPTS = ("lock",)
+TTL_SECONDS = 60.0
+_RENEW_AFTER_SECONDS = 10.0
+
+Alive = Callable[[], None]
+
+
+class LockTakenError(Exception):
+    """Another program holds the lock."""
+
+
+class LockLostError(Exception):
+    """The lock was lost: Redis was away, or this program stood still for too long."""
+
+
+class Locks:
+    """Locks by name. Thread-safe. Raises `RedisUnavailableError` while Redis is unavailable."""
+
+    def __init__(
+        self, url: str, *, client: redis.Redis | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run = LuaScripts(client or connect(url), url, LOCK_SCRIPTS).run
+        self._monotonic = monotonic
+
+    @contextmanager
+    def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
+        """Hold a lock, and give it back.
+
+        Args:
+            name: of the lock.
+            wait: called before each further try while another program holds it; it sleeps, and may raise to
+                give up. None: there is one try.
+
+        Yields:
+            A call for the holder to make now and then: it renews the lock, at most every ten seconds, or raises
+            `LockLostError`.
+
+        Raises:
+            LockTakenError: another program holds it, and `wait` is None.
+        """
+        token = secrets.token_hex(8)
+        while not self._take(name, token):
+            if wait is None:
+                raise LockTakenError(name)
+            wait()
+        renewed = self._monotonic()
+
+        def alive() -> None:
+            nonlocal renewed
+            if self._monotonic() - renewed < _RENEW_AFTER_SECONDS:
+                return
+            if not self._take(name, token):
+                raise LockLostError(f"another program has taken the lock {name}")
+            renewed = self._monotonic()
+
+        try:
+            yield alive
+        finally:
+            with suppress(RedisUnavailableError):  # it ends by itself
+                self._run("lock", name, token, 0)
+
+    def _take(self, name: str, token: str) -> bool:
+        return bool(self._run("lock", name, token, int(TTL_SECONDS * 1000)))
