@@ -51,8 +51,8 @@ class Locks:
                 give up. None: there is one try.
 
         Yields:
-            A call for the holder to make now and then: it renews the lock, at most every ten seconds, or raises
-            `LockLostError`.
+            A call for the holder to make now and then: it renews the lock, at most every ten seconds.
+            It raises `LockLostError`.
 
         Raises:
             LockTakenError: another program holds it, and `wait` is None.

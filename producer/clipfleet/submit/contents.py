@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
@@ -11,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN, count_items
-from clipfleet.sources.uris import local_path
+from clipfleet.sources.file_states import file_states
 
 _MODULUS = 1 << 128
 _hash = partial(blake2b, digest_size=16)
 _JOINED_BYTES = 1 << 30  # the text of a batch must stay below 2 GiB
 _SEPARATOR, _NULL = "\x1f", "\x1e"
-_MISSING = "-"  # for an inaccessible file, which becomes a failed row
 
 
 class Contents:
@@ -72,23 +70,6 @@ def _columns(batch: pa.RecordBatch) -> Iterator[pa.Array]:
             yield pc.cast(values, pa.string())
     if "uri" not in batch.schema.names:  # of ranges
         return
-    states = _file_states(batch["uri"])
+    states = file_states(batch["uri"])
     if states is not None:
         yield states
-
-
-def _file_states(uris: pa.Array) -> pa.Array | None:
-    """Size and mtime of the local files among the items; None if there are none."""
-    is_local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file:", ignore_case=True))
-    if not pc.any(is_local, min_count=0).as_py():
-        return None
-    pairs = zip(uris.to_pylist(), is_local.to_pylist(), strict=True)
-    return pa.array([_file_state(uri) if is_file else None for uri, is_file in pairs], pa.string())
-
-
-def _file_state(uri: str) -> str:
-    try:
-        state = os.stat(local_path(uri))  # noqa: PTH116 - a Path costs more than the stat
-    except (OSError, ValueError):
-        return _MISSING
-    return f"{state.st_size} {state.st_mtime_ns}"
