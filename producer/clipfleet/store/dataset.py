@@ -280,16 +280,20 @@ class VectorDataset:
             raise
         return VectorDataset(made, self.uri)
 
-    def versions(self) -> list[Version]:
-        """All versions that are left, oldest first, with what their commits were given."""
+    def versions(self, *, after: int = 0) -> list[Version]:
+        """The versions that are left, oldest first, with what their commits were given.
+
+        Args:
+            after: without this version and earlier ones: each costs a read.
+        """
         with lance_errors(self.uri):
+            times = {
+                int(one["version"]): cast(datetime, one["timestamp"]) for one in self._dataset.versions()
+            }
             return [
-                Version(
-                    int(one["version"]),
-                    _as_utc(cast(datetime, one["timestamp"])),
-                    self._properties(int(one["version"])),
-                )
-                for one in self._dataset.versions()
+                Version(number, _as_utc(at), self._properties(number))
+                for number, at in sorted(times.items())
+                if number > after
             ]
 
     def _properties(self, version: int) -> Mapping[str, str]:

@@ -51,10 +51,15 @@ def store_column_name(name: str) -> str:
 
 def id_hashes(ids: pa.Array) -> np.ndarray:
     """64 bits of the hash of each id, uint64. Two of 10 million clash by chance once in 370,000 nights."""
+    return wide_id_hashes(ids)[:, 0]
+
+
+def wide_id_hashes(ids: pa.Array) -> np.ndarray:
+    """128 bits of the hash of each id, uint64 (ids, 2): no two of any number clash."""
     import numpy as np
 
-    raw = b"".join(blake2b(one.encode(), digest_size=8).digest() for one in ids.to_pylist())
-    return np.frombuffer(raw, np.uint64)
+    raw = b"".join(blake2b(one.encode(), digest_size=16).digest() for one in ids.to_pylist())
+    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
 
 
 def digests(items: pa.RecordBatch, columns: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Puts what a night has found into a dataset, in one version."""

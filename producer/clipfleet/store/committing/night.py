@@ -1,0 +1,88 @@
+"""What a night has found: rows of a job's parts, and the items that are gone. No I/O of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.contract.parts import PART_COLUMNS, ItemStatus
+from clipfleet.contract.stores import (
+    DIGEST,
+    KNOWN_ETAG,
+    KNOWN_LAST_MODIFIED,
+    LISTED_VERSION,
+    SIZE_BYTES,
+    STORE_COLUMNS,
+)
+from clipfleet.store.rows import OWN_COLUMNS, TIME_TYPE, store_column_name
+
+# Columns of a dataset and those of a part that fill them.
+_FROM_PARTS = {
+    "item_id": "item_id", "uri": "uri", "version": LISTED_VERSION, "etag": KNOWN_ETAG,
+    "last_modified": KNOWN_LAST_MODIFIED, "content_hash": "content_hash", "size_bytes": SIZE_BYTES,
+    "width": "width", "height": "height", "digest": DIGEST, "embedding": "embedding",
+}  # fmt: skip
+# What a row takes from an item whose image is the same; the rest stays as it is.
+RENEWED = ("uri", "version", "etag", "last_modified", "size_bytes", "digest")
+
+Batches = Callable[[], Iterable[pa.RecordBatch]]
+
+
+@dataclass(frozen=True)
+class Night:
+    """One commit's worth of changes. The batches are read several times, in the same order."""
+
+    rows: Batches  # of the parts of the job, all columns
+    gone: Batches  # `item_id`, and `digest` as it was when the item was found to be gone
+    listed_at: datetime  # see `StoreTarget`
+    embedded_at: datetime
+    keep_gone_days: int = 0
+
+    @property
+    def kept_since(self) -> datetime:
+        """Rows that were gone before this time are deleted."""
+        return self.listed_at - timedelta(days=self.keep_gone_days)
+
+
+def own_fields(part_schema: pa.Schema) -> list[pa.Field[Any]]:
+    """The source's own columns of a part, as a dataset has them."""
+    ours = {*PART_COLUMNS, *STORE_COLUMNS}
+    return [
+        pa.field(store_column_name(one.name), pa.string() if pa.types.is_null(one.type) else one.type)
+        for one in part_schema
+        if one.name not in ours
+    ]
+
+
+def of_status(rows: pa.RecordBatch, status: ItemStatus) -> pa.RecordBatch:
+    """The rows with this status."""
+    return rows.filter(pc.equal(rows["status"], status.value))
+
+
+def as_stored(rows: pa.RecordBatch, schema: pa.Schema, night: Night) -> pa.RecordBatch:
+    """Rows of a part as rows of a dataset.
+
+    Args:
+        rows: that are ok.
+        schema: of the dataset.
+        night: which they are of.
+    """
+    count = rows.num_rows
+    own = {store_column_name(one.name): one.name for one in rows.schema if one.name not in PART_COLUMNS}
+    times = {"embedded_at": night.embedded_at, "listed_at": night.listed_at, "gone_at": None}
+
+    def column(wanted: pa.Field[Any]) -> pa.Array:
+        if wanted.name in times:
+            return pa.repeat(pa.scalar(times[wanted.name], TIME_TYPE), count)
+        name = _FROM_PARTS.get(wanted.name) if wanted.name in OWN_COLUMNS else own.get(wanted.name)
+        if name is None or name not in rows.schema.names:
+            return pa.nulls(count, wanted.type)
+        found = rows[name]
+        return found if found.type.equals(wanted.type) else found.cast(wanted.type)
+
+    return pa.RecordBatch.from_arrays([column(one) for one in schema], schema=schema)
