@@ -16,6 +16,7 @@ STAGED_FILES = (
     f"{INTERNAL}/staged.json"  # the staged files that the ledger may know, and whether these are all
 )
 HEAD_PREFIX = f"{INTERNAL}/head-"
+GONE = f"{INTERNAL}/gone.arrow"  # of a job that fills a store: the items that the source has no more
 GENERATION = f"{INTERNAL}/generation.json"  # the last retry that began
 CLEARING = f"{INTERNAL}/clearing.json"  # the submit that is removing the results of the previous job
 MANIFEST = "_manifest.json"

@@ -103,15 +103,15 @@ def _commit(dataset: VectorDataset, night: Night, properties: Mapping[str, str],
     renewed = renewing.decide(alive)
     counts = _counts(night, matches, renewing, alive)
     replaced = matches.ok[~matches.is_late]
-    leaving = np.unique(
+    removed = np.unique(
         np.concatenate([replaced[replaced != NOWHERE], renewed, matches.gone, matches.expired])
     )
     kept_gone = matches.gone if night.keep_gone_days else matches.gone[:0]
-    if not len(leaving) and counts.new == 0:
+    if not len(removed) and counts.new == 0:
         return Committed(dataset, counts)
     fresh = _Fresh(dataset, night, matches, renewing, kept_gone)
     made = dataset.replace(
-        leaving, fresh.batches(), {**properties, COUNTS: json.dumps(asdict(counts))}, alive=alive
+        removed, fresh.batches(), {**properties, COUNTS: json.dumps(asdict(counts))}, alive=alive
     )
     return Committed(made, counts)
 

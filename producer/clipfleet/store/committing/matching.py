@@ -83,7 +83,7 @@ def match(dataset: VectorDataset, night: Night, alive: Alive = lambda: None) -> 
     )
     of_ok, of_same = (np.full(len(ids), NOWHERE, np.uint64) for ids in (ok, same))
     is_late = np.zeros(len(ok), bool)
-    leaving: list[np.ndarray] = []
+    removed: list[np.ndarray] = []
     expired: list[np.ndarray] = []
     for batch in dataset.batches(_COLUMNS, with_address=True):
         hashes, addresses = wide_id_hashes(batch["item_id"]), batch["_rowaddr"].to_numpy()
@@ -98,14 +98,14 @@ def match(dataset: VectorDataset, night: Night, alive: Alive = lambda: None) -> 
         places = gone.places(hashes)
         is_hit = (places >= 0) & ~is_later & ~_mask(batch["gone_at"].is_valid())
         is_hit[is_hit] = digests[places[is_hit]] == batch["digest"].to_numpy()[is_hit]
-        leaving.append(addresses[is_hit])
+        removed.append(addresses[is_hit])
         is_old = _mask(pc.less(batch["gone_at"], pa.scalar(night.kept_since, batch["gone_at"].type)))
         is_back = (ok.places(hashes) >= 0) | (same.places(hashes) >= 0)
         expired.append(addresses[is_old & ~is_back])
         alive()
     none = np.empty(0, np.uint64)
     return Matches(
-        of_ok, is_late, of_same, np.concatenate([*leaving, none]), np.concatenate([*expired, none])
+        of_ok, is_late, of_same, np.concatenate([*removed, none]), np.concatenate([*expired, none])
     )
 
 

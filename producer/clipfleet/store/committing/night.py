@@ -83,6 +83,8 @@ def as_stored(rows: pa.RecordBatch, schema: pa.Schema, night: Night) -> pa.Recor
         if name is None or name not in rows.schema.names:
             return pa.nulls(count, wanted.type)
         found = rows[name]
+        if found.null_count == count:  # vectors of a part without any may have another length
+            return pa.nulls(count, wanted.type)
         return found if found.type.equals(wanted.type) else found.cast(wanted.type)
 
     return pa.RecordBatch.from_arrays([column(one) for one in schema], schema=schema)

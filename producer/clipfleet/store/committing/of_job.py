@@ -1,0 +1,163 @@
+"""The commit of a job: what its parts and the list of gone items hold goes into the store, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.contract.jobs import Job
+from clipfleet.contract.parts import ItemStatus
+from clipfleet.contract.stores import StoreTarget
+from clipfleet.errors import OutputConflictError
+from clipfleet.outputs import Output, objects
+from clipfleet.parts import parts_of, read_ahead
+from clipfleet.store.committing.commit import Counts, commit_night
+from clipfleet.store.committing.night import Night, own_fields
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
+from clipfleet.store.rows import VECTOR_COLUMN, store_schema
+
+GONE_SCHEMA = pa.schema([pa.field("item_id", pa.string()), pa.field("digest", pa.int64())])
+KIND, BACKFILL, MIGRATION = "kind", "backfill", "migration"  # a property of a version, and values of it
+
+Alive = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class JobCommit:
+    """What became of a job's rows."""
+
+    version: int  # of the dataset; 0: there is none, as no item was embedded yet
+    fingerprint: str
+    counts: Counts
+
+
+class SupersededError(Exception):
+    """The store takes no more vectors of this model: it has another one by now."""
+
+
+def write_gone(output: Output, batches: Iterable[pa.RecordBatch]) -> int:
+    """Place the list of the items that are gone beside those to run; return their number. Idempotent."""
+    count = 0
+    with output.scratch() as path:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, GONE_SCHEMA) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(GONE_SCHEMA))
+                count += batch.num_rows
+        output.publish(path, objects.GONE, replace=True)
+    return count
+
+
+def commit_job(
+    place: StorePlace, job: Job, output: Output, chunks: int, fingerprint: str, alive: Alive = lambda: None
+) -> JobCommit:
+    """Commit a job whose parts are all there. Idempotent: a repeated call finds what the first one did.
+
+    The caller holds the lock of the store, see `lock_name`.
+
+    Args:
+        place: of the store.
+        job: fills it.
+        output: of the job.
+        chunks: of the job.
+        fingerprint: of its vectors, as it was pinned; empty if no worker has loaded the model.
+        alive: called often; what it raises ends the commit, and nothing is changed.
+
+    Raises:
+        SupersededError: the store has changed its model meanwhile.
+        OutputConflictError: another store is there by now.
+        OutputUnavailableError: a part, or the store, cannot be read or written.
+    """
+    target = job.store
+    assert target is not None  # noqa: S101 - the caller knows
+    fingerprint = target.fingerprint or fingerprint
+    embedded_by = _embedded_by(place.read(), target, place.uri)
+    if embedded_by.fingerprint not in (None, fingerprint):
+        raise SupersededError(
+            f"{place.uri} has vectors with the fingerprint {embedded_by.fingerprint} by now, "
+            f"job {job.job_id} has {fingerprint or 'none'}"
+        )
+    night = _night(job, target, output, chunks)
+    dataset = _dataset(place, fingerprint, night)
+    if dataset is None:
+        failed = sum(batch.num_rows for batch in night.rows())
+        return JobCommit(0, "", Counts(failed=failed))
+    properties = {KIND: MIGRATION if target.migration_id else BACKFILL, "job_id": job.job_id}
+    done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
+    dimension = dataset.schema.field(VECTOR_COLUMN).type.list_size
+    _note_model(place, target, fingerprint, dimension)
+    return JobCommit(done.dataset.version, fingerprint, done.counts)
+
+
+def lock_name(store_id: str) -> str:
+    """Name of the lock that everyone holds who writes to a store."""
+    return f"store:{store_id}"
+
+
+def _embedded_by(store: StoreFile, target: StoreTarget, uri: str) -> EmbeddedBy:
+    """The model that the target's dataset has by now."""
+    if store.store_id != target.store_id:
+        raise OutputConflictError(f"{uri} holds another store by now: the job was for {target.store_id}")
+    if target.migration_id is None:
+        return store.current
+    if store.migration is None or store.migration.migration_id != target.migration_id:
+        raise SupersededError(f"{uri}: the migration {target.migration_id} has ended")
+    return store.migration.to
+
+
+def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
+    files = parts_of(job)
+
+    def load(chunk_id: int) -> list[pa.RecordBatch]:
+        with files.open(output, files.name(chunk_id)) as part:
+            identity, _ = part.footer()
+            identity.require(job.job_id, chunk_id, f"{output.uri}/{files.name(chunk_id)}")
+            return [*part.batches()]
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batches in read_ahead(load, range(chunks), depth=2):
+            yield from batches
+
+    def gone() -> Iterator[pa.RecordBatch]:
+        try:
+            file = output.open(objects.GONE)
+        except FileNotFoundError:
+            return
+        with file, pa.ipc.open_file(file) as reader:
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+
+    return Night(rows, gone, target.listed_at, job.created_at, target.keep_gone_days)
+
+
+def _dataset(place: StorePlace, fingerprint: str, night: Night) -> VectorDataset | None:
+    """The dataset of a model, created if there are rows for it; None: there is nothing to commit to."""
+    if not fingerprint:
+        return None
+    uri = place.dataset_uri(fingerprint)
+    try:
+        return VectorDataset.open(uri)
+    except FileNotFoundError:
+        for batch in night.rows():
+            if pc.any(pc.equal(batch["status"], ItemStatus.OK.value)).as_py():
+                dimension = batch.schema.field("embedding").type.list_size
+                return VectorDataset.create(uri, store_schema(dimension, own_fields(batch.schema)))
+        return None
+
+
+def _note_model(place: StorePlace, target: StoreTarget, fingerprint: str, dimension: int) -> None:
+    """Let `store.json` say which vectors there are, once they are there."""
+
+    def change(store: StoreFile) -> StoreFile:
+        found = _embedded_by(store, target, place.uri)
+        if found.fingerprint is not None:
+            return store
+        found = found.model_copy(update={"fingerprint": fingerprint, "dimension": dimension})
+        if store.migration is None or target.migration_id is None:
+            return store.model_copy(update={"current": found})
+        return store.model_copy(update={"migration": store.migration.model_copy(update={"to": found})})
+
+    place.change(change)
