@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.parts import item_schema
+from clipfleet.sources.uris import without_userinfo
 
 T = TypeVar("T")
 
@@ -76,16 +77,23 @@ def item_batch(
     item_ids: pa.Array | None,
     uris: pa.Array,
     extra: Mapping[str, pa.Array] | None = None,
+    *,
+    named_by_uri: bool = False,
 ) -> pa.RecordBatch:
     """Build a batch numbered from `first_index`, with the source's columns and the inline bytes.
 
-    A missing id defaults to the index as text. No URI is null.
+    A missing id defaults to the index as text, or to the URI without user and password. No URI is null.
     """
-    indexes = pa.array(range(first_index, first_index + len(uris)), pa.int64())
-    if item_ids is None:
-        item_ids = pc.cast(indexes, pa.string())
-    elif item_ids.null_count:
-        item_ids = pc.coalesce(item_ids, pc.cast(indexes, pa.string()))
+    indexes = pa.arange(first_index, first_index + len(uris))
+    if item_ids is None or item_ids.null_count:
+        names = _without_userinfo(uris) if named_by_uri else pc.cast(indexes, pa.string())
+        item_ids = names if item_ids is None else pc.coalesce(item_ids, names)
     extra = extra or {}
     fields = [pa.field(name, values.type) for name, values in extra.items()]
     return pa.RecordBatch.from_arrays([indexes, item_ids, uris, *extra.values()], schema=item_schema(fields))
+
+
+def _without_userinfo(uris: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring(uris, "@"), min_count=0).as_py():
+        return uris
+    return pa.array([without_userinfo(uri) for uri in uris.to_pylist()], pa.string())

@@ -22,6 +22,7 @@ class ReadOptions:
     base_uri: str | None = None  # prefix for relative paths and bare keys
     holds_texts: bool = False  # items are texts, not URLs: `url_column` is the field with the text
     sample: int | None = None  # number of items to choose, see `SampledSource`; None: all of them
+    named_by_uri: bool = False  # an item without an id is named by its URI, not by its position
 
     def base_in(self, folder: str) -> str:
         """Prefix for the relative names of a list in this folder; empty if items are not names."""

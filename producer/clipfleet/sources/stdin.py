@@ -48,6 +48,7 @@ class StdinSource:
         self._descriptor = descriptor
         self._monotonic = monotonic
         self._base = options.base_in(f"{Path.cwd()}/")
+        self._named_by_uri = options.named_by_uri
         self._blocks = self._read_blocks()
         self._first = self._wait_for_lines()
         number, line = self._first[0]
@@ -74,7 +75,7 @@ class StdinSource:
         if self._table is not None:
             return self._table.batch(first_index, [json_record(line, NAME, number) for number, line in lines])
         uris = pa.array([line for _, line in lines], pa.string())
-        return item_batch(first_index, None, absolute_uris(uris, self._base))
+        return item_batch(first_index, None, absolute_uris(uris, self._base), named_by_uri=self._named_by_uri)
 
     def _passed_on(self) -> Iterator[list[NumberedLine]]:
         """Lines of one batch each: a full batch, or the lines of half a second."""

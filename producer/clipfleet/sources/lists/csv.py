@@ -31,6 +31,7 @@ class CsvSource:
         self._text = TextFile(file, is_gzip=is_gzip)
         self._name = file.name
         self._base = options.base_in(file.folder)
+        self._named_by_uri = options.named_by_uri
         self._separator = separator
         header = self._header()
         self._count = len(header)
@@ -45,7 +46,7 @@ class CsvSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         first_index = 0
         for records in in_batches(self._checked_records(), _characters):
-            yield _batch(first_index, records, self._columns, self._base)
+            yield _batch(first_index, records, self._columns, self._base, named_by_uri=self._named_by_uri)
             first_index += len(records)
         if first_index == 0:
             raise SourceError(f"{self._name}: the file has a header but no rows")
@@ -86,13 +87,15 @@ class CsvSource:
             raise self._text.error(line, f"not a well-formed row: {error} (a quote not closed?)") from error
 
 
-def _batch(first_index: int, records: list[list[str]], columns: Columns, base: str) -> pa.RecordBatch:
+def _batch(
+    first_index: int, records: list[list[str]], columns: Columns, base: str, *, named_by_uri: bool
+) -> pa.RecordBatch:
     values = [pa.array(column, pa.string()) for column in zip(*records, strict=True)]
     assert columns.url is not None  # noqa: S101 - text holds no images
     uris = absolute_uris(pc.utf8_trim_whitespace(values[columns.url]), base)
     ids = None if columns.id is None else values[columns.id]
     extra = {name: values[position] for name, position in columns.extra.items()}
-    return item_batch(first_index, ids, uris, extra)
+    return item_batch(first_index, ids, uris, extra, named_by_uri=named_by_uri)
 
 
 def _characters(record: list[str]) -> int:

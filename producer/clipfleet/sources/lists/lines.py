@@ -96,6 +96,7 @@ class TxtSource:
     def __init__(self, file: SourceFile, options: ReadOptions, *, is_gzip: bool = False) -> None:
         self._text = TextFile(file, is_gzip=is_gzip)
         self._base = options.base_in(file.folder)
+        self._named_by_uri = options.named_by_uri
         self.description = SourceDescription(
             kind="txt", uri=file.uri, options=file.state() | options.described()
         )
@@ -104,7 +105,12 @@ class TxtSource:
         first_index = 0
         entries = (entry for line in self._text.lines() if (entry := line.strip()))
         for uris in in_batches(entries, len):
-            yield item_batch(first_index, None, absolute_uris(pa.array(uris, pa.string()), self._base))
+            yield item_batch(
+                first_index,
+                None,
+                absolute_uris(pa.array(uris, pa.string()), self._base),
+                named_by_uri=self._named_by_uri,
+            )
             first_index += len(uris)
         if first_index == 0:
             raise SourceError(f"{self._text.file.name}: the file holds only blank lines")

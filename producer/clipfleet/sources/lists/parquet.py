@@ -34,6 +34,7 @@ class ParquetSource:
     def __init__(self, file: SourceFile, options: ReadOptions) -> None:
         self._file = file
         self._base = options.base_in(file.folder)
+        self._named_by_uri = options.named_by_uri
         with self._opened() as parquet:
             self._schema = parquet.schema_arrow
             header = self._schema.names
@@ -74,7 +75,7 @@ class ParquetSource:
             uris, images = self._named(first_index, images, paths)
         if images is not None:
             extra[INLINE_COLUMN] = images
-        return item_batch(first_index, ids, uris, extra)
+        return item_batch(first_index, ids, uris, extra, named_by_uri=self._named_by_uri)
 
     def _named(self, first_index: int, images: pa.Array, paths: pa.Array | None) -> tuple[pa.Array, pa.Array]:
         """URIs for images without a URL column, and the images; null if only a path is given."""

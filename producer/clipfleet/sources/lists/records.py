@@ -63,6 +63,7 @@ class RecordTable:
         self.url_field = "url" if columns.url is None else header[columns.url]
         self.bytes_field = _BYTES_FIELD if columns.bytes is None else header[columns.bytes]
         self._may_hold_images = may_hold_images
+        self._named_by_uri = options.named_by_uri
         self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_images else [])])
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
 
@@ -91,7 +92,13 @@ class RecordTable:
             extra[self._others] = pa.array([_json(rest) if rest else None for rest in misfits], pa.string())
         if self._may_hold_images:
             extra[INLINE_COLUMN] = pa.array([self._image(record) for record in records], pa.binary())
-        return item_batch(first_index, self._ids(records), self._uris(first_index, records), extra)
+        return item_batch(
+            first_index,
+            self._ids(records),
+            self._uris(first_index, records),
+            extra,
+            named_by_uri=self._named_by_uri,
+        )
 
     def _image(self, record: Record) -> bytes | None:
         values = (record.get(name) for name in (self.bytes_field, self.url_field, _BYTES_FIELD))

@@ -1,0 +1,64 @@
+"""Items without an id are named by their URIs where that is wanted: stores must not know them by position."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet.sources import ReadOptions, Source, source_of
+from clipfleet.sources.stdin import StdinSource
+
+OPTIONS = ReadOptions(named_by_uri=True)
+URLS = ["https://host/a.jpg", "https://user:secret@host/b.jpg"]
+NAMES = ["https://host/a.jpg", "https://host/b.jpg"]
+
+
+@pytest.fixture
+def piped() -> Iterator[int]:
+    reader, writer = os.pipe()
+    os.write(writer, "\n".join(URLS).encode())
+    os.close(writer)
+    yield reader
+    os.close(reader)
+
+
+def listed(kind: str, folder: Path) -> Source:
+    path = folder / f"list.{kind}"
+    match kind:
+        case "txt":
+            path.write_text("\n".join(URLS))
+        case "csv":
+            path.write_text("\n".join(["url,note", *(f"{url},x" for url in URLS)]))
+        case "jsonl":
+            path.write_text("\n".join(f'{{"url": "{url}"}}' for url in URLS))
+        case "parquet":
+            pq.write_table(pa.table({"url": URLS}), path)
+        case _:
+            return source_of(URLS, OPTIONS)
+    return source_of(path, OPTIONS)
+
+
+def ids(source: Source) -> list[str]:
+    return [name for batch in source.batches() for name in batch["item_id"].to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl", "parquet", "iterable"])
+def test_of_a_list(kind: str, tmp_path: Path) -> None:
+    assert ids(listed(kind, tmp_path)) == NAMES
+
+
+def test_of_standard_input(piped: int) -> None:
+    assert ids(StdinSource(OPTIONS, descriptor=piped)) == NAMES
+
+
+def test_only_where_an_id_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text(
+        '{"url": "https://host/a.jpg", "id": "x"}\n{"url": "https://host/b.jpg"}'
+    )
+
+    assert ids(source_of(tmp_path / "list.jsonl", OPTIONS)) == ["x", NAMES[1]]
