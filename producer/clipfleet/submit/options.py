@@ -44,6 +44,7 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec
@@ -133,6 +134,7 @@ def make_job(
     *,
     heads: Sequence[JobHead] = (),
     vectors: StoredVectors | None = None,
+    store: StoreTarget | None = None,
     top_k: int = 5,
     label_set_column: str | None = None,
 ) -> Job:
@@ -158,6 +160,7 @@ def make_job(
             "label_sets": label_sets,
             "heads": heads,
             "vectors": vectors,
+            "store": store,
             "label_set_column": _column(source, label_set_column),
             "text_column": source.text_column if isinstance(source, TextSource) else None,
             "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
@@ -170,6 +173,7 @@ def make_job(
                 applies_exif=described.exif is Exif.APPLY,
                 has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
                 has_heads_or_vectors=bool(heads) or vectors is not None,
+                fills_a_store=store is not None,
             ),
         }
         return Job(**values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -30,6 +30,7 @@ from clipfleet.outputs.job_file import StagedNote, job_of
 from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
+from clipfleet.store.gone_items import write_gone
 from clipfleet.submit.contents import Contents
 from clipfleet.submit.redis_bound import within_redis
 from clipfleet.submit.small_jobs import look_ahead
@@ -53,6 +54,9 @@ class Submission:
     overwriting: Overwriting | None = None
     chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
     heads: Sequence[HeadFile] = ()  # of the job
+    gone: Callable[[], Iterable[pa.RecordBatch]] | None = (
+        None  # of a job that fills a store, see `write_gone`
+    )
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
@@ -178,11 +182,13 @@ class Submission:
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
 
     def _claim_output(self) -> None:
-        """Create what lies beside the items: the job file, and the heads that its workers read."""
+        """Create what lies beside the items: the job file, the heads that its workers read, what is gone."""
         if not self.output.create(objects.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
             self._require_claimed()
         for one in self.heads:
             self._place_head(one)
+        if self.gone is not None:
+            write_gone(self.output, self.gone(), confirm=self._require_open)
 
     def _require_claimed(self) -> None:
         holder = job_of(self.output)

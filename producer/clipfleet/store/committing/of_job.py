@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,15 +12,15 @@ from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import OutputConflictError
-from clipfleet.outputs import Output, objects
+from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.committing.commit import Counts, commit_night
 from clipfleet.store.committing.night import Night, own_fields
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.gone_items import read_gone
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
 from clipfleet.store.rows import VECTOR_COLUMN, store_schema
 
-GONE_SCHEMA = pa.schema([pa.field("item_id", pa.string()), pa.field("digest", pa.int64())])
 KIND, BACKFILL, MIGRATION = "kind", "backfill", "migration"  # a property of a version, and values of it
 
 Alive = Callable[[], object]
@@ -37,18 +37,6 @@ class JobCommit:
 
 class SupersededError(Exception):
     """The store takes no more vectors of this model: it has another one by now."""
-
-
-def write_gone(output: Output, batches: Iterable[pa.RecordBatch]) -> int:
-    """Place the list of the items that are gone beside those to run; return their number. Idempotent."""
-    count = 0
-    with output.scratch() as path:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, GONE_SCHEMA) as writer:
-            for batch in batches:
-                writer.write_batch(batch.cast(GONE_SCHEMA))
-                count += batch.num_rows
-        output.publish(path, objects.GONE, replace=True)
-    return count
 
 
 def commit_job(
@@ -121,16 +109,7 @@ def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
         for batches in read_ahead(load, range(chunks), depth=2):
             yield from batches
 
-    def gone() -> Iterator[pa.RecordBatch]:
-        try:
-            file = output.open(objects.GONE)
-        except FileNotFoundError:
-            return
-        with file, pa.ipc.open_file(file) as reader:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-
-    return Night(rows, gone, target.listed_at, job.created_at, target.keep_gone_days)
+    return Night(rows, lambda: read_gone(output), target.listed_at, job.created_at, target.keep_gone_days)
 
 
 def _dataset(place: StorePlace, fingerprint: str, night: Night) -> VectorDataset | None:

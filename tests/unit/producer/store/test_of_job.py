@@ -16,8 +16,9 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts.parquet import ParquetParts
 from clipfleet.store.committing.commit import Counts
-from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_job, write_gone
+from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_job
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.gone_items import write_gone
 from clipfleet.store.place import EmbeddedBy, Migration, StoreFile, StorePlace, store_place
 from tests.support.jobs import make_job
 from tests.support.store_rows import DIMENSION, LISTED_AT
