@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from clipfleet.contract.jobs import DecodeRoute, Exif, Lane, PartFormat, Precision, Task
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.versions import FIRST_WITH_HEADS, FIRST_WITH_THRESHOLDS
+from clipfleet.contract.stores import StoreTarget
+from clipfleet.contract.versions import FIRST_WITH_HEADS, FIRST_WITH_STORES, FIRST_WITH_THRESHOLDS
 from clipfleet.errors import UsageError
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.sources.texts import text_source_of
@@ -269,3 +271,14 @@ def test_texts_carry_the_fingerprint_of_images_that_were_turned() -> None:
 
 def test_an_output_may_be_a_path() -> None:
     assert JobOptions(output=Path("/out")).output == "/out"
+
+
+def test_a_job_that_fills_a_store_is_left_alone_by_older_workers(tmp_path: Path) -> None:
+    store = StoreTarget(uri="/store", store_id="a" * 32, listed_at=datetime(2026, 1, 1, tzinfo=UTC))
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    job = make_job(
+        source_of(tmp_path, ReadOptions()), JobOptions(output=tmp_path / "out"), Task.EMBED, store=store
+    )
+
+    assert (job.store, job.schema_version) == (store, FIRST_WITH_STORES)

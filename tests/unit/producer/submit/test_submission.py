@@ -27,6 +27,7 @@ from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
+from clipfleet.store.gone_items import read_gone
 from clipfleet.submit.submission import Submission
 from tests.support.heads import head_file
 from tests.support.jobs import make_job, place_job
@@ -80,10 +81,14 @@ class Bench:
         *,
         overwrite: bool = False,
         heads: Sequence[HeadFile] = (),
+        gone: Sequence[str] | None = None,
         **values: Any,
     ) -> None:
         job = self.job.model_copy(update={"heads": tuple(one.of_job for one in heads), **values})
         submission = Submission(self.ledger, cast(Hints, self.hints), self.output, job, heads=heads)
+        if gone is not None:
+            batch = pa.RecordBatch.from_pydict({"item_id": gone, "digest": [1] * len(gone)})
+            submission.gone = lambda: [batch]
         submission.run(source or FakeSource(), overwrite=overwrite)
 
     def names(self) -> list[str]:
@@ -235,6 +240,38 @@ class TestHeads:
         bench.break_at("stage")
 
         refuses(bench, JobConflictError, "heads", heads=self.HEADS)
+
+
+class TestGoneItems:
+    """Of a job that fills a store: its finish must find the whole list."""
+
+    def test_they_are_in_place_before_the_job_can_be_finished(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen, stage = [], bench.ledger.stage
+        monkeypatch.setattr(bench.ledger, "stage", lambda *given: seen.append(bench.names()) or stage(*given))
+
+        bench.submit(gone=["a", "b"])
+
+        assert objects.GONE in seen[0]
+        (batch,) = read_gone(bench.output)
+        assert batch.to_pydict() == {"item_id": ["a", "b"], "digest": [1, 1]}
+
+    def test_a_submit_that_goes_on_has_the_list_of_its_own_comparison(self, bench: Bench) -> None:
+        bench.ledger.replies["stage"] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            bench.submit(gone=["a", "b"])
+        bench.ledger.replies.clear()
+
+        bench.submit(gone=["b"])
+
+        assert [name for batch in read_gone(bench.output) for name in batch["item_id"].to_pylist()] == ["b"]
+
+    def test_other_jobs_have_none(self, bench: Bench) -> None:
+        bench.submit()
+
+        assert [*read_gone(bench.output)] == []
+        assert objects.GONE not in bench.names()
 
 
 class TestSource:
