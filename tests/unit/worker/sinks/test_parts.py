@@ -23,6 +23,7 @@ from tests.support.failing import failing
 
 OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=2, codes={"not_found": 1, "timeout": 1})
+OF_STORES = {"same": "0", "copied": "0"}
 OTHER_CHUNK = replace(OURS, chunk_id=4)
 OF_OURS = {"job_id": "job-a", "chunk_id": "3", "generation": "0", "ok": "1", "failed": "0", "codes": "{}"}
 
@@ -64,7 +65,7 @@ class TestWriting:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
 
         file = open_parquet(output, objects.LAYOUT.part(3))
-        counts = {"ok": "1", "failed": "2", "codes": '{"not_found": 1, "timeout": 1}'}
+        counts = {"ok": "1", "failed": "2", "codes": '{"not_found": 1, "timeout": 1}', **OF_STORES}
         assert footer(file) == {**OF_OURS, **counts, "schema_version": str(SCHEMA_VERSION)}
         file.close(force=True)
 
