@@ -67,11 +67,12 @@ class FetchLoop:
         self._waiting_bytes = waiting_bytes
         self._deadline_seconds = deadline_seconds
         self._monotonic = monotonic
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop  # from `start` on: none is left open
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
     def start(self) -> None:
         """Start the thread and open the fetcher."""
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         self._call(self._open())
 
