@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipfleet.commands.connecting import open_client
-from clipfleet.commands.evaluating.command import chosen_label_set, is_given, wait_for_vectors
+from clipfleet.commands.evaluating.command import (
+    LabelSetFile,
+    Split,
+    chosen_label_set,
+    is_given,
+    wait_for_vectors,
+)
 from clipfleet.commands.following import interruptible
 from clipfleet.commands.head_options import HeadFile, HeadName, Overwrite, say_written
 from clipfleet.commands.interrupted import words_after_evaluating
@@ -58,12 +64,6 @@ _Marks = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
-_Split = Annotated[
-    str, typer.Option(callback=not_empty, help="folder of the root with the shards", rich_help_panel=SOURCE)
-]
-_LabelSet = Annotated[
-    str | None, typer.Option(metavar="FILE", help="a .yaml or .json file with labels", rich_help_panel=LABELS)
-]
 _FromLabels = Annotated[
     bool,
     typer.Option(
@@ -103,9 +103,9 @@ def fit(
     output: HeadFile,
     truth_column: _TruthColumn = None,
     marks: _Marks = None,
-    split: _Split = "train",
+    split: Split = "train",
     labels: Labels = None,
-    label_set: _LabelSet = None,
+    label_set: LabelSetFile = None,
     template: Template = None,
     from_labels: _FromLabels = False,
     min_items: _MinItems = 0,

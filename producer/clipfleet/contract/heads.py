@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, FrozenModel, Number
+from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, Fingerprint, FrozenModel, Number
 
 MAX_LAYERS = 16
 MAX_WIDTH = 65_536  # outputs of a layer
@@ -48,7 +48,7 @@ class HeadInput(FrozenModel):
     l2: bool = True  # of length 1
     model: _Text  # as in a job, for example ViT-B-32:datacomp_xl_s13b_b90k
     # Of the rows that it was fitted on; None: an imported head, which knows the name of the model only.
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    fingerprint: Fingerprint | None = None
     # How its images were read, for people: the fingerprint has both. None: an imported head.
     decode: Annotated[str, Field(pattern=r"^(fast|exact)$")] | None = None
     exif: Annotated[str, Field(pattern=r"^(ignore|apply)$")] | None = None

@@ -366,7 +366,7 @@ class Job(FrozenModel):
                 label_set.pop(name, None)
         if self.heads:
             found["heads"] = [[head.name, head.sha256] for head in self.heads]
-        if self.store is not None:  # a killed submit goes on, whatever other jobs have committed since
+        if self.store is not None:  # other jobs may commit before a killed submit resumes
             for name in ("base_version", "listed_at"):
                 found["store"].pop(name, None)
         return found

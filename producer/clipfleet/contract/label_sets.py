@@ -75,6 +75,7 @@ def _texts(value: object) -> Iterator[str]:
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # of a model, see `short_hash`
 
 
 class Claim(StrEnum):

@@ -10,12 +10,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipfleet.contract.label_sets import FrozenModel
+from clipfleet.contract.label_sets import Fingerprint, FrozenModel
 
-FINGERPRINT_PATTERN = r"^[0-9a-f]{16}$"
 STORE_ID_PATTERN = r"^[0-9a-f]{32}$"
 
-Fingerprint = Annotated[str, Field(pattern=FINGERPRINT_PATTERN)]
 StoreId = Annotated[str, Field(pattern=STORE_ID_PATTERN)]
 
 

@@ -1,7 +1,7 @@
 """Locks in Redis, for work that only one program should do at a time.
 
-A lock ends with its holder, or after `TTL_SECONDS` without a sign of life. It saves work: what it surrounds
-must be right without it, too, because a program that was frozen may go on after it has lost the lock.
+A lock ends with its holder, or after `TTL_SECONDS` without a sign of life. A program that was frozen may
+continue after it has lost its lock: locks avoid wasted work, and correctness must not depend on them.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ from clipfleet.contract.stores import DIGEST, KNOWN_ETAG, KNOWN_HASH, KNOWN_LAST
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import Source
 from clipfleet.sources.file_states import MISSING, file_states
-from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.known import KnownItems
-from clipfleet.store.rows import digests, id_hashes, store_column_name
+from clipfleet.store.rows import digests, id_hashes, store_column_name, stored_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +35,6 @@ VALIDATORS = (
 )  # fmt: skip
 _OF_THE_STORE = {KNOWN_ETAG: "etag", KNOWN_LAST_MODIFIED: "last_modified", KNOWN_HASH: "content_hash"}
 _GONE_AT_A_TIME = 8192
-
-Alive = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ class Comparing:
         there = self._dataset.schema
         for item in _own(schema):
             name = store_column_name(item.name)
-            if name not in there.names or there.field(name).type.equals(_kept_type(item.type)):
+            if name not in there.names or there.field(name).type.equals(stored_type(item.type)):
                 continue
             raise SourceError(
                 f"the column {item.name!r} of the source is {item.type}, in the store {name!r} is "
@@ -207,10 +205,6 @@ class Comparing:
 def _own(schema: pa.Schema) -> list[pa.Field[Any]]:
     """The source's own columns."""
     return [one for one in schema if one.name not in (*ITEM_COLUMNS, INLINE_COLUMN, VERSION_COLUMN)]
-
-
-def _kept_type(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def _digested(batch: pa.RecordBatch, version: str) -> Sequence[str]:

@@ -71,7 +71,7 @@ class VectorDataset:
             schema: of a new dataset.
 
         Raises:
-            OutputUnavailableError: the place cannot be written, or what is there not read.
+            OutputUnavailableError: the place cannot be written, or the dataset there cannot be read.
         """
         import lance
 
@@ -141,7 +141,7 @@ class VectorDataset:
 
         Args:
             columns: of the result.
-            where: a condition of SQL on columns; not yet checked text of a user is refused.
+            where: a condition on columns, in SQL.
             with_address: add the column `_rowaddr` (uint64), see `take`.
 
         Raises:
@@ -331,10 +331,10 @@ def remove_dataset(uri: str) -> None:
     import lance
 
     with lance_errors(uri):
-        if not uri.startswith(SCHEME):
-            shutil.rmtree(uri, ignore_errors=not Path(uri).exists())
-            return
-        lance.LanceDataset.drop(uri, storage_options=storage_options(uri))
+        if uri.startswith(SCHEME):
+            lance.LanceDataset.drop(uri, storage_options=storage_options(uri))
+        elif Path(uri).exists():
+            shutil.rmtree(uri)
 
 
 def _has_dataset(uri: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.rows import id_hashes
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 RACY = timedelta(seconds=2)
 _COLUMNS = ("item_id", "digest", "version", "listed_at", "gone_at")
 _NANOSECONDS = r"^\d+ (?P<ns>\d{1,18}|[1-8]\d{18})$"  # of the version of a local file: size and mtime
-
-Alive = Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from clipfleet.contract.jobs import MAX_DIMENSION, DecodeRoute, Exif, Precision
-from clipfleet.contract.label_sets import FrozenModel
-from clipfleet.contract.stores import Fingerprint, StoreId
+from clipfleet.contract.label_sets import Fingerprint, FrozenModel
+from clipfleet.contract.stores import StoreId
 from clipfleet.errors import (
     OutputDamagedError,
     OutputTooNewError,
@@ -27,6 +27,7 @@ from clipfleet.errors import (
 )
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.job_file import put_if
 
 STORE_FILE = "store.json"
 JOBS_FOLDER = "_jobs"
@@ -121,12 +122,8 @@ class StorePlace:
             after = change(before)
             if after == before:
                 return before
-            with self._output.scratch() as path:
-                path.write_bytes(_written(after))
-                if version is not None and self._output.replace_if(
-                    path, STORE_FILE, version, confirm=confirm
-                ):
-                    return after
+            if put_if(self._output, STORE_FILE, _written(after), version, confirm=confirm):
+                return after
         raise OutputUnreachableError(f"{self.uri}/{STORE_FILE}: other programs change it all the time")
 
 

@@ -1,4 +1,4 @@
-"""The rows of a store's datasets, and how items are told apart: hashes of ids, digests of items. No I/O."""
+"""The columns of a store's datasets, the hashes of ids and the digests of items. No I/O."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def store_column_name(name: str) -> str:
 def id_hashes(ids: pa.Array) -> np.ndarray:
     """64 bits of the hash of each id, uint64. Two of 10 million clash by chance once in 370,000 nights."""
     return wide_id_hashes(ids)[:, 0]
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """Type of a source's column in a dataset: one without any value may have texts one day."""
+    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def wide_id_hashes(ids: pa.Array) -> np.ndarray:

@@ -51,7 +51,7 @@ _Evaluated = Annotated[
         "--truth-column: a job id, `last`, or the folder or S3 prefix of results",
     ),
 ]
-_Split = Annotated[
+Split = Annotated[
     str, typer.Option(callback=not_empty, help="folder of the root with the shards", rich_help_panel=SOURCE)
 ]
 _Task = Annotated[
@@ -80,7 +80,7 @@ _TruthColumn = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
-_LabelSet = Annotated[
+LabelSetFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="a .yaml or .json file with labels", rich_help_panel=LABELS)
 ]
 _Head = Annotated[
@@ -145,13 +145,13 @@ _ClipBenchmarkJson = Annotated[
 def evaluate(
     context: typer.Context,
     source: _Evaluated = None,
-    split: _Split = "test",
+    split: Split = "test",
     task: _Task = "auto",
     suite: _Suite = None,
     root: _Sets = None,
     truth_column: _TruthColumn = None,
     labels: Labels = None,
-    label_set: _LabelSet = None,
+    label_set: LabelSetFile = None,
     template: Template = None,
     head: _Head = None,
     model: Annotated[str, JOB_OPTIONS["model"]] = DEFAULT_MODEL,

@@ -1,20 +1,19 @@
-"""Commits a night: all that has changed becomes visible in one version, or nothing does."""
+"""Commits a night: all of its changes become visible in one version, or none of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.parts import ItemStatus
-from clipfleet.contract.stores import IS_COPIED
 from clipfleet.store.committing.matching import NOWHERE, Matches, match
 from clipfleet.store.committing.night import RENEWED, Night, as_stored, of_status, own_fields
-from clipfleet.store.dataset import VectorDataset, VersionConflictError
+from clipfleet.store.dataset import Alive, VectorDataset, VersionConflictError
 from clipfleet.store.rows import OWN_COLUMNS, TIME_TYPE
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 COUNTS = "counts"  # property of a version: `Counts` as JSON
 _ROWS_AT_A_TIME = 4096
-
-Alive = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def _commit(dataset: VectorDataset, night: Night, properties: Mapping[str, str],
     matches = match(dataset, night, alive)
     renewing = _Renewing(dataset, night, matches)
     renewed = renewing.decide(alive)
-    counts = _counts(night, matches, renewing, alive)
+    counts = _counts(matches, renewing.late)
     replaced = matches.ok[~matches.is_late]
     removed = np.unique(
         np.concatenate([replaced[replaced != NOWHERE], renewed, matches.gone, matches.expired])
@@ -116,24 +113,17 @@ def _commit(dataset: VectorDataset, night: Night, properties: Mapping[str, str],
     return Committed(made, counts)
 
 
-def _counts(night: Night, matches: Matches, renewing: _Renewing, alive: Alive) -> Counts:
+def _counts(matches: Matches, late_same: int) -> Counts:
+    """Count a night; `late_same`: items that are no longer the same, see `_Renewing.late`."""
     is_new = (matches.ok == NOWHERE) & ~matches.is_late
-    failed = copied = first = 0
-    for batch in night.rows():
-        failed += pc.sum(pc.equal(batch["status"], ItemStatus.FAILED.value)).as_py() or 0
-        some = of_status(batch, ItemStatus.OK)
-        is_kept = ~matches.is_late[first : first + some.num_rows]
-        copied += int(pc.fill_null(some[IS_COPIED], False).to_numpy(zero_copy_only=False)[is_kept].sum())
-        first += some.num_rows
-        alive()
-    late = int(matches.is_late.sum())
+    new, late = int(is_new.sum()), int(matches.is_late.sum())
     return Counts(
-        new=int(is_new.sum()),
-        changed=len(matches.ok) - int(is_new.sum()) - late,
-        copied=copied,
-        same=len(matches.same) - renewing.late,
-        failed=failed,
-        late=late + renewing.late,
+        new=new,
+        changed=len(matches.ok) - new - late,
+        copied=int(matches.is_copied[~matches.is_late].sum()),
+        same=len(matches.same) - late_same,
+        failed=matches.failed,
+        late=late + late_same,
         gone=len(matches.gone),
         expired=len(matches.expired),
     )
@@ -245,7 +235,7 @@ def _equal(some: pa.Array, others: pa.Array) -> np.ndarray:
     if pa.types.is_nested(some.type):
         import numpy as np
 
-        pairs: Sequence[Any] = [*zip(some.to_pylist(), others.to_pylist(), strict=True)]
+        pairs = zip(some.to_pylist(), others.to_pylist(), strict=True)
         return np.array([one == other for one, other in pairs], bool)
     both_null = pc.and_(some.is_null(), others.is_null())
     found: np.ndarray = pc.or_(pc.fill_null(pc.equal(some, others), False), both_null).to_numpy(

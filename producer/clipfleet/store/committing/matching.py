@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.parts import ItemStatus
+from clipfleet.contract.stores import IS_COPIED
 from clipfleet.store.committing.night import Night, of_status
-from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.rows import wide_id_hashes
+from clipfleet.store.dataset import Alive, VectorDataset
+from clipfleet.store.rows import TIME_TYPE, wide_id_hashes
 
 if TYPE_CHECKING:
     import numpy as np
 
-Alive = Callable[[], object]
-
 
 class IdSet:
-    """Ids by 128 bits of their hashes, each with a place for one more number."""
+    """Ids, by 128 bits of their hashes, and the order in which they were given."""
 
-    def __init__(self, hashes: Iterable[np.ndarray]) -> None:
-        """`hashes` of `wide_id_hashes`."""
+    def __init__(self, hashes: Sequence[np.ndarray]) -> None:
+        """`hashes` of `wide_id_hashes`, in pieces."""
         import numpy as np
 
-        found = [*hashes]
-        every = np.concatenate(found) if found else np.empty((0, 2), np.uint64)
+        every = np.concatenate([*hashes, np.empty((0, 2), np.uint64)])
         self._order = np.lexsort((every[:, 1], every[:, 0]))
         every = every[self._order]
         self._low, self._high = every[:, 0].copy(), every[:, 1].copy()
@@ -55,13 +53,13 @@ class IdSet:
 
 @dataclass(frozen=True)
 class Matches:
-    """Addresses of rows of the dataset; uint64, of which `NOWHERE` means none."""
+    """What a night has, and the rows of the dataset with the same ids: addresses, uint64, or `NOWHERE`."""
 
-    ok: np.ndarray  # of each ok row of the night, in their order; what is there is replaced
-    is_late: np.ndarray  # bool, likewise: the row there is of a later listing, and stays
-    same: (
-        np.ndarray
-    )  # of each row of the night that is `same`, in their order, unless it is of a later listing
+    ok: np.ndarray  # of the row with the id of each ok row of the night, in the order of the night
+    is_late: np.ndarray  # bool, likewise: that row is of a later listing, and stays as it is
+    is_copied: np.ndarray  # bool, likewise
+    same: np.ndarray  # of the row of each item that is `same`, in that order; none of a later listing
+    failed: int  # rows of the night
     gone: np.ndarray  # rows whose items are gone now
     expired: np.ndarray  # rows whose items have been gone for long enough
 
@@ -71,48 +69,61 @@ _COLUMNS = ("item_id", "digest", "listed_at", "gone_at")
 
 
 def match(dataset: VectorDataset, night: Night, alive: Alive = lambda: None) -> Matches:
-    """Read the night's ids, then the dataset's rows without their vectors."""
+    """Read the night's rows once, then the dataset's without their vectors."""
     import numpy as np
 
-    ok = IdSet(_hashes(night, ItemStatus.OK, alive))
-    same = IdSet(_hashes(night, ItemStatus.SAME, alive))
-    gone_batches = [*night.gone()]
-    gone = IdSet(wide_id_hashes(batch["item_id"]) for batch in gone_batches)
-    digests = np.concatenate(
-        [batch["digest"].to_numpy() for batch in gone_batches] or [np.empty(0, np.int64)]
-    )
-    of_ok, of_same = (np.full(len(ids), NOWHERE, np.uint64) for ids in (ok, same))
+    ids = _ids_of(night, alive)
+    ok, same, gone = IdSet(ids.ok), IdSet(ids.same), IdSet(ids.gone)
+    digests = np.concatenate([*ids.gone_digests, np.empty(0, np.int64)])
+    of_ok, of_same = (np.full(len(one), NOWHERE, np.uint64) for one in (ok, same))
     is_late = np.zeros(len(ok), bool)
-    removed: list[np.ndarray] = []
-    expired: list[np.ndarray] = []
+    removed, expired = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for batch in dataset.batches(_COLUMNS, with_address=True):
         hashes, addresses = wide_id_hashes(batch["item_id"]), batch["_rowaddr"].to_numpy()
-        is_later = _mask(pc.greater(batch["listed_at"], pa.scalar(night.listed_at, batch["listed_at"].type)))
-        places = ok.places(hashes)
-        is_hit = places >= 0
-        of_ok[places[is_hit]] = addresses[is_hit]
-        is_late[places[is_hit]] = is_later[is_hit]
-        places = same.places(hashes)
-        is_hit = (places >= 0) & ~is_later
-        of_same[places[is_hit]] = addresses[is_hit]
-        places = gone.places(hashes)
-        is_hit = (places >= 0) & ~is_later & ~_mask(batch["gone_at"].is_valid())
-        is_hit[is_hit] = digests[places[is_hit]] == batch["digest"].to_numpy()[is_hit]
+        is_later = _mask(pc.greater(batch["listed_at"], pa.scalar(night.listed_at, TIME_TYPE)))
+        at_ok, at_same, at_gone = (one.places(hashes) for one in (ok, same, gone))
+        is_hit = at_ok >= 0
+        of_ok[at_ok[is_hit]] = addresses[is_hit]
+        is_late[at_ok[is_hit]] = is_later[is_hit]
+        is_hit = (at_same >= 0) & ~is_later
+        of_same[at_same[is_hit]] = addresses[is_hit]
+        is_hit = (at_gone >= 0) & ~is_later & ~_mask(batch["gone_at"].is_valid())
+        is_hit[is_hit] = digests[at_gone[is_hit]] == batch["digest"].to_numpy()[is_hit]
         removed.append(addresses[is_hit])
-        is_old = _mask(pc.less(batch["gone_at"], pa.scalar(night.kept_since, batch["gone_at"].type)))
-        is_back = (ok.places(hashes) >= 0) | (same.places(hashes) >= 0)
-        expired.append(addresses[is_old & ~is_back])
+        is_old = _mask(pc.less(batch["gone_at"], pa.scalar(night.kept_since, TIME_TYPE)))
+        expired.append(addresses[is_old & (at_ok < 0) & (at_same < 0)])
         alive()
-    none = np.empty(0, np.uint64)
+    is_copied = np.concatenate([*ids.is_copied, np.empty(0, bool)])
     return Matches(
-        of_ok, is_late, of_same, np.concatenate([*removed, none]), np.concatenate([*expired, none])
+        of_ok, is_late, is_copied, of_same, ids.failed, np.concatenate(removed), np.concatenate(expired)
     )
 
 
-def _hashes(night: Night, status: ItemStatus, alive: Alive) -> Iterable[np.ndarray]:
+@dataclass
+class _Ids:
+    """The ids of a night by what became of them, as `wide_id_hashes`, in pieces."""
+
+    ok: list[np.ndarray] = field(default_factory=list)
+    is_copied: list[np.ndarray] = field(default_factory=list)  # bool, of each of `ok`
+    same: list[np.ndarray] = field(default_factory=list)
+    gone: list[np.ndarray] = field(default_factory=list)
+    gone_digests: list[np.ndarray] = field(default_factory=list)
+    failed: int = 0
+
+
+def _ids_of(night: Night, alive: Alive) -> _Ids:
+    found = _Ids()
     for batch in night.rows():
-        yield wide_id_hashes(of_status(batch, status)["item_id"])
+        ok, same = (of_status(batch, one) for one in (ItemStatus.OK, ItemStatus.SAME))
+        found.ok.append(wide_id_hashes(ok["item_id"]))
+        found.is_copied.append(_mask(ok[IS_COPIED]))
+        found.same.append(wide_id_hashes(same["item_id"]))
+        found.failed += batch.num_rows - ok.num_rows - same.num_rows
         alive()
+    for batch in night.gone():
+        found.gone.append(wide_id_hashes(batch["item_id"]))
+        found.gone_digests.append(batch["digest"].to_numpy())
+    return found
 
 
 def _mask(values: pa.Array) -> np.ndarray:

@@ -19,7 +19,7 @@ from clipfleet.contract.stores import (
     SIZE_BYTES,
     STORE_COLUMNS,
 )
-from clipfleet.store.rows import OWN_COLUMNS, TIME_TYPE, store_column_name
+from clipfleet.store.rows import TIME_TYPE, store_column_name, stored_type
 
 # Columns of a dataset and those of a part that fill them.
 _FROM_PARTS = {
@@ -51,12 +51,16 @@ class Night:
 
 def own_fields(part_schema: pa.Schema) -> list[pa.Field[Any]]:
     """The source's own columns of a part, as a dataset has them."""
-    ours = {*PART_COLUMNS, *STORE_COLUMNS}
     return [
-        pa.field(store_column_name(one.name), pa.string() if pa.types.is_null(one.type) else one.type)
-        for one in part_schema
-        if one.name not in ours
+        pa.field(name, stored_type(part_schema.field(theirs).type))
+        for name, theirs in _own(part_schema).items()
     ]
+
+
+def _own(part_schema: pa.Schema) -> dict[str, str]:
+    """The source's own columns of a part, by their names in a dataset."""
+    ours = {*PART_COLUMNS, *STORE_COLUMNS}
+    return {store_column_name(name): name for name in part_schema.names if name not in ours}
 
 
 def of_status(rows: pa.RecordBatch, status: ItemStatus) -> pa.RecordBatch:
@@ -73,13 +77,13 @@ def as_stored(rows: pa.RecordBatch, schema: pa.Schema, night: Night) -> pa.Recor
         night: which they are of.
     """
     count = rows.num_rows
-    own = {store_column_name(one.name): one.name for one in rows.schema if one.name not in PART_COLUMNS}
+    filled_from = _FROM_PARTS | _own(rows.schema)
     times = {"embedded_at": night.embedded_at, "listed_at": night.listed_at, "gone_at": None}
 
     def column(wanted: pa.Field[Any]) -> pa.Array:
         if wanted.name in times:
             return pa.repeat(pa.scalar(times[wanted.name], TIME_TYPE), count)
-        name = _FROM_PARTS.get(wanted.name) if wanted.name in OWN_COLUMNS else own.get(wanted.name)
+        name = filled_from.get(wanted.name)
         if name is None or name not in rows.schema.names:
             return pa.nulls(count, wanted.type)
         found = rows[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,14 +16,12 @@ from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.committing.commit import Counts, commit_night
 from clipfleet.store.committing.night import Night, own_fields
-from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.gone_items import read_gone
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
 from clipfleet.store.rows import VECTOR_COLUMN, store_schema
 
 KIND, BACKFILL, MIGRATION = "kind", "backfill", "migration"  # a property of a version, and values of it
-
-Alive = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
