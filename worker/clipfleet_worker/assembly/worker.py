@@ -264,6 +264,7 @@ class Worker:
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
+            ledger=self._ledger,
         )
 
     def run(self) -> int:
