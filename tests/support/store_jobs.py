@@ -23,7 +23,8 @@ def row(item_id: str, status: str = "ok") -> dict[str, Any]:
     return {
         "item_index": 0, "item_id": item_id, "uri": f"/{item_id}", "status": status, "_digest": 5,
         "content_hash": item_id, "embedding": [1.0] * DIMENSION if status == "ok" else None,
-        "_is_copied": False, "error_code": "timeout" if status == "failed" else None,
+        "_is_copied": False, "_size_bytes": 50 if status == "ok" else None,
+        "error_code": "timeout" if status == "failed" else None,
     }  # fmt: skip
 
 

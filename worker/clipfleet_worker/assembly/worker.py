@@ -38,7 +38,7 @@ from clipfleet_worker.chunk.pipeline import Pipeline
 from clipfleet_worker.chunk.relabelling import Relabelling
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.batcher import Batcher
-from clipfleet_worker.finish.committing import StoreCommits
+from clipfleet_worker.finish.committing import StoreCommits, has_store_extra
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.hints.consumer import make_worker_app, run_worker
@@ -371,6 +371,7 @@ class Worker:
             held_chunks=len(self._claims.held()),
             up_seconds=round(time.monotonic() - self._started, 1),
             refused_jobs=self._endings.refused_jobs,
+            fills_stores=has_store_extra(),
         )
 
     def _say_farewell(self) -> bool:

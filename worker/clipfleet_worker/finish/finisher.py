@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts
+from clipfleet.contract.stores import SIZE_BYTES
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
@@ -50,6 +51,7 @@ class _Part:
     rows: int
     counts: PartCounts
     beside: Sequence[str]  # further objects of the part
+    fetched_bytes: int  # of its images; known of jobs that fill a store
 
 
 class Finisher:
@@ -199,7 +201,8 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
         with files.open(context.output, name) as part:
             counts = _counts(context, chunk_id, part)
             errors = _failed_rows(context.job, part) if counts.failed else []
-            return _Part(name, part.num_rows, counts, part.beside), errors
+            fetched_bytes = 0 if context.job.store is None else _fetched_bytes(part)
+            return _Part(name, part.num_rows, counts, part.beside, fetched_bytes), errors
     except FileNotFoundError as error:
         raise OutputUnreachableError(f"{context.output.uri}/{name} is not there (yet)") from error
 
@@ -232,8 +235,17 @@ def _in_full(label_set: LabelSet) -> dict[str, Any]:
     return values
 
 
+def _fetched_bytes(part: OpenPart) -> int:
+    sums = (pc.sum(batch[SIZE_BYTES]).as_py() for batch in part.batches([SIZE_BYTES]))
+    return sum(one or 0 for one in sums)
+
+
 def _of_stores(parts: Sequence[_Part]) -> dict[str, int]:
-    return {name: sum(getattr(part.counts, name) for part in parts) for name in ("same", "copied")}
+    return {
+        "same": sum(part.counts.same for part in parts),
+        "copied": sum(part.counts.copied for part in parts),
+        "fetched_bytes": sum(part.fetched_bytes for part in parts),
+    }
 
 
 def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:

@@ -145,6 +145,7 @@ class TestCommit:
         assert bench.left == LEFT
         manifest = bench.manifest
         assert (manifest["ok"], manifest["failed"], manifest["same"], manifest["copied"]) == (3, 1, 1, 0)
+        assert manifest["fetched_bytes"] == 100
         assert manifest["store"] | {"counts": {}} == {
             "uri": bench.place.uri, "version": 2, "fingerprint": MINE, "counts": {},
         }  # fmt: skip
