@@ -98,13 +98,13 @@ class VectorDataset:
         Raises:
             FileNotFoundError: there is none.
             UsageError: it has no such version (any more).
-            OutputUnavailableError: it cannot be read.
+            OutputUnavailableError: it cannot be read, or it is a clone with files elsewhere.
         """
         import lance
 
         with lance_errors(uri):
             try:
-                return cls(lance.dataset(uri, version=version, storage_options=storage_options(uri)), uri)
+                found = lance.dataset(uri, version=version, storage_options=storage_options(uri))
             except (ValueError, OSError) as error:
                 if version is not None and _has_dataset(uri):
                     raise UsageError(
@@ -114,6 +114,9 @@ class VectorDataset:
                 if "not found" in str(error).lower():
                     raise FileNotFoundError(uri) from error
                 raise
+        if found._ds.base_paths():
+            raise OutputDamagedError(f"{uri} has files elsewhere, which a store never has: not opened")
+        return cls(found, uri)
 
     def latest(self) -> VectorDataset:
         """The same dataset at its newest version."""
@@ -169,9 +172,12 @@ class VectorDataset:
     def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
         """So many rows from a position in the order of `batches` on."""
         with lance_errors(self.uri):
-            found: pa.Table = self._dataset.to_table(
-                columns=[*columns], offset=offset, limit=rows, scan_in_order=True
-            )
+            try:
+                found: pa.Table = self._dataset.to_table(
+                    columns=[*columns], offset=offset, limit=rows, scan_in_order=True
+                )
+            except pa.ArrowInvalid as error:  # how a table reports what batches report as an `OSError`
+                raise OSError(str(error)) from error
         return found
 
     def replace(
@@ -286,15 +292,27 @@ class VectorDataset:
         Args:
             after: without this version and earlier ones: each costs a read.
         """
+        times = self.times()
         with lance_errors(self.uri):
-            times = {
-                int(one["version"]): cast(datetime, one["timestamp"]) for one in self._dataset.versions()
-            }
             return [
-                Version(number, _as_utc(at), self._properties(number))
-                for number, at in sorted(times.items())
+                Version(number, at, self._properties(number))
+                for number, at in times.items()
                 if number > after
             ]
+
+    def times(self) -> Mapping[int, datetime]:
+        """When each version that is left was committed (UTC), oldest first."""
+        with lance_errors(self.uri):
+            found = {
+                int(one["version"]): _as_utc(cast(datetime, one["timestamp"]))
+                for one in self._dataset.versions()
+            }
+        return dict(sorted(found.items()))
+
+    def stored_bytes(self) -> int:
+        """Size of all files, those of other versions included."""
+        with lance_errors(self.uri):
+            return sum(sum(batch["size_bytes"].to_pylist()) for batch in self._dataset.all_files())
 
     def _properties(self, version: int) -> Mapping[str, str]:
         found = self._dataset.read_transaction(version)
