@@ -154,7 +154,7 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             return int(self._dataset.count_rows(filter=where))
 
     def batches(
@@ -171,7 +171,7 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             yield from self._dataset.to_batches(
                 columns=[*columns],
                 filter=where,
@@ -192,12 +192,9 @@ class VectorDataset:
     def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
         """So many rows from a position in the order of `batches` on."""
         with lance_errors(self.uri):
-            try:
-                found: pa.Table = self._dataset.to_table(
-                    columns=[*columns], offset=offset, limit=rows, scan_in_order=True
-                )
-            except pa.ArrowInvalid as error:  # how a table reports what batches report as an `OSError`
-                raise OSError(str(error)) from error
+            found: pa.Table = self._dataset.to_table(
+                columns=[*columns], offset=offset, limit=rows, scan_in_order=True
+            )
         return found
 
     def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
@@ -236,7 +233,7 @@ class VectorDataset:
         found: list[pa.Table] = []
         for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
             some = wanted[start : start + _QUERIES_AT_A_TIME]
-            with self._condition(where), lance_errors(self.uri):
+            with lance_errors(self.uri), self._condition(where):
                 scanner = self._dataset.scanner(
                     columns=[*columns, _DISTANCE],
                     nearest={
@@ -548,7 +545,7 @@ def lance_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:  # the latter through batches and tables
         text = str(error).splitlines()[0]
         low = text.lower()
         if "no space left" in low or "disk quota" in low:

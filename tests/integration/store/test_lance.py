@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError, UsageError
 from clipfleet.store.dataset import VectorDataset, VersionConflictError, remove_dataset
 from tests.support.s3 import S3Bucket
 
@@ -338,6 +338,27 @@ def test_rows_by_their_positions(dataset: VectorDataset) -> None:
     second = first.replace(addresses(first, "b"), rows(["e"]), {})
 
     assert second.at(np.array([3, 1]), ["item_id"])["item_id"].to_pylist() == ["e", "c"]
+
+
+def test_damaged_files_are_reported_by_each_read(tmp_path: Path) -> None:
+    made = VectorDataset.create(str(tmp_path / "a.lance"), SCHEMA).replace(NONE, rows(["a", "b"]), {})
+    all_rows = addresses(made, "a", "b")
+    for path in (tmp_path / "a.lance" / "data").iterdir():
+        path.write_bytes(b"nothing that Lance reads")
+
+    dataset = VectorDataset.open(made.uri)
+    reads: list[Callable[[], object]] = [
+        lambda: table(dataset),
+        lambda: table(dataset, where="size = 0"),
+        lambda: dataset.slice(0, 1, ["size"]),
+        lambda: dataset.take(all_rows, ["size"]),
+        lambda: dataset.at(np.array([1]), ["size"]),
+        lambda: dataset.nearest(directions(1), 1, ["size"]),
+        lambda: dataset.nearest(directions(2), 1, ["size"], where="size = 0", exact=True),
+    ]
+    for read in reads:
+        with pytest.raises(OutputUnavailableError, match=str(tmp_path)):
+            read()
 
 
 def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
