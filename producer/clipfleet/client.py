@@ -27,6 +27,7 @@ from clipfleet.tracing import Tracing, tracing_of
 
 if TYPE_CHECKING:
     from clipfleet.backfill.items import ComparedItems, OnListed
+    from clipfleet.backfill.migrating import StoreMigration
     from clipfleet.backfill.night import Backfill
     from clipfleet.backfill.rounds import Services
     from clipfleet.contract.stores import StoreTarget
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from clipfleet.relabel.source import VectorSource
     from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
+    from clipfleet.store.place import StorePlace
     from clipfleet.submit.submission import GoneItems
 
 __all__ = ["BackfillOptions", "Client", "JobHandle", "JobOptions", "JobSpec"]
@@ -254,15 +256,55 @@ class Client:
             WorldError: Redis or the store is unavailable.
         """
         from clipfleet.backfill.night import Backfill
-        from clipfleet.backfill.opening import listed_source, open_place
+        from clipfleet.backfill.opening import listed_source
+
+        return Backfill(
+            self._services(), self._place(store), partial(listed_source, source, options), options,
+            on_listed,
+        )  # fmt: skip
+
+    def migrate(
+        self,
+        source: SourceLike,
+        store: str | Path,
+        *,
+        options: BackfillOptions,
+        most_failed: float | None = 0.0,
+        on_listed: OnListed = lambda count: None,
+    ) -> StoreMigration:
+        """Fill other vectors beside those of a store, and switch to them. Nothing is done before `run`.
+
+        Args:
+            source: see `backfill`.
+            store: see `backfill`; it must be there.
+            options: with what differs from the store, such as the model.
+            most_failed: share of the items with current vectors that may be left without new ones; None: any.
+            on_listed: see `backfill`.
+
+        Raises:
+            The same as `backfill`.
+        """
+        from clipfleet.backfill.migrating import StoreMigration
+        from clipfleet.backfill.opening import listed_source
+
+        return StoreMigration(
+            self._services(), self._place(store), partial(listed_source, source, options), options,
+            most_failed, on_listed,
+        )  # fmt: skip
+
+    def abandon_migration(self, store: str | Path) -> bool:
+        """End a migration without a switch; False if there is none. Raises like `backfill`."""
+        from clipfleet.backfill.migrating import abandon_migration
+
+        return abandon_migration(self._services(), self._place(store))
+
+    def _place(self, store: str | Path) -> StorePlace:
+        from clipfleet.backfill.opening import open_place
         from clipfleet.store.extra import require_store
 
         require_store()
         self._first().ping()
-        return Backfill(
-            self._services(), open_place(str(store)), partial(listed_source, source, options), options,
-            on_listed,
-        )  # fmt: skip
+        return open_place(str(store))
 
     def _services(self) -> Services:
         from clipfleet.backfill.rounds import Services

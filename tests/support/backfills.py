@@ -70,6 +70,7 @@ class Nights:
         self.images: dict[str, str | None] = {}
         self.fetched: list[str] = []  # URIs of the items that jobs had, in order
         self.said: list[str] = []
+        self._errors: list[str] = []  # lines of the last job
         self.meanwhile: Callable[[], object] = lambda: None  # once, before the next commit
         self.services = Services(
             self.ledger, cast(Any, self.locks), self._submit, self.handle, self._rebuild,
@@ -103,7 +104,7 @@ class Nights:
     def work(self, job: Job) -> None:
         """Run and finish a job as workers do."""
         output, files = open_output(job.output), parts_of(job)
-        failed = 0
+        self._errors = []
         with StagedReader(output, job_id=job.job_id, schema_version=job.schema_version) as reader:
             while claim := self.ledger.claim(uuid4().hex, 60, [*Lane], [job.model]):
                 items = reader.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
@@ -112,13 +113,12 @@ class Nights:
                 with output.scratch() as path:
                     files.write(output, path, identity, table, counts)
                     output.publish(path, files.name(claim.chunk_id))
-                failed += counts.failed
                 self.ledger.complete(
                     claim, ok=counts.ok, failed=counts.failed, codes=counts.codes, work_seconds={}
                 )
-        self._finish(job, failed)
+        self._finish(job)
 
-    def _finish(self, job: Job, failed: int) -> None:
+    def _finish(self, job: Job) -> None:
         meanwhile, self.meanwhile = self.meanwhile, lambda: None
         meanwhile()
         claim = self.ledger.claim_finish(uuid4().hex, 60)
@@ -134,6 +134,7 @@ class Nights:
         numbers = {"total": status.total, "failed": status.failed, "fetched_bytes": status.ok * 100}
         manifest = {"store": of_store, **numbers}
         output.replace(objects.MANIFEST, json.dumps(manifest).encode())
+        output.replace(objects.LAYOUT.errors, "".join(self._errors).encode())
         output.replace(objects.SUCCESS, b"")
         self.ledger.finish(claim, ttl_seconds=60)
         for name in [*output.names("data/part-")]:
@@ -149,6 +150,7 @@ class Nights:
         content = self.images.get(item["uri"], item["uri"])
         known, row = item.pop("_content_hash"), {**item, "content_hash": content, "_is_copied": False}
         if content is None:
+            self._errors.append(json.dumps({"item_id": item["item_id"]}) + "\n")
             return {**row, "status": "failed", "error_code": "not_found"}
         if content == known:
             return {**row, "status": "same"}

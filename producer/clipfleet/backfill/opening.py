@@ -42,6 +42,21 @@ def wanted_vectors(options: BackfillOptions) -> EmbeddedBy:
         return EmbeddedBy(model=normalise_model(options.model or DEFAULT_MODEL), **given)
 
 
+def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
+    """What makes the vectors after a migration: as now, but for the options that are given.
+
+    Raises:
+        UsageError: none is given.
+    """
+    given = _given(options)
+    if not given:
+        raise UsageError("a migration needs to know to which vectors: give a `model=`")
+    with usage_errors():
+        if "model" in given:
+            given["model"] = normalise_model(given["model"])
+        return EmbeddedBy(**{name: getattr(current, name) for name in _OF_THE_VECTORS} | given)
+
+
 def require_same_vectors(options: BackfillOptions, store: StoreFile, uri: str) -> None:
     """Raise `UsageError` for an option that differs from what the store has."""
     for name, value in _given(options).items():

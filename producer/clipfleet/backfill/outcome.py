@@ -35,6 +35,7 @@ class BackfillResult:
     job_id: str | None = None  # of the last job; None: no item was to be run
     state: JobState = JobState.COMPLETED  # of that job
     reason: str = ""  # why it has ended early
+    switched: bool = False  # of a migration: its vectors are the current ones by now
 
     @property
     def is_complete(self) -> bool:
@@ -63,6 +64,11 @@ class RoundResult:
     is_superseded: bool = False  # the store had other vectors by then: nothing was committed
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the round was committed, if there was anything to commit."""
+        return self.state in _ENDED_WELL
+
+    @property
     def found(self) -> int:
         """Changes that were committed."""
         return self.counts.new + self.counts.changed + self.counts.gone
@@ -79,13 +85,13 @@ class RoundResult:
             fetched_bytes=self.fetched_bytes + earlier.fetched_bytes,
         )
 
-    def result(self, store: str, seconds: float) -> BackfillResult:
-        """The night, if this is all of it."""
+    def result(self, store: str, seconds: float, *, switched: bool = False) -> BackfillResult:
+        """The night, or the migration, if this is all of it."""
         counts = self.counts
         return BackfillResult(
             store, self.version, counts.new, counts.changed, self.same, counts.gone, counts.failed,
             counts.copied, self.fetched_bytes, seconds, self.left, self.ran, self.job_id, self.state,
-            self.reason,
+            self.reason, switched,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from clipfleet.backfill.items import ComparedItems, ListedItems, OnListed
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import RoundResult
-from clipfleet.contract.jobs import Lane
+from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import JobConflictError
 from clipfleet.job_handle import JobHandle
@@ -46,7 +46,7 @@ class Services:
     submit: Submit
     job: Callable[[str], JobHandle]
     rebuild: Callable[[str], JobHandle]  # by its output
-    cancel: Callable[[str], object]
+    cancel: Callable[[str], tuple[bool, JobState]]
     say: OnTrouble
     sleep: Callable[[float], object] = time.sleep
 
