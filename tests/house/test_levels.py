@@ -36,7 +36,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "process",
         "fetch decode encode machine",
         "settings models sinks",
-        "score",
+        "score stores",
         "chunk",
         "finish status",
         "hints",

@@ -229,6 +229,7 @@ class ItemPath:
         started = time.monotonic()
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
+        outcomes.sizes_bytes[position] = len(data)
         try:
             image = self.decode_step.decode(
                 data,

@@ -33,7 +33,7 @@ from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
 from clipfleet.errors import OutputDamagedError
-from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim
+from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Ledger
 from clipfleet_worker.chunk.held_lease import (
     ENCODE_LIMIT_SECONDS,
     LOAD_STEP_LIMIT_SECONDS,
@@ -68,6 +68,7 @@ from clipfleet_worker.score.labelling import (
     unknown_choices,
 )
 from clipfleet_worker.score.text_matrices import TextMatrices
+from clipfleet_worker.stores.model_pin import pin_model
 
 # A stored vector takes a fraction of the memory of an image, and no decoder: so many count as one open item.
 _VECTORS_PER_ITEM = 4
@@ -97,6 +98,7 @@ class Pipeline:
     open_items: OpenItems
     fetch_deadline_seconds: float
     decode_seconds: float
+    ledger: Ledger
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk up to its part.
@@ -212,7 +214,7 @@ class Pipeline:
         starts_early = not is_suspect and job.text_column is None and loading.take_lead()
         if starts_early:
             self.item_path.start(items, destination)
-        model = self._load(lease, destination)
+        model = self._load(job, lease, destination)
         limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, longest_seconds=QUEUED_LIMIT_SECONDS)
@@ -229,10 +231,13 @@ class Pipeline:
         features = outcomes.ok_features()
         return model, label_items(self.item_path.batcher, job, encoded, heads, features, model, choices)
 
-    def _load(self, lease: HeldLease, destination: Destination) -> LoadedModel:
+    def _load(self, job: Job, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Wait for the model, whose files are here by now."""
         try:
-            return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
+            model = lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
+            if job.store is not None:
+                pin_model(self.ledger, job, job.store, model)
+            return model
         except BaseException as error:
             destination.outcomes.interrupt(error)  # ends the items that started early
             destination.ahead.stop_waiting()
@@ -301,6 +306,7 @@ def _rows(
         accepted_columns=job.accepted_columns,
         heads=job.heads,
         labels=labels,
+        fills_a_store=job.store is not None,
     )
 
 

@@ -26,6 +26,7 @@ from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.heads.files import HeadFile
 from clipfleet.ledger.jobs import Lease
+from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
@@ -178,6 +179,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.places, self.encoder, self.sink, self.lease = Places(), Encoder(), MemorySink(), Steps()
+        self.ledger = MemoryLedger()
         self.load_error: Exception | None = None
         self.announces = False  # what the model wants to see, before it is loaded
         self.may_load = threading.Event()
@@ -210,7 +212,7 @@ class Bench:
                 text_matrices=matrices, heads=heads,
             ),
             open_items=OpenItems(1000), fetch_deadline_seconds=FETCH_SECONDS,
-            decode_seconds=DECODE_SECONDS,
+            decode_seconds=DECODE_SECONDS, ledger=self.ledger,
         )  # fmt: skip
 
     def __enter__(self) -> Bench:

@@ -1,0 +1,1 @@
+"""What jobs that fill a store ask of it while their chunks run; `finish/` commits them."""
