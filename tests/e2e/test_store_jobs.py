@@ -141,7 +141,7 @@ def test_a_first_night_and_one_with_new_changed_and_gone_files(nights: Nights, f
     second = nights.run(str(images), "second")
 
     after = nights.rows()
-    assert counts(second, "new", "gone", "failed") == (1, 1, 1)
+    assert counts(second, "new", "changed", "copied", "gone", "failed") == (1, 1, 2, 1, 1)
     assert set(after) == set(before) - {"000001.jpg"} | {"moved.jpg"}
     assert after["000002.jpg"]["embedding"] == before["000003.jpg"]["embedding"]
     assert after["000005.jpg"]["embedding"] == before["000005.jpg"]["embedding"]

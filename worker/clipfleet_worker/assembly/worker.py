@@ -38,7 +38,7 @@ from clipfleet_worker.chunk.pipeline import Pipeline
 from clipfleet_worker.chunk.relabelling import Relabelling
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.batcher import Batcher
-from clipfleet_worker.finish.committing import StoreCommits, has_store_extra
+from clipfleet_worker.finish.committing import StoreCommits
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.hints.consumer import make_worker_app, run_worker
@@ -64,6 +64,8 @@ from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.status.server import StatusServer
+from clipfleet_worker.stores import has_store_extra
+from clipfleet_worker.stores.equal_images import EqualImagesCache
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +274,7 @@ class Worker:
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
             ledger=self._ledger,
+            equal_images=EqualImagesCache(),
         )
 
     def run(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any
 
 from clipfleet.contract.jobs import Job
@@ -21,6 +20,7 @@ from clipfleet.outputs.objects import layout_of
 from clipfleet.store.committing.of_job import SupersededError, commit_job, lock_name
 from clipfleet.store.place import StorePlace, store_place
 from clipfleet_worker.chunk.job_contexts import JobContext
+from clipfleet_worker.stores import has_store_extra
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,6 @@ class StoreBusyError(Exception):
 
 class NoStoreExtraError(Exception):
     """This worker lacks the extra `[store]`."""
-
-
-def has_store_extra() -> bool:
-    """Whether this process can commit to stores."""
-    return find_spec("lance") is not None
 
 
 def require_store_extra() -> None:
