@@ -23,6 +23,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "submit results",
         "resume exports marking relabel",
         "job_handle",
+        "backfill",
         "client",
         "evaluation",
         "training",
