@@ -55,7 +55,7 @@ def test_info_says_what_a_store_holds(run: Run, place: StorePlace) -> None:
     assert (found["model"], found["fingerprint"], found["dimension"]) == ("demo", MINE, 4)
     assert (found["version"], found["versions"], found["rows"], found["gone"]) == (3, 3, 2, 1)
     assert found["bytes"] > 1000
-    assert found["migration"] is None
+    assert (found["migration"], found["index"], found["jobs"]) == (None, None, None)
     lines = run("info", "vectors")[1].splitlines()
     assert "model        demo, precision auto" in lines
     assert "rows         2, and 1 of gone items" in lines
@@ -104,6 +104,13 @@ def test_export_writes_a_snapshot_also_of_an_earlier_version(run: Run, place: St
         "new is not empty: choose another folder, or remove what is there\n"
     )
     assert "no version 9" in run("export", "vectors", "--to", "newer", "--as-of", "9")[2]
+
+
+def test_index_needs_the_locks_of_redis(run: Run, place: StorePlace) -> None:
+    code, out, err = run("index", "vectors")
+
+    assert (code, out) == (2, "")
+    assert "CLIPFLEET_REDIS_URL is not set" in err
 
 
 @pytest.mark.parametrize("command", ["info", "log"])
