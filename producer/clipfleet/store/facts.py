@@ -45,7 +45,7 @@ class StoreFacts:
 
 def store_facts(place: StorePlace) -> StoreFacts:
     """Look at a store. Raises like `current_dataset`."""
-    store, dataset = place.read(), current_dataset_if_there(place)
+    store, dataset = current_dataset_if_there(place)
     return StoreFacts(place.uri, store, None if dataset is None else _dataset_facts(dataset))
 
 

@@ -39,7 +39,8 @@ def log(store: Store, as_json: AsJson = False) -> None:
     from clipfleet.store.versions import current_dataset
 
     place = store_place(store)
-    versions = current_dataset(place).versions()[::-1]
+    _, dataset = current_dataset(place)
+    versions = dataset.versions()[::-1]
     if as_json:
         typer.echo(json.dumps({"store": place.uri, "versions": [version_object(one) for one in versions]}))
         return
