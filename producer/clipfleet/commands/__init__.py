@@ -6,6 +6,7 @@ from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
+from clipfleet.commands.stores.group import stores_app
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
 from clipfleet.terminal.program import new_app, run_program
@@ -44,6 +45,7 @@ for _function, _example in (
 ):
     add_command(app, _example)(_function)
 app.add_typer(heads_app, name="head")
+app.add_typer(stores_app, name="store")
 
 
 def main() -> None:

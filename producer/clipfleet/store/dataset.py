@@ -293,15 +293,27 @@ class VectorDataset:
         Args:
             after: without this version and earlier ones: each costs a read.
         """
+        times = self.times()
         with lance_errors(self.uri):
-            times = {
-                int(one["version"]): cast(datetime, one["timestamp"]) for one in self._dataset.versions()
-            }
             return [
-                Version(number, _as_utc(at), self._properties(number))
-                for number, at in sorted(times.items())
+                Version(number, at, self._properties(number))
+                for number, at in times.items()
                 if number > after
             ]
+
+    def times(self) -> Mapping[int, datetime]:
+        """When each version that is left was committed (UTC), oldest first."""
+        with lance_errors(self.uri):
+            found = {
+                int(one["version"]): _as_utc(cast(datetime, one["timestamp"]))
+                for one in self._dataset.versions()
+            }
+        return dict(sorted(found.items()))
+
+    def stored_bytes(self) -> int:
+        """Size of all files, those of other versions included."""
+        with lance_errors(self.uri):
+            return sum(sum(batch["size_bytes"].to_pylist()) for batch in self._dataset.all_files())
 
     def _properties(self, version: int) -> Mapping[str, str]:
         found = self._dataset.read_transaction(version)

@@ -1,0 +1,84 @@
+"""Which version of a store a reader gets: the newest, one by its number, or the one of a date."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import StorePlace
+
+
+def current_dataset(place: StorePlace, as_of: str | None = None) -> VectorDataset:
+    """The vectors of a store's current model.
+
+    Args:
+        place: of the store.
+        as_of: VERSION or DATE, see `version_at`; None: the newest version.
+
+    Raises:
+        UsageError: there is no store, nothing in it yet, or no such version.
+        OutputUnavailableError: the store cannot be read.
+    """
+    dataset = current_dataset_if_there(place)
+    if dataset is None:
+        raise UsageError(f"{place.uri}: the store has no vectors yet: no job that fills it has finished")
+    return dataset if as_of is None else version_at(dataset, as_of)
+
+
+def current_dataset_if_there(place: StorePlace) -> VectorDataset | None:
+    """The newest version of the vectors of a store's current model; None if there are none yet."""
+    current = place.read().current
+    if current.fingerprint is None:
+        return None
+    uri = place.dataset_uri(current.fingerprint)
+    try:
+        return VectorDataset.open(uri)
+    except FileNotFoundError:
+        raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+
+
+def version_at(dataset: VectorDataset, text: str) -> VectorDataset:
+    """A version as a user names it.
+
+    Args:
+        dataset: at any version.
+        text: a number, or a date with or without a time, in ISO 8601. A date stands for its end, a time
+            without a zone is in UTC. Digits alone are a number if there is such a version.
+
+    Raises:
+        UsageError: it is neither, or there is no such version (any more).
+    """
+    time = _end_of(text)
+    if not (text.isascii() and text.isdecimal()):
+        if time is None:
+            raise UsageError(f"{text!r} is neither a version nor a date such as 2026-11-30")
+        return _at(dataset, text, time)
+    number = int(text)
+    if time is not None and number not in dataset.times():
+        return _at(dataset, text, time)
+    return VectorDataset.open(dataset.uri, number)
+
+
+def _at(dataset: VectorDataset, text: str, time: datetime) -> VectorDataset:
+    times = dataset.times()
+    before = [number for number, at in times.items() if at <= time]
+    if not before:
+        oldest = min(times)
+        raise UsageError(
+            f"{dataset.uri} has no version of {text} (any more): the oldest one is {oldest}, "
+            f"of {times[oldest]:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return VectorDataset.open(dataset.uri, max(before))
+
+
+def _end_of(text: str) -> datetime | None:
+    """The last moment that a date or time stands for; None if the text is neither."""
+    try:
+        if len(text) <= len("2026-11-30"):
+            day = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+            return day + timedelta(days=1) - timedelta.resolution
+        time = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,97 @@
+"""The group `store`: what it prints, and the mistakes of its callers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from clipfleet import commands as cli
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import EmbeddedBy, Migration, StorePlace, store_place
+from tests.support.store_rows import LISTED_AT, NO_ADDRESSES, item, make_dataset, stored_rows
+
+MINE = "a" * 16
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `clipfleet store WORDS` beside the store; returns its exit code and what it prints."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipfleet", "store", *words])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets one of its own
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def place(folder: Path) -> StorePlace:
+    """A store with two items, and a third one that is gone."""
+    place = store_place(str(folder / "vectors"))
+    place.create(EmbeddedBy(model="demo", fingerprint=MINE, dimension=4))
+    dataset = make_dataset(place.dataset_uri(MINE), [item("a"), item("b")])
+    gone = stored_rows([item("c")], gone_at=LISTED_AT).to_batches()
+    counts = json.dumps({"new": 0, "gone": 1})
+    dataset.replace(NO_ADDRESSES, gone, {"kind": "backfill", "job_id": "night", "counts": counts})
+    return place
+
+
+def test_info_says_what_a_store_holds(run: Run, place: StorePlace) -> None:
+    code, out, _ = run("info", "vectors", "--json")
+
+    found = json.loads(out)
+    assert (code, found["store"], found["store_id"]) == (0, place.uri, place.read().store_id)
+    assert (found["model"], found["fingerprint"], found["dimension"]) == ("demo", MINE, 4)
+    assert (found["version"], found["versions"], found["rows"], found["gone"]) == (3, 3, 2, 1)
+    assert found["bytes"] > 1000
+    assert found["migration"] is None
+    lines = run("info", "vectors")[1].splitlines()
+    assert "model        demo, precision auto" in lines
+    assert "rows         2, and 1 of gone items" in lines
+
+
+def test_info_names_a_migration(run: Run, place: StorePlace) -> None:
+    began_at = datetime(2026, 11, 30, 22, tzinfo=UTC)
+    migration = Migration(migration_id="d" * 32, to=EmbeddedBy(model="new"), began_at=began_at)
+    place.change(lambda store: store.model_copy(update={"migration": migration}))
+
+    assert json.loads(run("info", "vectors", "--json")[1])["migration"]["to"]["model"] == "new"
+    assert "migration    to new, since 2026-11-30 22:00:00" in run("info", "vectors")[1]
+
+
+def test_a_store_before_its_first_night(run: Run, folder: Path) -> None:
+    store_place(str(folder / "new")).create(EmbeddedBy(model="demo"))
+
+    assert json.loads(run("info", "new", "--json")[1])["rows"] == 0
+    assert "none yet: no job that fills the store has finished" in run("info", "new")[1]
+    assert run("log", "new")[0] == 2
+
+
+def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> None:
+    newest, _, first = json.loads(run("log", "vectors", "--json")[1])["versions"]
+
+    assert (newest["version"], newest["kind"], newest["job_id"]) == (3, "backfill", "night")
+    assert newest["counts"] == {"new": 0, "gone": 1}
+    assert (first["version"], first["kind"], first["job_id"], first["counts"]) == (1, None, None, {})
+    committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
+    assert datetime.fromisoformat(newest["at"]) == committed
+    assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+@pytest.mark.parametrize("command", ["info", "log"])
+def test_where_no_store_is(run: Run, command: str) -> None:
+    code, out, err = run(command, "nothing")
+
+    assert (code, out) == (2, "")
+    assert "nothing: there is no store; `clipfleet backfill SOURCE --store" in err
+    assert run(command, " ")[2].startswith("error: Invalid value for 'STORE': empty value")
