@@ -25,7 +25,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "job_handle",
         "client",
         "evaluation",
-        "training",
+        "training search",
         "commands",
         "__main__",
     ),
