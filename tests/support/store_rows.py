@@ -47,8 +47,11 @@ class ListedItems:
             yield item_batch(start, some["item_id"].combine_chunks(), some["uri"].combine_chunks(), columns)
 
 
-def stored_rows(items: Sequence[Mapping[str, Any]], **values: Any) -> pa.Table:
+def stored_rows(
+    items: Sequence[Mapping[str, Any]], *, vectors: Sequence[Sequence[float]] = (), **values: Any
+) -> pa.Table:
     """Rows of these items as the store has them, all embedded; `values` of columns for all of them."""
+    vectors = vectors or [[1.0, number, 0.0, 0.0] for number in range(len(items))]
     named = {"item_id", "uri", "version"}
     own = [name for name in items[0] if name not in named]
     listed = pa.RecordBatch.from_pylist([{**one} for one in items])
@@ -59,7 +62,7 @@ def stored_rows(items: Sequence[Mapping[str, Any]], **values: Any) -> pa.Table:
     rows = [
         {
             **one, "digest": digest[number], "listed_at": LISTED_AT, "embedded_at": LISTED_AT,
-            "content_hash": f"hash of {one['item_id']}", "embedding": [1.0, number, 0.0, 0.0], **values,
+            "content_hash": f"hash of {one['item_id']}", "embedding": vectors[number], **values,
         }
         for number, one in enumerate(items)
     ]  # fmt: skip

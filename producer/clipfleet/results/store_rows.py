@@ -17,8 +17,10 @@ from clipfleet.contract.parts import ItemStatus, part_schema
 from clipfleet.errors import OutputDamagedError, ResultsNotReadyError
 from clipfleet.results.rows import RowStream
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.extra import require_store
 from clipfleet.store.place import StoreFile, StorePlace
 from clipfleet.store.rows import OWN_COLUMNS, PRESENT, VECTOR_COLUMN
+from clipfleet.store.versions import version_at
 
 SOURCE_KIND = "store"
 
@@ -91,7 +93,7 @@ class StoreRows:
 
     def finished_at(self) -> datetime:
         """When the version was committed."""
-        return self.dataset.committed_at
+        return self.dataset.times()[self.version]
 
     def early_end(self) -> None:
         """None: a version is complete."""
@@ -160,14 +162,19 @@ class StoreRows:
         raise OutputDamagedError(f"{self.uri}: has fewer rows than it counted")
 
 
-def store_rows(place: StorePlace, version: int | None = None) -> StoreRows:
-    """Open a store to read it, at a version of its current dataset, by default the newest.
+def store_rows(place: StorePlace, as_of: str | None = None) -> StoreRows:
+    """Open a store to read it.
+
+    Args:
+        place: of the store.
+        as_of: a version of its current dataset, see `clipfleet.store.versions.version_at`; None: the newest.
 
     Raises:
-        UsageError: there is no store, or no such version (any more).
+        UsageError: there is no store, or no such version (any more), or Lance is not installed.
         ResultsNotReadyError: nothing has been embedded yet.
         OutputUnavailableError: it cannot be read.
     """
+    require_store()
     store = place.read()
     while True:
         fingerprint = store.current.fingerprint
@@ -176,10 +183,11 @@ def store_rows(place: StorePlace, version: int | None = None) -> StoreRows:
                 f"{place.uri}: the store has no vectors yet: `clipfleet backfill` fills it"
             )
         try:
-            return StoreRows(place, store, VectorDataset.open(place.dataset_uri(fingerprint), version))
+            dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+            return StoreRows(place, store, dataset if as_of is None else version_at(dataset, as_of))
         except FileNotFoundError:
             before, store = store, place.read()
             if store == before:  # else a migration has ended, and the earlier dataset was removed
                 raise OutputDamagedError(
-                    f"{place.dataset_uri(fingerprint)} is missing, which store.json names"
+                    f"{place.dataset_uri(fingerprint)} is gone, though {place.uri}/store.json names it"
                 ) from None

@@ -125,13 +125,6 @@ class VectorDataset:
         return int(self._dataset.version)
 
     @property
-    def committed_at(self) -> datetime:
-        """When this version was committed, UTC."""
-        with lance_errors(self.uri):
-            times = (one["timestamp"] for one in self._dataset.versions() if one["version"] == self.version)
-            return _as_utc(cast(datetime, next(times)))
-
-    @property
     def schema(self) -> pa.Schema:
         """Of the rows."""
         return self._dataset.schema
