@@ -53,13 +53,12 @@ class StoreRows:
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return int(self.dataset.schema.field(VECTOR_COLUMN).type.list_size)
+        return dimension_of(self.dataset)
 
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the rows with all columns."""
-        own = [field for field in self.dataset.schema if field.name not in OWN_COLUMNS]
-        return part_schema(self.dimension, own)
+        return row_schema(self.dataset)
 
     @cached_property
     def where(self) -> str | None:
@@ -107,47 +106,19 @@ class StoreRows:
         """The row at a position; where rows are gone, those before it are counted."""
         if not 0 <= index < self.count:
             return None
-        stored, offset = self._stored_columns(self.schema), index
-        if self.where is not None:
-            offset = self._offset_of(index)
-        rows = self.dataset.slice(offset, 1, stored).combine_chunks()
-        return self.as_rows(rows.to_batches()[0], index, self.schema)
+        offset = index if self.where is None else self._offset_of(index)
+        rows = self.dataset.slice(offset, 1, stored_columns(self.dataset, self.schema)).combine_chunks()
+        return as_rows(rows.to_batches()[0], index, self.schema, self.fingerprint)
 
     def failure_examples(self) -> dict[str, str]:
         """None: failed items have no row."""
         return {}
 
-    def as_rows(self, batch: pa.RecordBatch, first: int, schema: pa.Schema) -> pa.RecordBatch:
-        """Rows as the store has them, as rows of an output.
-
-        Args:
-            batch: with the columns of the store that the schema names.
-            first: position of the first row.
-            schema: columns of `self.schema`.
-        """
-        constants = {"status": ItemStatus.OK.value, "model_fingerprint": self.fingerprint}
-
-        def column(field: pa.Field[Any]) -> pa.Array:
-            if field.name == "item_index":
-                return pa.arange(first, first + batch.num_rows)
-            if field.name in constants:
-                return pa.repeat(pa.scalar(constants[field.name], field.type), batch.num_rows)
-            if field.name in batch.schema.names:
-                return batch.column(field.name)
-            return pa.nulls(batch.num_rows, field.type)
-
-        return pa.RecordBatch.from_arrays([column(field) for field in schema], schema=schema)
-
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         first = 0
-        for batch in self.dataset.batches(self._stored_columns(schema), where=self.where):
-            yield self.as_rows(batch, first, schema)
+        for batch in self.dataset.batches(stored_columns(self.dataset, schema), where=self.where):
+            yield as_rows(batch, first, schema, self.fingerprint)
             first += batch.num_rows
-
-    def _stored_columns(self, schema: pa.Schema) -> list[str]:
-        """The columns of the schema that the store has; at least one, which is small, for their number."""
-        there = self.dataset.schema.names
-        return [name for name in schema.names if name in there] or ["digest"]
 
     def _offset_of(self, index: int) -> int:
         """Where the row of a position is among all rows of the dataset."""
@@ -160,6 +131,46 @@ class StoreRows:
                 return int(places[index - seen].as_py())
             seen, offset = seen + here, offset + batch.num_rows
         raise OutputDamagedError(f"{self.uri}: has fewer rows than it counted")
+
+
+def dimension_of(dataset: VectorDataset) -> int:
+    """Length of a vector."""
+    return int(dataset.schema.field(VECTOR_COLUMN).type.list_size)
+
+
+def row_schema(dataset: VectorDataset) -> pa.Schema:
+    """Schema of the rows of a dataset, as those of an output."""
+    own = [field for field in dataset.schema if field.name not in OWN_COLUMNS]
+    return part_schema(dimension_of(dataset), own)
+
+
+def stored_columns(dataset: VectorDataset, schema: pa.Schema) -> list[str]:
+    """The columns of `row_schema` that a dataset has; at least a small one, for the number of rows."""
+    there = dataset.schema.names
+    return [name for name in schema.names if name in there] or ["digest"]
+
+
+def as_rows(batch: pa.RecordBatch, first: int, schema: pa.Schema, fingerprint: str) -> pa.RecordBatch:
+    """Rows as a dataset has them, as rows of an output.
+
+    Args:
+        batch: with the columns of the dataset that the schema names.
+        first: `item_index` of the first row.
+        schema: columns of `row_schema`.
+        fingerprint: of the model.
+    """
+    constants = {"status": ItemStatus.OK.value, "model_fingerprint": fingerprint}
+
+    def column(field: pa.Field[Any]) -> pa.Array:
+        if field.name == "item_index":
+            return pa.arange(first, first + batch.num_rows)
+        if field.name in constants:
+            return pa.repeat(pa.scalar(constants[field.name], field.type), batch.num_rows)
+        if field.name in batch.schema.names:
+            return batch.column(field.name)
+        return pa.nulls(batch.num_rows, field.type)
+
+    return pa.RecordBatch.from_arrays([column(field) for field in schema], schema=schema)
 
 
 def store_rows(place: StorePlace, as_of: str | None = None) -> StoreRows:

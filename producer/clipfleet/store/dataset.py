@@ -98,13 +98,13 @@ class VectorDataset:
         Raises:
             FileNotFoundError: there is none.
             UsageError: it has no such version (any more).
-            OutputUnavailableError: it cannot be read.
+            OutputUnavailableError: it cannot be read, or it is a clone with files elsewhere.
         """
         import lance
 
         with lance_errors(uri):
             try:
-                return cls(lance.dataset(uri, version=version, storage_options=storage_options(uri)), uri)
+                found = lance.dataset(uri, version=version, storage_options=storage_options(uri))
             except (ValueError, OSError) as error:
                 if version is not None and _has_dataset(uri):
                     raise UsageError(
@@ -114,6 +114,9 @@ class VectorDataset:
                 if "not found" in str(error).lower():
                     raise FileNotFoundError(uri) from error
                 raise
+        if found._ds.base_paths():
+            raise OutputDamagedError(f"{uri} has files elsewhere, which a store never has: not opened")
+        return cls(found, uri)
 
     def latest(self) -> VectorDataset:
         """The same dataset at its newest version."""
@@ -169,9 +172,12 @@ class VectorDataset:
     def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
         """So many rows from a position in the order of `batches` on."""
         with lance_errors(self.uri):
-            found: pa.Table = self._dataset.to_table(
-                columns=[*columns], offset=offset, limit=rows, scan_in_order=True
-            )
+            try:
+                found: pa.Table = self._dataset.to_table(
+                    columns=[*columns], offset=offset, limit=rows, scan_in_order=True
+                )
+            except pa.ArrowInvalid as error:  # how a table reports what batches report as an `OSError`
+                raise OSError(str(error)) from error
         return found
 
     def replace(

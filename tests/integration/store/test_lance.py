@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.store.dataset import VectorDataset, VersionConflictError, remove_dataset
 from tests.support.s3 import S3Bucket
 
@@ -225,3 +225,21 @@ def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
 
     with pytest.raises(FileNotFoundError):
         VectorDataset.open(dataset.uri)
+
+
+def test_a_clone_with_files_elsewhere_is_not_opened(tmp_path: Path) -> None:
+    """Its files may lie where a worker must not read."""
+    dataset = VectorDataset.create(str(tmp_path / "secret"), SCHEMA).replace(NONE, rows("a"), {})
+    dataset._dataset.shallow_clone(str(tmp_path / "clone"), dataset.version)
+
+    with pytest.raises(OutputDamagedError, match="has files elsewhere"):
+        VectorDataset.open(str(tmp_path / "clone"))
+
+
+def test_a_slice_says_that_a_file_is_missing(tmp_path: Path) -> None:
+    VectorDataset.create(str(tmp_path / "a"), SCHEMA).replace(NONE, rows("abc"), {})
+    for file in (tmp_path / "a" / "data").iterdir():
+        file.unlink()
+
+    with pytest.raises(OutputDamagedError, match="Not found"):
+        VectorDataset.open(str(tmp_path / "a")).slice(0, 2, ["item_id"])
