@@ -1,4 +1,4 @@
-"""`make chaos-stores` in small: nights, a migration and a compaction that are broken, and races, end as promised."""
+"""`make chaos-stores` in small: broken nights, a broken migration and races end as promised."""
 
 from __future__ import annotations
 
