@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,26 @@ import pytest
 from clipfleet.client import BackfillOptions
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import StorePlace, store_place
+from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
 from tests.support.cluster import Cluster
-from tests.support.images import write_images
+from tests.support.health_pages import scrape
+from tests.support.http_site import HttpSite
+from tests.support.images import encoded, make_image, write_images
+from tests.support.s3 import S3Bucket
 
 A_WHILE_AGO = 1_700_000_000  # seconds; files that were written just now are asked again
 
 Night = dict[str, Any]
+ITEMS = 300  # of the remote sources
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_server: EmbeddedS3 | None) -> Iterator[Cluster]:
+    """Its worker says how many images it has embedded."""
+    settings = {"CLIPFLEET_HEALTH_PORT": "0"} | (s3_server.environment() if s3_server is not None else {})
+    with Cluster(tmp_path_factory.mktemp("cluster"), settings) as running:
+        running.start_worker()
+        yield running
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,11 @@ class Collection:
     @property
     def place(self) -> StorePlace:
         return store_place(str(self.store))
+
+    @property
+    def embedded(self) -> float:
+        """Images in forward passes of the worker so far."""
+        return scrape(self.cluster.workers[0])["clipfleet_batched_items_total"][()]
 
     def ids(self) -> list[str]:
         fingerprint = self.place.read().current.fingerprint
@@ -148,3 +167,92 @@ def test_the_python_way(collection: Collection) -> None:
     result = collection.cluster.client.backfill(collection.images, collection.store, options=options).wait()
 
     assert (result.new, result.left, result.version) == (5, 15, 2)
+
+
+# --- remote sources: the second night reads no body and runs no forward pass ---
+
+
+def image(number: int) -> bytes:
+    return encoded(make_image(number, 96, 80), quality=85)
+
+
+@pytest.fixture
+def remote(cluster: Cluster, folder: Path) -> Collection:
+    """Images that the site serves."""
+    write_images(folder / "images", ITEMS)
+    make_old(folder / "images")
+    return Collection(cluster, folder / "images", folder / "store")
+
+
+def list_of(folder: Path, urls: Sequence[str]) -> Path:
+    path = folder / "list.txt"
+    path.write_text("".join(f"{url}\n" for url in urls))
+    return path
+
+
+def change_some(images: Path) -> list[str]:
+    """Change ten images and add five; the names of all but five of the old ones."""
+    for number in range(10):
+        (images / f"{number:06d}.jpg").write_bytes(image(ITEMS + number))
+    for number in range(ITEMS, ITEMS + 5):
+        (images / f"{number:06d}.jpg").write_bytes(image(ITEMS + number + 100))
+    return names(range(ITEMS + 5))[:-10] + names(range(ITEMS, ITEMS + 5))
+
+
+CHANGES = {"new": 5, "changed": 10, "gone": 5, "same": ITEMS - 15}
+
+
+@pytest.mark.parametrize(("path", "has_validators"), [("files", True), ("bare", False)])
+def test_nights_over_a_web_site(remote: Collection, path: str, has_validators: bool) -> None:
+    with HttpSite(remote.images) as site:
+        first = remote.night(
+            source=list_of(
+                remote.images.parent, [site.url(f"/{path}/{name}") for name in names(range(ITEMS))]
+            )
+        )
+        assert counts(first) == {"new": ITEMS}
+        embedded, asked = remote.embedded, sum(site.requests.values())
+
+        second = remote.night(source=remote.images.parent / "list.txt")
+        assert (counts(second), second["version"]) == ({"same": ITEMS}, first["version"])
+        assert second["fetched_bytes"] == (0 if has_validators else first["fetched_bytes"])
+        assert (remote.embedded - embedded, sum(site.requests.values()) - asked) == (0, ITEMS)
+
+        urls = [site.url(f"/{path}/{name}") for name in change_some(remote.images)]
+        third = remote.night(source=list_of(remote.images.parent, urls))
+        assert counts(third) == CHANGES
+        assert remote.embedded - embedded == 15
+        assert remote.ids() == sorted(urls)
+
+
+def test_nights_over_a_bucket(remote: Collection, s3: S3Bucket) -> None:
+    for path in remote.images.iterdir():
+        s3.put(f"photos/{path.name}", path.read_bytes())
+    source = f"{s3.uri}/photos/"
+    first = remote.night(source=source)
+    assert counts(first) == {"new": ITEMS}
+    embedded = remote.embedded
+
+    second = remote.night(source=source)
+    assert (counts(second), second["fetched_bytes"], second["job_id"]) == ({"same": ITEMS}, 0, None)
+
+    kept = change_some(remote.images)
+    for path in remote.images.iterdir():
+        if path.name in kept and path.name not in names(range(10, ITEMS)):
+            s3.put(f"photos/{path.name}", path.read_bytes())
+        elif path.name not in kept:
+            s3.client.delete_object(Bucket=s3.name, Key=f"photos/{path.name}")
+    third = remote.night(source=source)
+    assert (counts(third), remote.embedded - embedded) == (CHANGES, 15)
+
+
+def test_a_store_in_a_bucket(remote: Collection, s3: S3Bucket) -> None:
+    words = ["backfill", remote.images, "--store", f"{s3.uri}/store", "-m", "demo"]
+
+    first = remote.cluster.run_json(*words)
+    (remote.images / "000000.jpg").unlink()
+    second = remote.cluster.run_json(*words)
+
+    assert (counts(first), counts(second)) == ({"new": ITEMS}, {"same": ITEMS - 1, "gone": 1})
+    assert s3.keys("store/_jobs/")
+    assert [key for key in s3.keys("store/_jobs/") if "/data/" in key] == []

@@ -26,7 +26,9 @@ from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
 from clipfleet.submit.options import JobOptions, make_job
 from clipfleet.submit.submission import Submission
 from tests.support.cluster import Cluster
+from tests.support.http_site import HttpSite
 from tests.support.images import write_images
+from tests.support.s3 import S3Bucket
 from tests.support.waiting import wait_until
 
 WAIT = 120
@@ -145,3 +147,73 @@ def test_a_first_night_and_one_with_new_changed_and_gone_files(nights: Nights, f
     assert set(after) == set(before) - {"000001.jpg"} | {"moved.jpg"}
     assert after["000002.jpg"]["embedding"] == before["000003.jpg"]["embedding"]
     assert after["000005.jpg"]["embedding"] == before["000005.jpg"]["embedding"]
+
+
+def test_unchanged_images_of_web_sites_are_not_read_or_not_embedded(
+    nights: Nights, site: HttpSite, tmp_path: Path
+) -> None:
+    images, urls = tmp_path / "site", tmp_path / "urls.txt"
+    paths = [f"/files/{n:06d}.jpg" for n in range(3)] + [f"/bare/{n:06d}.jpg" for n in range(3, 6)]
+    urls.write_text("\n".join(map(site.url, paths)))
+    first = nights.run(str(urls), "web-first")
+    before = nights.rows()
+    assert counts(first, "new", "same") == (6, 0)
+    assert before["000000.jpg"]["etag"] and before["000000.jpg"]["last_modified"]
+    assert before["000003.jpg"]["etag"] is None
+
+    second = nights.run(str(urls), "web-second")
+
+    assert counts(second, "new", "changed", "same") == (0, 0, 6)
+    bare = sum((images / f"{n:06d}.jpg").stat().st_size for n in range(3, 6))
+    assert (second["fetched_bytes"], second["store"]["version"]) == (bare, first["store"]["version"])
+    assert (nights.rows(), second["work_seconds"].get("encode", 0)) == (before, 0)
+
+    for n in (1, 4):
+        (images / f"{n:06d}.jpg").write_bytes((images / "000006.jpg").read_bytes())
+    third = nights.run(str(urls), "web-third")
+
+    after = nights.rows()
+    assert counts(third, "new", "changed", "same") == (0, 2, 4)
+    assert after["000001.jpg"]["embedding"] == after["000004.jpg"]["embedding"]
+    assert after["000001.jpg"]["etag"] != before["000001.jpg"]["etag"]
+
+
+def test_a_store_in_s3(cluster: Cluster, s3: S3Bucket, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4)
+    for path in sorted((tmp_path / "images").iterdir()):
+        s3.put(f"images/{path.name}", path.read_bytes())
+    nights = Nights(cluster, f"{s3.uri}/store", tmp_path)
+    try:
+        first = nights.run(f"{s3.uri}/images", "s3-first")
+        before = nights.rows()
+        s3.put("images/000001.jpg", (tmp_path / "images" / "000002.jpg").read_bytes())
+        second = nights.run(f"{s3.uri}/images", "s3-second")
+        after = nights.rows()
+    finally:
+        nights.close()
+
+    assert (counts(first, "new"), counts(second, "new", "changed", "copied")) == ((4,), (0, 1, 1))
+    assert after["000001.jpg"]["embedding"] == before["000002.jpg"]["embedding"]
+    assert after["000000.jpg"] == before["000000.jpg"]
+    assert not [name for name in s3.keys("store/_jobs/") if "part-" in name or ".staged" in name]
+
+
+@pytest.mark.parametrize(
+    "passage", [1, 2, 3]
+)  # the errors, the commit and the manifest, `_SUCCESS` are there
+def test_a_killed_finish_is_taken_over(tmp_path: Path, passage: int) -> None:
+    with Cluster(tmp_path) as cluster:
+        write_images(tmp_path / "images", 4)
+        nights = Nights(cluster, str(tmp_path / "store"), tmp_path)
+        program = ("tests.support.altered_worker", "mid_finish", str(passage))
+        victim = cluster.start_worker(program=program)
+        job = nights.submit(str(tmp_path / "images"), "night")
+        victim.process.wait(WAIT)
+        cluster.start_worker()
+        status = nights.ended(job)
+
+        dataset = nights.dataset
+        assert dataset is not None
+        assert (status.state, dataset.count(), dataset.version) == ("completed", 4, 2)
+        assert "part-00000000.parquet" not in left(nights, "night")
+        nights.close()
