@@ -6,6 +6,8 @@ from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
+from clipfleet.commands.searching.duplicates import duplicates
+from clipfleet.commands.stores.backfill import backfill
 from clipfleet.commands.stores.group import stores_app
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
@@ -20,6 +22,7 @@ for _function, _example in (
     (submitting.classify, "clipfleet classify photos --labels cat,dog -o results/photos"),
     (submitting.embed, "clipfleet embed 'shards/*.tar' -o results/vectors"),
     (submitting.embed_text, "clipfleet embed-text queries.txt -o results/queries"),
+    (backfill, "clipfleet backfill s3://photos/ --store s3://vectors/photos"),
 ):
     add_command(app, _example, cls=OneSourceCommand)(_function)
 
@@ -33,6 +36,7 @@ for _function, _example in (
     (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
     (results.show, "clipfleet show cats/1.jpg --job results/photos"),
     (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
+    (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
