@@ -5,6 +5,7 @@ The only module that imports Lance. What it relies on stands in `tests/integrati
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipfleet.errors import (
     OutputDamagedError,
@@ -36,6 +38,15 @@ _ROWS_PER_BATCH = 4096
 _BYTES_AHEAD = 64 << 20  # a scan reads ahead; Lance's default is 2 GiB
 _ROW_BITS = 32  # of an address: fragment, then the position in it
 
+SIMILARITY: Final = "similarity"
+_VECTORS: Final = "embedding"
+_DISTANCE, _QUERY = "_distance", "query_index"  # columns that Lance adds
+_METRIC, _INDEX = "cosine", "embedding"
+# Of those that Lance has, the one with the best recall and the shortest build: half the size of the vectors.
+_INDEX_KIND = "IVF_SQ"
+_QUERIES_AT_A_TIME = 256
+_REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for; their vectors decide
+
 # In messages about a condition, not about a file.
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
 _PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
@@ -54,6 +65,15 @@ class Version:
     number: int
     at: datetime  # UTC
     properties: Mapping[str, str]  # that its commit was given
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """What an index of vectors is."""
+
+    kind: str  # as Lance calls it
+    rows: int  # that it covers; others are searched one by one
+    stored_bytes: int
 
 
 class VectorDataset:
@@ -135,7 +155,7 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             return int(self._dataset.count_rows(filter=where))
 
     def batches(
@@ -152,7 +172,7 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             yield from self._dataset.to_batches(
                 columns=[*columns],
                 filter=where,
@@ -173,13 +193,114 @@ class VectorDataset:
     def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
         """So many rows from a position in the order of `batches` on."""
         with lance_errors(self.uri):
-            try:
-                found: pa.Table = self._dataset.to_table(
-                    columns=[*columns], offset=offset, limit=rows, scan_in_order=True
-                )
-            except pa.ArrowInvalid as error:  # how a table reports what batches report as an `OSError`
-                raise OSError(str(error)) from error
+            found: pa.Table = self._dataset.to_table(
+                columns=[*columns], offset=offset, limit=rows, scan_in_order=True
+            )
         return found
+
+    def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The rows at these positions in the order of `batches`, in their order."""
+        with lance_errors(self.uri):
+            found: pa.Table = self._dataset.take(positions.tolist(), columns=[*columns])
+        return found
+
+    def nearest(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        columns: Sequence[str],
+        *,
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[pa.Table]:
+        """For each of some vectors the `k` rows with the most similar ones, most similar first.
+
+        Args:
+            vectors: float32 (queries, dimension), which Lance rounds to float16 as those of the rows are; an
+                exact search reads the column once for all of them.
+            k: rows for each; fewer if there are no more.
+            columns: of the result, which also has `SIMILARITY`: the cosine, float32.
+            where: as of `batches`: only rows that it holds for are searched.
+            exact: use no index. Without one each search is exact, and so is that of rows that have been
+                written since the index was built.
+
+        Raises:
+            UsageError: the condition is invalid.
+            OutputUnavailableError: a file is missing or unreadable.
+        """
+        import numpy as np
+
+        wanted = np.ascontiguousarray(vectors, np.float32)
+        found: list[pa.Table] = []
+        for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
+            some = wanted[start : start + _QUERIES_AT_A_TIME]
+            with lance_errors(self.uri), self._condition(where):
+                scanner = self._dataset.scanner(
+                    columns=[*columns, _DISTANCE],
+                    nearest={
+                        "column": _VECTORS, "q": some if len(some) > 1 else some[0], "k": k,
+                        "metric": _METRIC, "use_index": not exact, "refine_factor": _REFINE_FACTOR,
+                    },
+                    filter=where,
+                    prefilter=True,
+                    io_buffer_size=_BYTES_AHEAD,
+                    disable_scoring_autoprojection=True,
+                )  # fmt: skip
+                rows = pa.Table.from_batches(scanner.to_batches(), scanner.projected_schema)
+            found += _by_query(rows, len(some))
+        return found
+
+    def create_index(self, properties: Mapping[str, str], *, alive: Alive = lambda: None) -> VectorDataset:
+        """Commit a version with an index of the vectors, in place of an earlier one.
+
+        Args:
+            properties: kept with the version, see `versions`.
+            alive: called often; what it raises ends the build.
+
+        Raises:
+            VersionConflictError: another program has changed the dataset in a way that does not fit.
+            OutputUnavailableError: the index cannot be written.
+        """
+        import lance
+        from lance import LanceOperation
+        from lance.dataset import Index
+
+        with lance_errors(self.uri):
+            made = self._dataset.create_index_uncommitted(
+                _VECTORS,
+                _INDEX_KIND,
+                name=_INDEX,
+                metric=_METRIC,
+                replace=True,
+                fragment_ids=[one.fragment_id for one in self._dataset.get_fragments()],
+                storage_options=storage_options(self.uri),
+                progress_callback=lambda _: alive(),
+            )
+            alive()
+            earlier = [
+                Index(
+                    one.uuid, _INDEX, made.fields, one.dataset_version_at_last_update, one.fragment_ids,
+                    one.index_version,
+                )
+                for index in self._dataset.describe_indices()
+                if index.name == _INDEX
+                for one in index.segments
+            ]  # fmt: skip
+            return self._commit(
+                lance.Transaction(
+                    read_version=self.version,
+                    operation=LanceOperation.CreateIndex([made], earlier),
+                    transaction_properties={**properties},
+                )
+            )
+
+    def index_facts(self) -> IndexFacts | None:
+        """What the index of this version is; None if there is none."""
+        with lance_errors(self.uri):
+            for one in self._dataset.describe_indices():
+                if one.name == _INDEX:
+                    return IndexFacts(one.index_type, one.num_rows_indexed, one.total_size_bytes or 0)
+        return None
 
     def replace(
         self,
@@ -399,6 +520,20 @@ def _numbered(fragments: Sequence[Any]) -> list[Any]:
     return [*fragments]
 
 
+def _by_query(rows: pa.Table, queries: int) -> list[pa.Table]:
+    """The answer of a search for so many vectors, one by one, with similarities in place of distances."""
+    import numpy as np
+
+    similarity = pc.cast(pc.subtract(1.0, pc.cast(rows[_DISTANCE], pa.float64())), pa.float32())
+    found = rows.drop_columns([_DISTANCE]).append_column(SIMILARITY, similarity)
+    if queries == 1:
+        return [found]
+    numbers = rows[_QUERY].to_numpy()
+    found = found.drop_columns([_QUERY])
+    bounds = np.searchsorted(numbers, np.arange(queries + 1))
+    return [found.slice(first, last - first) for first, last in itertools.pairwise(bounds.tolist())]
+
+
 class _Watched:
     """Batches on their way through Lance, which turns what they raise into an error of its own."""
 
@@ -437,7 +572,7 @@ def lance_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:  # the latter through batches and tables
         text = str(error).splitlines()[0]
         low = text.lower()
         if "no space left" in low or "disk quota" in low:
