@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from clipfleet.errors import UsageError
-from clipfleet.search.searching import SIMILARITY
+from clipfleet.store.dataset import SIMILARITY
 
 _OF_IMAGES = ("http", "https", "file")
 _PAGE = """<!doctype html>

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, batches_with_vectors
+from clipfleet.results.store_rows import StoreRows
 from clipfleet.search.nearest import Nearest
-from clipfleet.store.dataset import rows_where
+from clipfleet.store.dataset import SIMILARITY, rows_where
 from clipfleet.store.extra import require_store
 
-SIMILARITY = "similarity"  # the cosine
 SHOWN_COLUMNS = ("item_id", "uri")
 _VECTORS, _POSITION = "embedding", "position in the output"
 _MOST_HELD = 64  # pieces of rows that may be among the hits; then those that are not any more are dropped
@@ -36,35 +36,58 @@ class Wanted:
                 raise UsageError(f"the rows have no column {name!r}; their columns are {', '.join(known)}")
 
 
-def search_rows(reader: RowReader, vector: np.ndarray, wanted: Wanted) -> pa.Table:
-    """Compare a query with all rows, and return the best ones, best first, with their `SIMILARITY`.
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What a search has found."""
 
-    Equal ones are in the order of the rows. The vectors are read once, and held a few thousand at a time.
+    rows: pa.Table  # best first: `SIMILARITY`, then the columns that were wanted
+    is_exact: bool  # else by an index, which may miss some
+
+
+def search(reader: RowReader, vector: np.ndarray, wanted: Wanted, *, exact: bool = False) -> Hits:
+    """Find the rows whose vectors are most similar to that of a query.
 
     Args:
-        reader: of an output.
+        reader: of an output or a store.
         vector: of the query, float (d,).
         wanted: what is returned.
+        exact: compare all vectors, also if a store has an index.
 
     Raises:
         UsageError: a column is unknown, the condition is invalid or needs the extra `[store]`, or no row has
-            a vector of this length. Otherwise see `RowReader.read`.
+            a vector. Otherwise see `RowReader.read`.
+    """
+    if not isinstance(reader, StoreRows):
+        return Hits(_in_rows(reader, vector, wanted), is_exact=True)
+    dataset = reader.dataset
+    wanted.require_columns([name for name in dataset.schema.names if name != _VECTORS])
+    conditions = [f"({one})" for one in (reader.where, wanted.where) if one is not None]
+    (rows,) = dataset.nearest(
+        vector[None], wanted.top, wanted.columns, where=" AND ".join(conditions) or None, exact=exact
+    )
+    return Hits(rows.select([SIMILARITY, *wanted.columns]), is_exact=exact or dataset.index_facts() is None)
+
+
+def _in_rows(reader: RowReader, vector: np.ndarray, wanted: Wanted) -> pa.Table:
+    """Compare a query with all rows. Of equally similar ones the first are taken.
+
+    The vectors are read once, and held a few thousand at a time.
     """
     schema = reader.read().schema
     beside = [name for name in schema.names if name != _VECTORS]
     wanted.require_columns(beside)
     asked = _columns_of(wanted.where, pa.schema([schema.field(name) for name in beside]))
     columns = [*dict.fromkeys([*wanted.columns, *asked])]
-    nearest, hits = Nearest(vector[None], wanted.top), _Hits(wanted.columns)
+    nearest, kept = Nearest(vector[None], wanted.top), _Kept(wanted.columns)
     has_vectors = False
     for batch in batches_with_vectors(reader.read([*columns, _VECTORS])):
         has_vectors = True
         if wanted.where is not None:
             batch = batch.take(rows_where(batch.select(asked), wanted.where))
-        hits.add(batch, nearest)
+        kept.add(batch, nearest)
     if not has_vectors:
         raise UsageError(f"{reader.uri}: no row has a vector: embed its source with `clipfleet embed`")
-    return hits.table(nearest)
+    return kept.table(nearest)
 
 
 def _columns_of(where: str | None, schema: pa.Schema) -> list[str]:
@@ -81,7 +104,7 @@ def _columns_of(where: str | None, schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name.lower() in low] or schema.names[:1]
 
 
-class _Hits:
+class _Kept:
     """The rows that are among the nearest, as they are found."""
 
     def __init__(self, columns: Sequence[str]) -> None:

@@ -461,9 +461,7 @@ class VectorDataset:
                 raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
             raise
         except BaseException as error:
-            if (
-                type(error).__name__ == _PANIC or str(error) == _ABORTED
-            ):  # of a literal that Lance cannot plan
+            if type(error).__name__ == _PANIC or str(error) == _ABORTED:
                 raise UsageError(
                     f"the condition {where!r} is invalid: write texts as 'x', and give all values"
                 ) from error

@@ -30,11 +30,11 @@ from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from clipfleet.client import Client, JobHandle
     from clipfleet.ledger.jobs import JobStatus
     from clipfleet.results.rows import RowReader
+    from clipfleet.search.searching import Hits
 
 _MOST_HITS = 10_000
 
@@ -99,13 +99,22 @@ def search(
     ] = 20,
     where: _Where = None,
     columns: _Columns = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="compare all vectors, also in a store that has an index, which may miss some",
+            rich_help_panel=ROWS,
+        ),
+    ] = False,
     as_of: AsOf = None,
     html: _Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Search images by a text, by an image, or by one of them."""
     require_numpy("searches")
-    from clipfleet.search.searching import SHOWN_COLUMNS, Wanted, search_rows
+    from clipfleet.search.searching import SHOWN_COLUMNS, Wanted
+    from clipfleet.search.searching import search as found_in
 
     asked = _asked(words, image, like)
     names = names_between_commas(
@@ -117,7 +126,7 @@ def search(
         reader = opened.enter_context(row_reader(asked.rows, as_of))
         connect = cache(lambda: opened.enter_context(open_client()))
         vector = _vector_of(asked, reader, connect, quiet=as_json)
-        found = search_rows(reader, vector, wanted)
+        found = found_in(reader, vector, wanted, exact=exact)
         _report(reader.uri, asked, found, html, as_json=as_json)
         if reader.finished_at() is None and not as_json:
             say("the job has not finished: rows may be missing", style="yellow")
@@ -162,23 +171,25 @@ def _vector_of(asked: _Asked, reader: RowReader, connect: Callable[[], Client], 
     return QueryEncoder(connect, wait).vector(query, made_by(reader))
 
 
-def _report(source: str, asked: _Asked, found: pa.Table, html: Path | None, *, as_json: bool) -> None:
+def _report(source: str, asked: _Asked, found: Hits, html: Path | None, *, as_json: bool) -> None:
     from clipfleet.parts.json_rows import json_dicts
     from clipfleet.search.page import write_page
 
-    hits = [row for batch in found.to_batches() for row in json_dicts(batch)]
+    hits = [row for batch in found.rows.to_batches() for row in json_dicts(batch)]
     if html is not None:
         write_page(html, asked.words, f"{counted(len(hits), 'hit')} in {source}", hits)
     if as_json:
         query = {"text": asked.text, "image": asked.image, "like": asked.like}
-        typer.echo(json.dumps({"source": source, "query": query, "hits": hits}))
+        typer.echo(json.dumps({"source": source, "query": query, "exact": found.is_exact, "hits": hits}))
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in found.column_names:
+    for name in found.rows.column_names:
         table.add_column(Text(printable(name)), no_wrap=True)
     for hit in hits:
         table.add_row(*(Text(_cell(value)) for value in hit.values()))
     print_table(table)
+    if not found.is_exact:
+        say("searched by the index, which may miss some; --exact compares all vectors")
 
 
 def _cell(value: object) -> str:
