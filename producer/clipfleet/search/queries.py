@@ -22,6 +22,7 @@ from clipfleet.contract.label_sets import short_hash
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import JobConflictError, ResultsExpiredError, UsageError
 from clipfleet.evaluation.vectors import EmbeddingError, ModelOptions, Wait
+from clipfleet.results.one_row import find_row
 from clipfleet.results.rows import RowReader
 from clipfleet.sources.uris import has_scheme
 
@@ -91,6 +92,23 @@ def image_query(image: str) -> Query:
     if len(data) > _MOST_IMAGE_BYTES:
         raise UsageError(f"{image} has more than {_MOST_IMAGE_BYTES >> 20} MiB: give a smaller image")
     return Query(image, {"bytes": data}, is_text=False, key=sha256(data).hexdigest())
+
+
+def vector_of_item(reader: RowReader, item: str) -> np.ndarray:
+    """The vector of an item that is there, float32 (d,).
+
+    Args:
+        reader: of an output or a store.
+        item: its id, index or URI, see `find_row`.
+
+    Raises:
+        JobNotFoundError: there is no such item.
+        UsageError: it has no vector.
+    """
+    row = find_row(reader, item).row
+    if row.get("embedding") is None:
+        raise UsageError(f"{reader.uri}: item {item!r} has no vector: search by another one")
+    return np.array(row["embedding"], np.float32)
 
 
 @dataclass(frozen=True, slots=True)

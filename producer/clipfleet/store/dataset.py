@@ -49,6 +49,7 @@ _REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for;
 
 # In messages about a condition, not about a file.
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
+_PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 
 Alive = Callable[[], object]
 
@@ -459,6 +460,12 @@ class VectorDataset:
                 columns = ", ".join(self.schema.names)
                 raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
             raise
+        except BaseException as error:
+            if type(error).__name__ == _PANIC or str(error) == _ABORTED:
+                raise UsageError(
+                    f"the condition {where!r} is invalid: write texts as 'x', and give all values"
+                ) from error
+            raise
 
 
 def remove_dataset(uri: str) -> None:
@@ -474,6 +481,24 @@ def remove_dataset(uri: str) -> None:
             lance.LanceDataset.drop(uri, storage_options=storage_options(uri))
         elif Path(uri).exists():
             shutil.rmtree(uri)
+
+
+def rows_where(rows: pa.RecordBatch, where: str) -> pa.Array:
+    """The positions of the rows that a condition holds for, in order: as `VectorDataset.batches` has it.
+
+    Args:
+        rows: without vectors: all of it is copied.
+        where: a condition on columns, in SQL.
+
+    Raises:
+        UsageError: the condition is invalid.
+    """
+    import lance
+
+    # Each one is a place of its own, and is gone with the dataset.
+    held = VectorDataset(lance.write_dataset(pa.Table.from_batches([rows]), "memory://"), "the rows")
+    found = [batch["_rowaddr"] for batch in held.batches([], where=where, with_address=True)]
+    return pa.chunked_array(found, pa.uint64()).combine_chunks()
 
 
 def _has_dataset(uri: str) -> bool:

@@ -97,3 +97,58 @@ class TestDuplicates:
         code, out, err = run("duplicates", "vectors", "--csv", "--json")
 
         assert (code, out, err) == (2, "", "error: give --csv or --json, not both\n")
+
+
+class TestSearch:
+    @pytest.fixture(autouse=True)
+    def _placed(self, folder: Path) -> None:
+        place(folder / "vectors", unit_vectors(1, 60, 64))
+        make_store(folder / "store", [item("a", shelf="x"), item("b", shelf="y")])
+
+    def test_like_an_item(self, run: Run, folder: Path) -> None:
+        code, out, _ = run("search", "vectors", "--like", "item-00000007", "--top", "3", "--json")
+
+        found = json.loads(out)
+        assert (code, found["source"]) == (0, str(folder / "vectors"))
+        assert found["query"] == {"text": None, "image": None, "like": "item-00000007"}
+        first, *others = found["hits"]
+        assert first["item_id"] == "item-00000007"
+        assert first["similarity"] == pytest.approx(1, abs=1e-3)
+        assert len(others) == 2
+
+    def test_of_a_store_with_a_condition(self, run: Run) -> None:
+        words = ("search", "store", "--like", "a", "--where", "shelf = 'y'", "--columns", "shelf", "--json")
+
+        (hit,) = json.loads(run(*words)[1])["hits"]
+        assert (hit["item_id"], hit["shelf"]) == ("b", "y")
+
+    def test_as_a_table_and_a_page(self, run: Run, folder: Path) -> None:
+        lines = run("search", "vectors", "--like", "7", "--top", "2", "--html", "page.html")[1].splitlines()
+
+        assert lines[0].split() == ["similarity", "item_id", "uri"]
+        assert lines[2].split() == [
+            "1.0000", "item-00000007", "https://images.example/07/00000007.jpg",
+        ]  # fmt: skip
+        page = (folder / "page.html").read_text()
+        assert "<h1>like 7</h1>" in page
+        assert page.count("<img") == 2
+
+    @pytest.mark.parametrize(
+        ("words", "error"),
+        [
+            (["vectors"], "give a text to search for, then a job, an output or a store to search"),
+            (["a", "vectors", "--like", "b"], "give only a job, an output or a store to search"),
+            (["vectors", "--like", "b", "--image", "c"], "give --image or --like, not both"),
+            (["vectors", "--like", "b"], "no row of item 'b'; give its id, its index or its URI"),
+            (["vectors", "--like", "7", "--where", "colour = 1"], "No field named colour"),
+            (["vectors", "--like", "7", "--columns", "colour"], "the rows have no column 'colour'"),
+            (["vectors", "--image", "nothing.jpg"], "nothing.jpg: No such file or directory"),
+            (["a red car", "vectors"], "CLIPFLEET_REDIS_URL is not set"),
+        ],
+    )
+    def test_mistakes(self, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], error: str) -> None:
+        monkeypatch.delenv("CLIPFLEET_REDIS_URL", raising=False)
+
+        code, out, err = run("search", *words)
+        assert (code, out) == (2, "")
+        assert error in err

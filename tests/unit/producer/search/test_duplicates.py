@@ -116,7 +116,7 @@ def test_rows_of_a_store_whose_items_are_there(tmp_path: Path) -> None:
     (group,) = groups_of(store_rows(store))
 
     assert sorted(members([group])[0]) == [0, 2, 3]
-    (before,) = groups_of(store_rows(store, 2))
+    (before,) = groups_of(store_rows(store, "2"))
     assert sorted(members([before])[0]) == [0, 1, 2, 3]
 
 
