@@ -399,26 +399,33 @@ class VectorDataset:
                 Compaction.commit(own, rewritten, options)
         return VectorDataset(own, self.uri)
 
+    @property
+    def file_count(self) -> int:
+        """Number of the files of this version's rows."""
+        with lance_errors(self.uri):
+            return len(self._files())
+
     def fragments_holding(
-        self, ids: pa.Array, known: dict[str, bool], *, alive: Alive = lambda: None
+        self, ids: pa.Array, known: dict[str, set[str]], *, alive: Alive = lambda: None
     ) -> set[int]:
         """Ids of the fragments whose files hold rows with these item ids, deleted rows included.
 
         Args:
             ids: of items.
-            known: what was found in files so far, by their paths; filled. Versions share most files.
+            known: the item ids that were found in files so far, by their paths; filled. Versions share files.
             alive: called after each batch.
         """
         found = set()
         for fragment in self._dataset.get_fragments():
             files = "|".join(one.path for one in fragment.data_files())
             if files not in known:
-                known[files] = self._holds(fragment, ids, alive)
+                known[files] = self._held_by(fragment, ids, alive)
             if known[files]:
                 found.add(fragment.fragment_id)
         return found
 
-    def _holds(self, fragment: lance.LanceFragment, ids: pa.Array, alive: Alive) -> bool:
+    def _held_by(self, fragment: lance.LanceFragment, ids: pa.Array, alive: Alive) -> set[str]:
+        found: set[str] = set()
         with lance_errors(self.uri):
             scanner = self._dataset.scanner(
                 columns=["item_id"],
@@ -428,10 +435,10 @@ class VectorDataset:
                 batch_size=_ROWS_PER_BATCH,
             )
             for batch in scanner.to_batches():
-                if pc.any(pc.is_in(batch["item_id"], ids)).as_py():
-                    return True
+                some = batch["item_id"]
+                found.update(some.filter(pc.is_in(some, ids)).to_pylist())
                 alive()
-        return False
+        return found
 
     def without(
         self, ids: pa.Array, fragments: Collection[int], properties: Mapping[str, str], *, alive: Alive
@@ -488,13 +495,19 @@ class VectorDataset:
             )
         return int(freed.bytes_removed)
 
-    def drop_indexes(self) -> list[str]:
-        """Remove all indexes; return their names."""
+    @property
+    def index_names(self) -> list[str]:
+        """Names of the indexes of this version."""
         with lance_errors(self.uri):
-            names = sorted({str(one.name) for one in self._dataset.describe_indices()})
-            for name in names:
-                self._dataset.drop_index(name)
-        return names
+            return sorted({str(one.name) for one in self._dataset.describe_indices()})
+
+    def without_indexes(self) -> VectorDataset:
+        """Commit versions without the indexes that there are."""
+        own = self.open(self.uri, self.version)._dataset  # each commit moves it
+        with lance_errors(self.uri), _conflicts():
+            for name in self.index_names:
+                own.drop_index(name)
+        return VectorDataset(own, self.uri)
 
     def has_files_of_no_version(self, since: datetime) -> bool:
         """Whether another program may be writing rows: files from then on belong to no version."""

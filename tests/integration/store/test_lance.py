@@ -284,9 +284,11 @@ def test_files_hold_deleted_rows_until_they_are_written_anew(dataset: VectorData
     gone = before.replace(addresses(before, "005"), iter(()), {})
     ids = pa.array(["005", "x", "nothing"])
 
-    found = gone.fragments_holding(ids, {})
+    known: dict[str, set[str]] = {}
+    found = gone.fragments_holding(ids, known)
     after = gone.without(ids, found, {"kind": "forget"}, alive=lambda: None)
 
+    assert set().union(*known.values()) == {"005", "x"}
     assert len(found) == 2, "the one of the first night, and that of the last row"
     assert sizes(after) == {name: size for name, size in sizes(before).items() if name not in ("005", "x")}
     assert after.fragments_holding(ids, {}) == set()
