@@ -192,14 +192,15 @@ class Client:
         none: bool = False,
         top_k: int = 5,
         label_set_column: str | None = None,
+        as_of: str | None = None,
         options: JobOptions = DEFAULT_OPTIONS,
     ) -> JobHandle:
-        """Label the stored vectors of a finished job again, without its images; otherwise like `classify`.
+        """Label the stored vectors of a finished job, or of a store, without images; else like `classify`.
 
         The rows keep what does not depend on labels, failed rows their errors.
 
         Args:
-            origin: the job, or the path or `s3://` URI of its output.
+            origin: the job, or the path or `s3://` URI of its output, or of a store.
             labels: as of `classify`, like the following ones.
             heads: likewise.
             templates: likewise.
@@ -207,6 +208,7 @@ class Client:
             none: likewise.
             top_k: likewise.
             label_set_column: likewise.
+            as_of: version of a store, or a date: it is read as it was. Default: the newest.
             options: those of the model and of images must be left out: the vectors have them. With
                 `store_embeddings` the vectors are copied, of their type unless `vector_type` is given.
         """
@@ -216,7 +218,7 @@ class Client:
         chosen = read_heads(heads)
         label_sets = _label_sets(labels, templates, multi=multi, none=none, has_heads=bool(chosen))
         self._first().ping()
-        found = self._origin(origin)
+        found = self._origin(origin, as_of)
         size, vectors = found.chunk_size(options.chunk_size), found.vectors
         described = found.described(options).model_copy(update={"chunk_size": size})
         require_length(chosen, found.job.model, vectors.dimension)
@@ -225,14 +227,19 @@ class Client:
             top_k=top_k, label_set_column=label_set_column,
         )  # fmt: skip
 
-    def _origin(self, origin: JobHandle | str | Path) -> Origin:
-        from clipfleet.outputs import open_output
-        from clipfleet.relabel.origin import origin_of
-        from clipfleet.results.part_rows import PartRows
+    def _origin(self, origin: JobHandle | str | Path, as_of: str | None) -> Origin:
+        from clipfleet.relabel.origin import origin_of, origin_of_store
+        from clipfleet.results.places import open_rows
+        from clipfleet.results.store_rows import StoreRows
 
         if isinstance(origin, JobHandle):
+            if as_of is not None:
+                raise UsageError(f"{origin.job_id} is a job: only stores have versions, leave `as_of=` out")
             return origin_of(origin.rows_reader(), self._open_ranges, origin.job_id)
-        return origin_of(PartRows(open_output(str(origin))), self._open_ranges)
+        reader = open_rows(str(origin), as_of)
+        return (
+            origin_of_store(reader) if isinstance(reader, StoreRows) else origin_of(reader, self._open_ranges)
+        )
 
     def _open_ranges(self, job: Job, vectors: StoredVectors) -> VectorRanges:
         from clipfleet.outputs import open_output

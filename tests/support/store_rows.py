@@ -14,9 +14,11 @@ from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.parts import VERSION_COLUMN
 from clipfleet.sources.batches import item_batch
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
 from clipfleet.store.rows import digests, store_schema
 
 DIMENSION = 4
+FINGERPRINT = "0123456789abcdef"
 LISTED_AT = datetime(2026, 11, 1, tzinfo=UTC)
 NO_ADDRESSES = np.empty(0, np.uint64)
 
@@ -45,8 +47,11 @@ class ListedItems:
             yield item_batch(start, some["item_id"].combine_chunks(), some["uri"].combine_chunks(), columns)
 
 
-def stored_rows(items: Sequence[Mapping[str, Any]], **values: Any) -> pa.Table:
+def stored_rows(
+    items: Sequence[Mapping[str, Any]], *, vectors: Sequence[Sequence[float]] = (), **values: Any
+) -> pa.Table:
     """Rows of these items as the store has them, all embedded; `values` of columns for all of them."""
+    vectors = vectors or [[1.0, number, 0.0, 0.0] for number in range(len(items))]
     named = {"item_id", "uri", "version"}
     own = [name for name in items[0] if name not in named]
     listed = pa.RecordBatch.from_pylist([{**one} for one in items])
@@ -57,7 +62,7 @@ def stored_rows(items: Sequence[Mapping[str, Any]], **values: Any) -> pa.Table:
     rows = [
         {
             **one, "digest": digest[number], "listed_at": LISTED_AT, "embedded_at": LISTED_AT,
-            "content_hash": f"hash of {one['item_id']}", "embedding": [1.0, number, 0.0, 0.0], **values,
+            "content_hash": f"hash of {one['item_id']}", "embedding": vectors[number], **values,
         }
         for number, one in enumerate(items)
     ]  # fmt: skip
@@ -68,3 +73,33 @@ def make_dataset(uri: str | Path, items: Sequence[Mapping[str, Any]], **values: 
     """A dataset that has these items."""
     rows = stored_rows(items, **values)
     return VectorDataset.create(str(uri), rows.schema).replace(NO_ADDRESSES, rows.to_batches(), {})
+
+
+def make_store(
+    uri: str | Path, items: Sequence[Mapping[str, Any]], *, model: str = "demo", **values: Any
+) -> StorePlace:
+    """A store whose current dataset has these items, at version 2."""
+    place = store_place(str(uri))
+    place.create(EmbeddedBy(model=model, fingerprint=FINGERPRINT, dimension=DIMENSION))
+    make_dataset(place.dataset_uri(FINGERPRINT), items, **values)
+    return place
+
+
+def commit_gone(dataset: VectorDataset, items: Sequence[Mapping[str, Any]]) -> VectorDataset:
+    """A version in which these items are rows that are gone, at the end."""
+    rows = stored_rows(items, gone_at=LISTED_AT)
+    return dataset.replace(addresses_of(dataset, items), rows.to_batches(), {})
+
+
+def addresses_of(dataset: VectorDataset, items: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Where the rows of these items are."""
+    wanted = {one["item_id"] for one in items}
+    return np.array(
+        [
+            row["_rowaddr"]
+            for batch in dataset.batches(["item_id"], with_address=True)
+            for row in batch.to_pylist()
+            if row["item_id"] in wanted
+        ],
+        np.uint64,
+    )

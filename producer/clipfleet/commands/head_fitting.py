@@ -24,6 +24,7 @@ from clipfleet.commands.head_options import HeadFile, HeadName, Overwrite, say_w
 from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Labels, Template, not_empty
 from clipfleet.commands.results import row_reader
+from clipfleet.commands.stores.arguments import AsOf
 from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Lane, Precision
 from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_fit
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 _Fitted = Annotated[
     str,
     typer.Argument(
-        metavar="JOB|OUTPUT|ROOT",
+        metavar="JOB|OUTPUT|STORE|ROOT",
         callback=not_empty,
         help="with --truth-column or --marks: a job id, `last`, or the folder or S3 prefix of results with "
-        "embeddings; else a webdataset root in CLIP_benchmark's layout",
+        "embeddings, or of a store; else a webdataset root in CLIP_benchmark's layout",
     ),
 ]
 _TruthColumn = Annotated[
@@ -118,6 +119,7 @@ def fit(
     vectors: _Vectors = None,
     overwrite: Overwrite = False,
     seed: _Seed = 0,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a head to embeddings and their labels, and measure it by cross-validation."""
@@ -142,7 +144,7 @@ def fit(
         if truth_column is None and not marks:
             samples = _of_root(source, split, embedder, min_items, with_templates=from_labels)
         else:
-            samples = _of_output(source, truth_column, marks or [], chosen, min_items)
+            samples = _of_output((source, as_of), truth_column, marks or [], chosen, min_items)
         if templates:
             samples = replace(samples, templates=templates)
         texts = replace(embedder, options=samples.options) if from_labels else None
@@ -155,12 +157,16 @@ def fit(
 
 
 def _of_output(
-    source: str, column: str | None, marks: list[Path], label_set: LabelSet | None, min_items: int
+    source: tuple[str, str | None],
+    column: str | None,
+    marks: list[Path],
+    label_set: LabelSet | None,
+    min_items: int,
 ) -> Samples:
     from clipfleet.training.of_marks import samples_of_marks
     from clipfleet.training.of_outputs import samples_of_output
 
-    with row_reader(source) as reader:
+    with row_reader(*source) as reader:
         if column is not None:
             return samples_of_output(reader, column, label_set, min_items)
         return samples_of_marks(reader, marks, label_set, min_items)
@@ -179,7 +185,7 @@ def _templates(given: list[str]) -> tuple[str, ...]:
 
 
 _OF_ROOTS = ("split", "model", "precision", "decode")
-_OF_OUTPUTS = ("labels", "label_set", "template")
+_OF_OUTPUTS = ("labels", "label_set", "template", "as_of")
 _OF_JOBS = ("vectors", "lane")
 
 

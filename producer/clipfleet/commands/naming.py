@@ -82,12 +82,15 @@ def job_or_output(client: Client, name: str) -> JobHandle | str:
 
 
 def is_output(name: str) -> bool:
-    """Whether a name is that of an output: it has a slash, or is a folder with results, but not `last`.
+    """Whether a name is that of a place with rows: it has a slash, or is a folder with them, but not `last`.
+
+    A folder has rows if it is a store, or has results.
 
     Raises:
         UsageError: it is a file.
     """
     from clipfleet.outputs import objects
+    from clipfleet.store.place import STORE_FILE
 
     if "/" in name:
         _require_no_file(name)
@@ -95,7 +98,7 @@ def is_output(name: str) -> bool:
     if name == LAST or not is_folder(name):
         return False
     path = Path(name)
-    if (path / objects.INTERNAL).is_dir():
+    if (path / objects.INTERNAL).is_dir() or (path / STORE_FILE).is_file():
         return True
     return any(objects.is_part(str(file.relative_to(path))) for file in path.glob("**/part-*"))
 

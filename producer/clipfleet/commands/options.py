@@ -221,12 +221,21 @@ JobOrOutput = Annotated[
         autocompletion=job_ids,
     ),
 ]
+Rows = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB|OUTPUT|STORE",
+        callback=_named,
+        help="job id, `last` for the newest job, or the folder or S3 prefix of the results or of a store",
+        autocompletion=job_ids,
+    ),
+]
 Job = Annotated[
     str,
     typer.Option(
-        metavar="JOB|OUTPUT",
+        metavar="JOB|OUTPUT|STORE",
         callback=_named,
-        help="job id, `last`, or the folder or S3 prefix of the results",
+        help="job id, `last`, or the folder or S3 prefix of the results or of a store",
         rich_help_panel=SOURCE,
         autocompletion=job_ids,
     ),

@@ -17,10 +17,11 @@ from clipfleet.commands.options import (
     AsJson,
     ExportFolder,
     Job,
-    JobOrOutput,
+    Rows,
     names_between_commas,
     not_empty,
 )
+from clipfleet.commands.stores.arguments import AsOf
 from clipfleet.contract.jobs import LAST
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.results.kinds import Layout, ResultFormat
@@ -41,7 +42,7 @@ _MOST_ROWS = 1_000_000_000  # to print
 
 
 def results(
-    job: JobOrOutput,
+    job: Rows,
     result_format: Annotated[
         ResultFormat, typer.Option("--format", help="output format", rich_help_panel=OUTPUT)
     ] = (ResultFormat.TABLE),
@@ -71,6 +72,7 @@ def results(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    as_of: AsOf = None,
 ) -> None:
     """Print the rows written so far, in source order unless sorted."""
     from clipfleet.results.formats import write
@@ -81,7 +83,7 @@ def results(
     selection = Selection(
         failed=failed, label=label, sort=sort, descending=desc, columns=tuple(dict.fromkeys(names))
     )
-    with row_reader(job) as reader:
+    with row_reader(job, as_of) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
             raise UsageError("cannot print Parquet to a terminal: add `> rows.parquet`")
         try:
@@ -94,13 +96,14 @@ def results(
 def show(
     item: Annotated[str, typer.Argument(metavar="ITEM", help="id, index or URI of the item")],
     job: Job = LAST,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the row of one item whole: each column on a line of its own."""
     from clipfleet.parts.json_rows import json_line
     from clipfleet.results.one_row import find_row
 
-    with row_reader(job) as reader:
+    with row_reader(job, as_of) as reader:
         found = find_row(reader, item)
     if as_json:
         typer.echo(json_line(found.row), nl=False)
@@ -118,15 +121,16 @@ def _others(item: str, found: FoundRow) -> str:
 
 
 def export(
-    job: JobOrOutput,
+    job: Rows,
     layout: Annotated[Layout, typer.Option(metavar="LAYOUT", help=", ".join(Layout), rich_help_panel=OUTPUT)],
     to: ExportFolder,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Export results to another tool's format."""
     from clipfleet.exports import export as write_export
 
-    with row_reader(job) as reader:
+    with row_reader(job, as_of) as reader:
         counts = write_export(reader, layout, Path(to))
         is_finished = reader.finished_at() is not None
     if as_json:
@@ -142,18 +146,22 @@ def export(
 
 
 @contextmanager
-def row_reader(job: str) -> Iterator[RowReader]:
-    """Open the rows of a job, see `find_job`; a folder with results needs no ledger, which it outlives.
+def row_reader(job: str, as_of: str | None = None) -> Iterator[RowReader]:
+    """Open the rows of a job, see `find_job`, or of a store; a folder needs no ledger, which it outlives.
+
+    Args:
+        job: as the user names it.
+        as_of: of a store, see `open_rows`.
 
     Raises:
-        UsageError: neither exists.
+        UsageError: neither exists, or there is no such version.
     """
-    from clipfleet.outputs import open_output
-    from clipfleet.results.part_rows import PartRows
+    from clipfleet.results.places import open_rows
 
     if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
-        yield PartRows(open_output(job))
+        yield open_rows(job, as_of)
         return
+    require_no_version(job, as_of)
     if checked(Settings).redis_url is None:
         if job == LAST:
             raise UsageError(
@@ -163,6 +171,16 @@ def row_reader(job: str) -> Iterator[RowReader]:
         raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
     with open_client() as client:
         yield find_job(client, job).rows_reader()
+
+
+def require_no_version(job: str, as_of: str | None) -> None:
+    """Refuse a version of what is not a store.
+
+    Raises:
+        UsageError: one is given.
+    """
+    if as_of is not None:
+        raise UsageError(f"{job} is a job: only stores have versions, leave --as-of out")
 
 
 def _is_job(name: str) -> bool:

@@ -21,12 +21,12 @@ from clipfleet.commands.options import (
     JOB_OPTIONS,
     AsJson,
     Heads,
-    JobOrOutput,
     Labels,
     LabelSetColumn,
     LabelSetFiles,
     Multi,
     NoneOption,
+    Rows,
     Source,
     Template,
     TopK,
@@ -34,6 +34,7 @@ from clipfleet.commands.options import (
     is_known,
     names_between_commas,
 )
+from clipfleet.commands.stores.arguments import AsOf
 from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import MAX_CHUNK_SIZE, new_job_id
 from clipfleet.contract.label_sets import LabelSet, Preset
@@ -133,7 +134,7 @@ def _refused(name: str) -> Any:
     chunk_size=typer.Option(
         min=1,
         max=MAX_CHUNK_SIZE,
-        help="items per chunk, in whole parts of JOB|OUTPUT (default: 4,096, fewer in a small job)",
+        help="items per chunk, in whole parts of JOB|OUTPUT|STORE (default: 4,096, fewer in a small job)",
         rich_help_panel=SCHEDULING,
     ),
     store_embeddings=typer.Option(
@@ -141,7 +142,7 @@ def _refused(name: str) -> Any:
     ),
 )  # fmt: skip
 def relabel(
-    origin: JobOrOutput,
+    origin: Rows,
     labels: Labels = None,
     template: Template = None,
     label_set: LabelSetFiles = None,
@@ -158,10 +159,11 @@ def relabel(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    as_of: AsOf = None,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Label the stored vectors of a finished job again, without its images."""
+    """Label the stored vectors of a finished job again, or those of a store, without the images."""
     label_sets = chosen_label_sets(
         labels, label_set or [], template or [], multi=multi, none=none, has_heads=bool(head)
     )
@@ -169,7 +171,7 @@ def relabel(
         options = options.model_copy(update={"vector_type": vector_type})
     return lambda client: client.relabel(
         _vectors_of(client, origin), label_sets or None, heads=head or (), top_k=top_k,
-        label_set_column=label_set_column, options=options,
+        label_set_column=label_set_column, as_of=as_of, options=options,
     )  # fmt: skip
 
 

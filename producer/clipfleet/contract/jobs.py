@@ -20,8 +20,8 @@ from clipfleet.contract.columns import (
     label_columns,
 )
 from clipfleet.contract.heads import JobHead
-from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
-from clipfleet.contract.stores import StoreTarget
+from clipfleet.contract.label_sets import Fingerprint, FrozenModel, LabelSet, short_hash
+from clipfleet.contract.stores import StoreId, StoreTarget
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
 from clipfleet.wording import counted
@@ -192,6 +192,26 @@ class StoredVectors(FrozenModel):
     model_fingerprint: str  # of its first row that is ok; others are of the same model, in any precision
     dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
 
+    @property
+    def said(self) -> str:
+        """Names them in messages."""
+        return f"job {self.job_id}"
+
+
+class StoreVersion(FrozenModel):
+    """The embeddings of a store at one version: the items of a job that labels them."""
+
+    uri: str  # of the store
+    store_id: StoreId  # another store at the same place has another one
+    version: Annotated[int, Field(ge=1)]  # of the dataset
+    model_fingerprint: Fingerprint  # names the dataset, whose vectors are of this model in any precision
+    dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
+
+    @property
+    def said(self) -> str:
+        """Names them in messages."""
+        return f"version {self.version} of the store"
+
 
 class Job(FrozenModel):
     """One job, as stored in `_clipfleet/job.json` of its output."""
@@ -205,7 +225,7 @@ class Job(FrozenModel):
     exif: Exif = Exif.IGNORE
     label_sets: tuple[LabelSet, ...] = ()
     heads: tuple[JobHead, ...] = ()
-    vectors: StoredVectors | None = None  # None: the items are images or texts
+    vectors: StoredVectors | StoreVersion | None = None  # None: the items are images or texts
     store: StoreTarget | None = None  # that its finish commits the rows to
     text_column: str | None = None  # source column with the text of an item
     label_set_column: str | None = None  # source column that names the one label set of an item

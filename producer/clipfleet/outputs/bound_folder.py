@@ -62,3 +62,14 @@ def outside_the_roots(path: str | Path) -> OutputRefusedError:
         f"{path} is outside this worker's output roots; start the worker with a folder above it: "
         "`clipfleet-worker up --root FOLDER`, or CLIPFLEET_OUTPUT_ROOTS (of the worker, not of this shell)"
     )
+
+
+def require_below(folder: Path, roots: Iterable[Path], refusal: OutputRefusedError) -> None:
+    """Refuse a folder that a library opens by its path, if it, or a link in it, leads out of the roots.
+
+    A link that is made later is not seen.
+    """
+    allowed = tuple(roots)
+    for path in (folder, *(one for one in folder.rglob("*") if one.is_symlink())):
+        if not any(path.resolve().is_relative_to(root) for root in allowed):
+            raise refusal

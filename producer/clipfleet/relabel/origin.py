@@ -1,4 +1,4 @@
-"""The earlier job whose vectors are labelled again: what makes it fit, and what the new job takes from it."""
+"""The earlier job, or the store, whose vectors are labelled again: whether it fits, and what it gives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from clipfleet.contract.jobs import (
     PartFormat,
     Precision,
     StoredVectors,
+    StoreVersion,
 )
 from clipfleet.errors import JobNotFoundError, OutputConflictError, OutputDamagedError, UsageError
 from clipfleet.outputs import output_uri
 from clipfleet.results.rows import RowReader, require_of_images
+from clipfleet.results.store_ranges import StoreRanges
+from clipfleet.results.store_rows import StoreRows
 from clipfleet.results.vector_ranges import VectorRanges
 from clipfleet.s3.client import SCHEME
 from clipfleet.submit.options import OF_IMAGES, OF_THE_VECTORS, JobOptions
@@ -35,14 +38,21 @@ OpenRanges = Callable[[Job, StoredVectors], VectorRanges]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A finished job with stored vectors."""
+    """A finished job with stored vectors, or a store at one version."""
 
-    job: Job
-    vectors: StoredVectors
+    job: Job  # of a store: see `StoreRows.job`
+    vectors: StoredVectors | StoreVersion
     finished_at: datetime
     ranges: VectorRanges
     items: int
     largest_part: int  # rows
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What other vectors at the same place differ in: a job that was retried since, another version."""
+        if isinstance(self.vectors, StoreVersion):
+            return {"store_id": self.vectors.store_id, "version": str(self.vectors.version)}
+        return {"job_id": self.vectors.job_id, "finished_at": self.finished_at.isoformat()}
 
     def described(self, options: JobOptions) -> JobOptions:
         """The options of the new job: what the vectors depend on is that of the earlier one.
@@ -119,12 +129,39 @@ def origin_of(reader: RowReader, open_ranges: OpenRanges, job_id: str | None = N
         model_fingerprint=fingerprints[0],
         dimension=dimension,
     )
-    ranges = open_ranges(job, vectors)
+    found = _origin(job, vectors, finished_at, open_ranges(job, vectors))
+    if found.largest_part > MAX_CHUNK_SIZE:
+        raise OutputDamagedError(f"{uri}: a part has {found.largest_part:,} rows, more than any job writes")
+    return found
+
+
+def origin_of_store(rows: StoreRows) -> Origin:
+    """The vectors of a store at the version that is read.
+
+    Raises:
+        UsageError: it has no rows.
+        WorldError: the store is unavailable.
+    """
+    if not rows.count:
+        raise UsageError(f"{rows.uri}: no row has a vector: nothing to label")
+    vectors = StoreVersion(
+        uri=rows.place.uri,
+        store_id=rows.store.store_id,
+        version=rows.version,
+        model_fingerprint=rows.fingerprint,
+        dimension=rows.dimension,
+    )
+    job = rows.job()
+    ranges = StoreRanges(rows.place, vectors, job.source.extra_columns)
+    return _origin(job, vectors, rows.finished_at(), ranges)
+
+
+def _origin(
+    job: Job, vectors: StoredVectors | StoreVersion, finished_at: datetime, ranges: VectorRanges
+) -> Origin:
     items = largest = 0
     for part in ranges.ranges(1):
         items, largest = items + part.rows, max(largest, part.rows)
-    if largest > MAX_CHUNK_SIZE:
-        raise OutputDamagedError(f"{uri}: a part has {largest:,} rows, more than any job writes")
     return Origin(job, vectors, finished_at, ranges, items, largest)
 
 

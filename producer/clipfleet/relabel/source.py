@@ -24,12 +24,12 @@ class VectorSource:
 
     @property
     def description(self) -> SourceDescription:
-        """Of the earlier job: one that was retried since is another source."""
+        """Of the earlier job or the store: one that was retried, or filled, since is another source."""
         job, vectors = self._origin.job, self._origin.vectors
         return SourceDescription(
             kind=KIND,
-            uri=vectors.uri if vectors.uri != REDIS_OUTPUT else f"{REDIS_OUTPUT}{vectors.job_id}",
-            options={"job_id": vectors.job_id, "finished_at": self._origin.finished_at.isoformat()},
+            uri=vectors.uri if vectors.uri != REDIS_OUTPUT else f"{REDIS_OUTPUT}{job.job_id}",
+            options=self._origin.identity,
             extra_columns=job.source.extra_columns,
         )
 

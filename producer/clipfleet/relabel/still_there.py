@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from clipfleet.contract.jobs import REDIS_OUTPUT, Job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, StoreVersion
 from clipfleet.errors import OutputUnreachableError, ResultsNotReadyError, UsageError
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import open_output
+from clipfleet.results.store_ranges import StoreRanges
 from clipfleet.results.vector_ranges import PartRanges, RedisRanges, VectorRanges
+from clipfleet.store.place import store_place
 
 
 def require_vectors(job: Job, store: RedisStore) -> None:
@@ -20,19 +22,22 @@ def require_vectors(job: Job, store: RedisStore) -> None:
     if vectors is None:
         return
     try:
-        ranges: VectorRanges
-        if vectors.uri == REDIS_OUTPUT:
-            ranges = RedisRanges(store, vectors, ())
-        else:
-            ranges = PartRanges(open_output(vectors.uri), vectors, ())
-        ranges.require_all()
+        _ranges(vectors, store).require_all()
     except ResultsNotReadyError as error:
         raise UsageError(
-            f"job {job.job_id} labels the vectors of job {vectors.job_id}, which has not finished ({error}): "
-            f"nothing was changed; wait for it with `clipfleet watch {vectors.job_id}` first"
+            f"job {job.job_id} labels the vectors of {vectors.said}, which has not finished ({error}): "
+            "nothing was changed; wait for it first, with `clipfleet watch`"
         ) from error
     except (OutputUnreachableError, UsageError) as error:
         raise UsageError(
-            f"job {job.job_id} labels the vectors of job {vectors.job_id}, and its vectors at {vectors.uri} "
+            f"job {job.job_id} labels the vectors of {vectors.said}, and its vectors at {vectors.uri} "
             f"are gone or not complete ({error}): nothing was changed; put them back first"
         ) from error
+
+
+def _ranges(vectors: StoredVectors | StoreVersion, store: RedisStore) -> VectorRanges:
+    if isinstance(vectors, StoreVersion):
+        return StoreRanges(store_place(vectors.uri), vectors, ())
+    if vectors.uri == REDIS_OUTPUT:
+        return RedisRanges(store, vectors, ())
+    return PartRanges(open_output(vectors.uri), vectors, ())

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import OutputDamagedError, UsageError, first_problem
 from clipfleet.results.rows import RowReader
@@ -27,8 +28,9 @@ def label_sets_of(reader: RowReader) -> tuple[LabelSet, ...]:
     if job is None:
         raise UsageError(f"{reader.uri}: no job that this version can read: its label sets are unknown")
     if not job.label_sets:
-        what = "has heads only" if job.heads else f"is {job.task} and has no labels"
-        raise UsageError(f"{reader.uri}: the job {what}: run `clipfleet classify` with labels")
+        what = "has heads only" if job.heads else "no label set has labelled its rows"
+        command = "relabel" if job.keeps_embeddings and job.task is not Task.EMBED_TEXT else "classify"
+        raise UsageError(f"{reader.uri}: {what}: run `clipfleet {command}` with labels")
     presets = [one for one in job.label_sets if one.preset is not None]
     if not presets:
         return job.label_sets

@@ -1,7 +1,7 @@
 """Reads the rows and embeddings of an earlier job in ranges of whole parts, for jobs that label them again.
 
-One kind for parts in a folder or in S3, one for Redis. Knows no model; labels of the earlier job are left
-out.
+One kind for parts in a folder or in S3, one for Redis; `store_ranges` has one for stores. Knows no model;
+labels of the earlier job are left out.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class PartRanges:
         self._most_rows = most_rows
 
     def ranges(self, most_rows: int) -> Iterator[PartRange]:
-        return _grouped(PartRows(self._output).rows_of_parts(), most_rows)
+        return grouped(PartRows(self._output).rows_of_parts(), most_rows)
 
     def require_all(self) -> None:
         self._read_job()
@@ -115,7 +115,7 @@ class PartRanges:
     def read(
         self, part_range: PartRange, *, with_vectors: bool = True, alive: Alive = lambda: None
     ) -> pa.Table:
-        _require_bounded(part_range, self._most_rows, self.uri)
+        require_bounded(part_range, self._most_rows, self.uri)
         files = parts_of(self._read_job())  # each time: another job may have the output by now
         first, tables, left = part_range.first_part, [], part_range.rows
         read = partial(self._part, files, part_range.rows, with_vectors=with_vectors)
@@ -128,7 +128,7 @@ class PartRanges:
             if left < 0:
                 raise _changed(part_range, self.uri)
         rows = pa.concat_tables([tables[0], *(one.cast(tables[0].schema) for one in tables[1:])])
-        return _checked(rows, part_range, self.uri)
+        return checked(rows, part_range, self.uri)
 
     def _read_job(self) -> Job:
         job = job_of(self._output)
@@ -193,7 +193,7 @@ class RedisRanges:
 
     def ranges(self, most_rows: int) -> Iterator[PartRange]:
         starts = range(0, self._items, _REDIS_ROWS)
-        return _grouped([min(_REDIS_ROWS, self._items - start) for start in starts], most_rows)
+        return grouped([min(_REDIS_ROWS, self._items - start) for start in starts], most_rows)
 
     def require_all(self) -> None:
         self._require_job()
@@ -208,7 +208,7 @@ class RedisRanges:
     def read(
         self, part_range: PartRange, *, with_vectors: bool = True, alive: Alive = lambda: None
     ) -> pa.Table:
-        _require_bounded(part_range, self._most_rows, self.uri)
+        require_bounded(part_range, self._most_rows, self.uri)
         self._require_job()
         first = part_range.first_part * _REDIS_ROWS
         indexes = range(first, first + part_range.rows)
@@ -224,22 +224,26 @@ class RedisRanges:
         if with_vectors and _length_of(rows.schema) != self._vectors.dimension:
             schema, rows = rows.schema, rows.drop_columns([VECTORS_COLUMN])
             rows = _without_vectors(rows, schema, self._vectors.dimension, self.uri)
-        return _checked(rows, part_range, self.uri)
+        return checked(rows, part_range, self.uri)
 
     def _expired(self) -> ResultsExpiredError:
         return ResultsExpiredError(f"{self.uri}: the rows with the vectors have expired")
 
 
-def _grouped(rows: Sequence[int], most_rows: int) -> Iterator[PartRange]:
-    """Group parts with so many rows each."""
-    index = first = held = 0
+def grouped(rows: Sequence[int], most_rows: int) -> Iterator[PartRange]:
+    """Group parts with so many rows each; parts without any are in no range, or between others."""
+    index = first = end = held = 0
     for number, count in enumerate(rows):
-        if held and (held + count > most_rows or number - first == _MOST_PARTS):
-            yield PartRange(index, first, number - first, held)
-            index, first, held = index + held, number, 0
-        held += count
+        if not count:
+            continue
+        if held and (held + count > most_rows or number + 1 - first > _MOST_PARTS):
+            yield PartRange(index, first, end - first, held)
+            index, held = index + held, 0
+        if not held:
+            first = number
+        held, end = held + count, number + 1
     if held:
-        yield PartRange(index, first, len(rows) - first, held)
+        yield PartRange(index, first, end - first, held)
 
 
 def _require_same(job: Job, vectors: StoredVectors, uri: str) -> None:
@@ -252,11 +256,14 @@ def _require_same(job: Job, vectors: StoredVectors, uri: str) -> None:
         )
 
 
-def _require_bounded(part_range: PartRange, most_rows: int, uri: str) -> None:
+def require_bounded(
+    part_range: PartRange, most_rows: int, uri: str, *, may_have_empty_parts: bool = False
+) -> None:
     """Raise unless it is a range that a submit stages: another program may have written it."""
+    most_parts = _MOST_PARTS if may_have_empty_parts else min(part_range.rows, _MOST_PARTS)
     if not (
         1 <= part_range.rows <= most_rows
-        and 1 <= part_range.parts <= min(part_range.rows, _MOST_PARTS)
+        and 1 <= part_range.parts <= most_parts
         and min(part_range.item_index, part_range.first_part) >= 0
     ):
         raise OutputDamagedError(f"{uri}: {part_range} is no range of parts of a chunk")
@@ -307,8 +314,12 @@ def _without_vectors(rows: pa.Table, schema: pa.Schema, dimension: int, where: s
     return rows.append_column(field.with_type(kind), pa.nulls(len(rows), kind))
 
 
-def _checked(rows: pa.Table, part_range: PartRange, uri: str) -> pa.Table:
-    """The rows, if they are those of the range: one of each item, in order."""
+def checked(rows: pa.Table, part_range: PartRange, uri: str) -> pa.Table:
+    """The rows, if they are those of the range: one of each item, in order.
+
+    Raises:
+        OutputDamagedError: they are not.
+    """
     first, count = part_range.item_index, part_range.rows
     found = rows["item_index"]
     expected = pa.arange(first, first + count)

@@ -5,6 +5,7 @@ The only module that imports Lance. What it relies on stands in `tests/integrati
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,15 @@ _SIGN_OF_LIFE_SECONDS = 5.0
 _DATA = "data/"  # the files of rows
 _NO_VERSION = 0  # versions are counted from 1 on; Lance takes no empty list
 
+SIMILARITY: Final = "similarity"
+_VECTORS: Final = "embedding"
+_DISTANCE, _QUERY = "_distance", "query_index"  # columns that Lance adds
+_METRIC, _INDEX = "cosine", "embedding"
+# Of those that Lance has, the one with the best recall and the shortest build: half the size of the vectors.
+_INDEX_KIND = "IVF_SQ"
+_QUERIES_AT_A_TIME = 256
+_REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for; their vectors decide
+
 # In messages about a condition, not about a file.
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
 
@@ -60,6 +70,15 @@ class Version:
     number: int
     at: datetime  # UTC
     properties: Mapping[str, str]  # that its commit was given
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFacts:
+    """What an index of vectors is."""
+
+    kind: str  # as Lance calls it
+    rows: int  # that it covers; others are searched one by one
+    stored_bytes: int
 
 
 class VectorDataset:
@@ -105,13 +124,13 @@ class VectorDataset:
         Raises:
             FileNotFoundError: there is none.
             UsageError: it has no such version (any more).
-            OutputUnavailableError: it cannot be read.
+            OutputUnavailableError: it cannot be read, or it is a clone with files elsewhere.
         """
         import lance
 
         with lance_errors(uri):
             try:
-                return cls(lance.dataset(uri, version=version, storage_options=storage_options(uri)), uri)
+                found = lance.dataset(uri, version=version, storage_options=storage_options(uri))
             except (ValueError, OSError) as error:
                 if version is not None and _has_dataset(uri):
                     raise UsageError(
@@ -121,6 +140,9 @@ class VectorDataset:
                 if "not found" in str(error).lower():
                     raise FileNotFoundError(uri) from error
                 raise
+        if found._ds.base_paths():
+            raise OutputDamagedError(f"{uri} has files elsewhere, which a store never has: not opened")
+        return cls(found, uri)
 
     def latest(self) -> VectorDataset:
         """The same dataset at its newest version."""
@@ -138,7 +160,7 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             return int(self._dataset.count_rows(filter=where))
 
     def batches(
@@ -161,7 +183,7 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with self._condition(where), lance_errors(self.uri):
+        with lance_errors(self.uri), self._condition(where):
             fragments = None if other_than is None else self._fragments_unlike(other_than)
             if fragments == []:
                 return
@@ -195,6 +217,110 @@ class VectorDataset:
                 columns=[*columns], offset=offset, limit=rows, scan_in_order=True
             )
         return found
+
+    def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The rows at these positions in the order of `batches`, in their order."""
+        with lance_errors(self.uri):
+            found: pa.Table = self._dataset.take(positions.tolist(), columns=[*columns])
+        return found
+
+    def nearest(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        columns: Sequence[str],
+        *,
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[pa.Table]:
+        """For each of some vectors the `k` rows with the most similar ones, most similar first.
+
+        Args:
+            vectors: float32 (queries, dimension), which Lance rounds to float16 as those of the rows are; an
+                exact search reads the column once for all of them.
+            k: rows for each; fewer if there are no more.
+            columns: of the result, which also has `SIMILARITY`: the cosine, float32.
+            where: as of `batches`: only rows that it holds for are searched.
+            exact: use no index. Without one each search is exact, and so is that of rows that have been
+                written since the index was built.
+
+        Raises:
+            UsageError: the condition is invalid.
+            OutputUnavailableError: a file is missing or unreadable.
+        """
+        import numpy as np
+
+        wanted = np.ascontiguousarray(vectors, np.float32)
+        found: list[pa.Table] = []
+        for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
+            some = wanted[start : start + _QUERIES_AT_A_TIME]
+            with lance_errors(self.uri), self._condition(where):
+                scanner = self._dataset.scanner(
+                    columns=[*columns, _DISTANCE],
+                    nearest={
+                        "column": _VECTORS, "q": some if len(some) > 1 else some[0], "k": k,
+                        "metric": _METRIC, "use_index": not exact, "refine_factor": _REFINE_FACTOR,
+                    },
+                    filter=where,
+                    prefilter=True,
+                    io_buffer_size=_BYTES_AHEAD,
+                    disable_scoring_autoprojection=True,
+                )  # fmt: skip
+                rows = pa.Table.from_batches(scanner.to_batches(), scanner.projected_schema)
+            found += _by_query(rows, len(some))
+        return found
+
+    def create_index(self, properties: Mapping[str, str], *, alive: Alive = lambda: None) -> VectorDataset:
+        """Commit a version with an index of the vectors, in place of an earlier one.
+
+        Args:
+            properties: kept with the version, see `versions`.
+            alive: called often; what it raises ends the build.
+
+        Raises:
+            VersionConflictError: another program has changed the dataset in a way that does not fit.
+            OutputUnavailableError: the index cannot be written.
+        """
+        import lance
+        from lance import LanceOperation
+        from lance.dataset import Index
+
+        with lance_errors(self.uri):
+            made = self._dataset.create_index_uncommitted(
+                _VECTORS,
+                _INDEX_KIND,
+                name=_INDEX,
+                metric=_METRIC,
+                replace=True,
+                fragment_ids=[one.fragment_id for one in self._dataset.get_fragments()],
+                storage_options=storage_options(self.uri),
+                progress_callback=lambda _: alive(),
+            )
+            alive()
+            earlier = [
+                Index(
+                    one.uuid, _INDEX, made.fields, one.dataset_version_at_last_update, one.fragment_ids,
+                    one.index_version,
+                )
+                for index in self._dataset.describe_indices()
+                if index.name == _INDEX
+                for one in index.segments
+            ]  # fmt: skip
+            return self._commit(
+                lance.Transaction(
+                    read_version=self.version,
+                    operation=LanceOperation.CreateIndex([made], earlier),
+                    transaction_properties={**properties},
+                )
+            )
+
+    def index_facts(self) -> IndexFacts | None:
+        """What the index of this version is; None if there is none."""
+        with lance_errors(self.uri):
+            for one in self._dataset.describe_indices():
+                if one.name == _INDEX:
+                    return IndexFacts(one.index_type, one.num_rows_indexed, one.total_size_bytes or 0)
+        return None
 
     def replace(
         self,
@@ -592,6 +718,20 @@ def _numbered(fragments: Sequence[Any]) -> list[Any]:
     return [*fragments]
 
 
+def _by_query(rows: pa.Table, queries: int) -> list[pa.Table]:
+    """The answer of a search for so many vectors, one by one, with similarities in place of distances."""
+    import numpy as np
+
+    similarity = pc.cast(pc.subtract(1.0, pc.cast(rows[_DISTANCE], pa.float64())), pa.float32())
+    found = rows.drop_columns([_DISTANCE]).append_column(SIMILARITY, similarity)
+    if queries == 1:
+        return [found]
+    numbers = rows[_QUERY].to_numpy()
+    found = found.drop_columns([_QUERY])
+    bounds = np.searchsorted(numbers, np.arange(queries + 1))
+    return [found.slice(first, last - first) for first, last in itertools.pairwise(bounds.tolist())]
+
+
 class _Watched:
     """Batches on their way through Lance, which turns what they raise into an error of its own."""
 
@@ -630,7 +770,7 @@ def lance_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:  # the latter through batches and tables
         text = str(error).splitlines()[0]
         low = text.lower()
         if "no space left" in low or "disk quota" in low:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from clipfleet.contract.jobs import Job
+from clipfleet.contract.jobs import Job, StoreVersion
 from clipfleet.errors import JobNotFoundError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.store.place import StorePlace
@@ -36,13 +36,28 @@ def unfinished_jobs(ledger: Ledger, place: StorePlace, store_id: str) -> list[Jo
 def _is_of(job: Job, place: StorePlace, store_id: str) -> bool:
     if job.store is not None:
         return job.store.store_id == store_id
-    return job.vectors is not None and f"{job.vectors.uri}/".startswith(f"{place.uri}/")
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.store_id == store_id
+    return job.vectors is not None and job.vectors.uri.startswith(f"{place.uri}/")
+
+
+def of_model(jobs: list[Job], fingerprint: str) -> list[Job]:
+    """The jobs of a store that need the dataset of a model, or may become the first ones to fill it."""
+    return [job for job in jobs if _fingerprint(job) in (None, fingerprint)]
+
+
+def _fingerprint(job: Job) -> str | None:
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.model_fingerprint
+    return None if job.store is None else job.store.fingerprint
 
 
 def versions_in_use(jobs: list[Job], fingerprint: str) -> set[int]:
-    """Versions of the dataset of a model that jobs read: those that they were compared with."""
-    return {
-        job.store.base_version
-        for job in jobs
-        if job.store is not None and job.store.fingerprint in (None, fingerprint)
-    }
+    """Versions of the dataset of a model that jobs need: those that they were compared with, or label."""
+    found = set()
+    for job in of_model(jobs, fingerprint):
+        if job.store is not None:
+            found.add(job.store.base_version)
+        elif isinstance(job.vectors, StoreVersion):
+            found.add(job.vectors.version)
+    return found

@@ -4,38 +4,43 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
 from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.place import StorePlace
+from clipfleet.store.place import StoreFile, StorePlace
 
 
-def current_dataset(place: StorePlace, as_of: str | None = None) -> VectorDataset:
-    """The vectors of a store's current model.
+def current_dataset(place: StorePlace, as_of: str | None = None) -> tuple[StoreFile, VectorDataset]:
+    """What a store is, and the vectors of its current model.
 
     Args:
         place: of the store.
         as_of: VERSION or DATE, see `version_at`; None: the newest version.
 
     Raises:
-        UsageError: there is no store, nothing in it yet, or no such version.
+        UsageError: there is no store, or no such version (any more).
+        ResultsNotReadyError: there are no vectors yet.
         OutputUnavailableError: the store cannot be read.
     """
-    dataset = current_dataset_if_there(place)
+    store, dataset = current_dataset_if_there(place)
     if dataset is None:
-        raise UsageError(f"{place.uri}: the store has no vectors yet: no job that fills it has finished")
-    return dataset if as_of is None else version_at(dataset, as_of)
+        raise ResultsNotReadyError(
+            f"{place.uri}: the store has no vectors yet: `clipfleet backfill` fills it"
+        )
+    return store, dataset if as_of is None else version_at(dataset, as_of)
 
 
-def current_dataset_if_there(place: StorePlace) -> VectorDataset | None:
-    """The newest version of the vectors of a store's current model; None if there are none yet."""
-    current = place.read().current
-    if current.fingerprint is None:
-        return None
-    uri = place.dataset_uri(current.fingerprint)
-    try:
-        return VectorDataset.open(uri)
-    except FileNotFoundError:
-        raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+def current_dataset_if_there(place: StorePlace) -> tuple[StoreFile, VectorDataset | None]:
+    """What a store is, and the newest version of its vectors; None if there are none yet."""
+    store = place.read()
+    while store.current.fingerprint is not None:
+        uri = place.dataset_uri(store.current.fingerprint)
+        try:
+            return store, VectorDataset.open(uri)
+        except FileNotFoundError:
+            before, store = store, place.read()
+            if store == before:  # else a migration has ended, and the earlier dataset was removed
+                raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+    return store, None
 
 
 def version_at(dataset: VectorDataset, text: str) -> VectorDataset:

@@ -39,6 +39,7 @@ from clipfleet.contract.jobs import (
     PartFormat,
     Precision,
     StoredVectors,
+    StoreVersion,
     Task,
     new_job_id,
 )
@@ -133,7 +134,7 @@ def make_job(
     label_sets: Sequence[LabelSet] = (),
     *,
     heads: Sequence[JobHead] = (),
-    vectors: StoredVectors | None = None,
+    vectors: StoredVectors | StoreVersion | None = None,
     store: StoreTarget | None = None,
     top_k: int = 5,
     label_set_column: str | None = None,
@@ -173,7 +174,7 @@ def make_job(
                 applies_exif=described.exif is Exif.APPLY,
                 has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
                 has_heads_or_vectors=bool(heads) or vectors is not None,
-                fills_a_store=store is not None,
+                has_a_store=store is not None or isinstance(vectors, StoreVersion),
             ),
         }
         return Job(**values)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, read_job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, StoreVersion, read_job
 from clipfleet.contract.parts import staged_ranges
 from clipfleet.errors import (
     JobTooNewError,
@@ -27,13 +27,15 @@ from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, objects, open_output, output_of
-from clipfleet.outputs.bound_folder import BoundFolderOutput, outside_the_roots
+from clipfleet.outputs.bound_folder import BoundFolderOutput, outside_the_roots, require_below
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import parts_of
+from clipfleet.results.store_ranges import StoreRanges
 from clipfleet.results.vector_ranges import PartRanges, RedisRanges, VectorRanges
 from clipfleet.s3.client import SCHEME, split_s3_uri
+from clipfleet.store.place import StorePlace
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
@@ -168,13 +170,20 @@ class JobContexts:
         sink = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
         return JobContext(job, output, sink, staged(), vectors)
 
-    def _vectors(self, job: Job, vectors: StoredVectors) -> VectorRanges:
-        """The vectors of a job that labels them again, from where this worker may read."""
+    def _vectors(self, job: Job, vectors: StoredVectors | StoreVersion) -> VectorRanges:
+        """The vectors of a job that labels them, from where this worker may read."""
         columns = job.source.extra_columns
+        if isinstance(vectors, StoreVersion):
+            place = StorePlace(self._readable(vectors.uri))
+            return StoreRanges(place, vectors, columns, job.chunk_size, admit=self._check_dataset)
         if vectors.uri == REDIS_OUTPUT:
             return RedisRanges(self._store, vectors, columns, job.chunk_size)
+        return PartRanges(self._readable(vectors.uri), vectors, columns, job.chunk_size)
+
+    def _readable(self, uri: str) -> Output:
+        """Open the place of vectors."""
         try:
-            origin = open_output(vectors.uri)
+            origin = open_output(uri)
         except UsageError as error:
             raise OutputRefusedError(str(error)) from error
         if origin.uri.startswith(SCHEME):
@@ -182,13 +191,13 @@ class JobContexts:
         elif isinstance(origin, FolderOutput):
             path = Path(origin.uri).resolve()
             if not any(path.is_relative_to(root) for root in self._readable_roots):
-                raise OutputRefusedError(
-                    f"{origin.uri}, whose vectors are to be labelled, is outside this worker's roots; start "
-                    "the worker with a folder above it: `clipfleet-worker up --root FOLDER`, or "
-                    "CLIPFLEET_FILE_ROOTS (of the worker, not of this shell)"
-                )
+                raise _not_readable(origin.uri)
             origin = BoundFolderOutput(Path(origin.uri), self._readable_roots)
-        return PartRanges(origin, vectors, columns, job.chunk_size)
+        return origin
+
+    def _check_dataset(self, uri: str) -> None:
+        if not uri.startswith(SCHEME):
+            require_below(Path(uri), self._readable_roots, _not_readable(uri))
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.
@@ -202,6 +211,14 @@ class JobContexts:
             raise OutputRefusedError(
                 f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"
             )
+
+
+def _not_readable(uri: str) -> OutputRefusedError:
+    return OutputRefusedError(
+        f"{uri}, whose vectors are to be labelled, is outside this worker's roots; start the worker with a "
+        "folder above it: `clipfleet-worker up --root FOLDER`, or CLIPFLEET_FILE_ROOTS (of the worker, not "
+        "of this shell)"
+    )
 
 
 def _holds(output: Output, job: Job) -> bool:

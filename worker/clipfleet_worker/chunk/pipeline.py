@@ -30,7 +30,7 @@ from functools import partial
 import pyarrow as pa
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
-from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors
+from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors, StoreVersion
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
 from clipfleet.errors import OutputDamagedError
 from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim
@@ -163,7 +163,7 @@ class Pipeline:
         claim: Claim,
         context: JobContext,
         lease: HeldLease,
-        vectors: StoredVectors,
+        vectors: StoredVectors | StoreVersion,
         before: StepsBusy,
     ) -> ChunkResult:
         """Label stored vectors."""

@@ -95,7 +95,7 @@ def _require_own(items: StoredItems, job: Job, model: LoadedModel) -> None:
     for fingerprint in (vectors.model_fingerprint, *items.fingerprints):
         if fingerprint is None or not model.has_made(fingerprint, job.decode, job.exif):
             raise ModelMismatchError(
-                f"job {vectors.job_id} has vectors with the fingerprint {fingerprint}, those of {job.model} "
+                f"{vectors.said} has vectors with the fingerprint {fingerprint}, those of {job.model} "
                 f"have {model.fingerprint_for(job.decode, job.exif)} here: use the weights that made them, "
                 "or embed the images again"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.jobs import ErrorCode, ItemError, StoredVectors
+from clipfleet.contract.jobs import ErrorCode, ItemError, StoredVectors, StoreVersion
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import OutputDamagedError
 from clipfleet.results.vector_ranges import VECTORS_COLUMN
@@ -29,7 +29,7 @@ _NO_DIRECTION = ItemError(
 class StoredItems:
     """Rows as the earlier job has them, and what they become."""
 
-    vectors: StoredVectors  # what the job expects
+    vectors: StoredVectors | StoreVersion  # what the job expects
     rows: pa.Table  # without the columns of errors; `embedding` is of the earlier job's type
     features: Features  # of the rows that are still ok
     error_codes: pa.Array
@@ -77,7 +77,7 @@ class StoredItems:
         return self.failing(dict.fromkeys(self.features.positions.tolist(), error))
 
 
-def stored_items(rows: pa.Table, vectors: StoredVectors) -> StoredItems:
+def stored_items(rows: pa.Table, vectors: StoredVectors | StoreVersion) -> StoredItems:
     """Read rows of an earlier job as items. A vector without a direction fails its item.
 
     Args:
@@ -104,7 +104,7 @@ def stored_items(rows: pa.Table, vectors: StoredVectors) -> StoredItems:
     return found.failing(dict.fromkeys(positions[~has_direction].tolist(), _NO_DIRECTION))
 
 
-def given_up_items(rows: pa.Table, vectors: StoredVectors, error: ItemError) -> StoredItems:
+def given_up_items(rows: pa.Table, vectors: StoredVectors | StoreVersion, error: ItemError) -> StoredItems:
     """Rows of an earlier job that were read without their vectors: none is ok; earlier errors stay."""
     positions = np.flatnonzero(pc.equal(_column(rows, "status"), ItemStatus.OK.value))
     return StoredItems(
@@ -122,12 +122,12 @@ def _errors(rows: pa.Table) -> tuple[pa.Array, pa.Array]:
     return pc.if_else(is_ok, None, code), pc.if_else(is_ok, None, _column(rows, "error_detail"))
 
 
-def _values(column: pa.ChunkedArray, ok: np.ndarray, vectors: StoredVectors) -> np.ndarray:
+def _values(column: pa.ChunkedArray, ok: np.ndarray, vectors: StoredVectors | StoreVersion) -> np.ndarray:
     """The vectors of the rows that are ok, float32 (n, d), in an array of their own."""
     import torch
     from torch.utils.dlpack import from_dlpack
 
-    where = f"{vectors.uri}: job {vectors.job_id}"
+    where = f"{vectors.uri}: {vectors.said}"
     values = np.empty((np.count_nonzero(ok), vectors.dimension), np.float32)
     if not len(values):
         return values

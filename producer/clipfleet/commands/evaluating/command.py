@@ -25,6 +25,7 @@ from clipfleet.commands.options import (
     not_empty,
 )
 from clipfleet.commands.results import row_reader
+from clipfleet.commands.stores.arguments import AsOf
 from clipfleet.commands.submitting import chosen_label_sets
 from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Lane, Precision
 from clipfleet.errors import UsageError
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
 _Evaluated = Annotated[
     str | None,
     typer.Argument(
-        metavar="ROOT|JOB|OUTPUT",
+        metavar="ROOT|JOB|OUTPUT|STORE",
         callback=not_empty,
         help="a webdataset root in CLIP_benchmark's layout (a folder or s3://BUCKET/PREFIX); with "
-        "--truth-column: a job id, `last`, or the folder or S3 prefix of results",
+        "--truth-column: a job id, `last`, or the folder or S3 prefix of results or of a store",
     ),
 ]
 Split = Annotated[
@@ -162,6 +163,7 @@ def evaluate(
     output: _Place = None,
     compare: _Compare = None,
     clip_benchmark_json: _ClipBenchmarkJson = None,
+    as_of: AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model, or the rows or vectors of a job, agree with known labels."""
@@ -170,8 +172,7 @@ def evaluate(
     from clipfleet.evaluation.pairs import compare as compared
     from clipfleet.evaluation.vectors import Embedder, default_place
 
-    is_suite = bool(suite or root)
-    _refuse_ignored(context, is_suite=is_suite)
+    _refuse_ignored(context, is_suite=bool(suite or root))
     recalls = _recalls(recall_k or [])
     heads = chosen_heads(head, compare)
     options_of = _options_of(model, heads.compared if truth_column is None else None, precision, decode)
@@ -182,7 +183,7 @@ def evaluate(
             connect, options_of[model], output or default_place(),
             lambda job: wait_for_vectors(connect(), job, quiet=as_json), lane,
         )  # fmt: skip
-        if is_suite:
+        if suite or root:
             raise typer.Exit(evaluate_suite(suite, root, split, embedder, output, as_json=as_json))
         if source is None:
             raise UsageError("give a webdataset ROOT, an OUTPUT with --truth-column, or --suite")
@@ -193,7 +194,7 @@ def evaluate(
                 one = replace(embedder, options=options_of[name])
                 return evaluate_root((source, split), one, head, task_named(task), recalls)
             chosen = chosen_label_set(labels, label_set, template or [])
-            with row_reader(name) as reader:
+            with row_reader(name, as_of if name == source else None) as reader:
                 return evaluate_output(reader, truth_column, chosen, head, embedder)
 
         own = model if truth_column is None else source
@@ -206,10 +207,10 @@ def evaluate(
 
 _NOT_OF_SUITES = (
     "source", "task", "truth_column", "labels", "label_set", "template", "head", "recall_k", "compare",
-    "clip_benchmark_json",
+    "clip_benchmark_json", "as_of",
 )  # fmt: skip
 _OF_ROOTS = ("split", "task", "model", "precision", "decode", "recall_k", "clip_benchmark_json")
-_OF_VECTORS = ("labels", "label_set", "template")
+_OF_VECTORS = ("labels", "label_set", "template", "as_of")
 _OF_JOBS = ("output", "lane")
 _NOT_OF_HEADS = ("labels", "label_set", "template", "task", "recall_k")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from clipfleet.commands.stores import reading
+from clipfleet.commands.stores import exporting, indexing, reading
 from clipfleet.terminal.help import Group, add_command, epilog
 
 stores_app = typer.Typer(
@@ -17,5 +17,7 @@ stores_app = typer.Typer(
 for _function, _example in (
     (reading.info, "clipfleet store info s3://vectors/photos"),
     (reading.log, "clipfleet store log s3://vectors/photos"),
+    (exporting.export, "clipfleet store export s3://vectors/photos --to photos-parquet"),
+    (indexing.index, "clipfleet store index s3://vectors/photos"),
 ):
     add_command(stores_app, _example)(_function)

@@ -56,7 +56,7 @@ def _require_no_jobs(held: HeldStore) -> None:
         named = ", ".join(job.job_id for job in held.jobs[:_NAMED_JOBS])
         more = f" and {len(held.jobs) - _NAMED_JOBS} more" if len(held.jobs) > _NAMED_JOBS else ""
         raise UsageError(
-            f"{held.place.uri}: jobs that may bring items back have not ended: {named}{more}; "
+            f"{held.place.uri}: jobs that fill or read the store have not ended: {named}{more}; "
             "wait for them, or end them with `clipfleet cancel JOB`"
         )
 

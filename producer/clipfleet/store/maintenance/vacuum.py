@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from clipfleet.outputs import objects
 from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.in_use import versions_in_use
+from clipfleet.store.in_use import of_model, versions_in_use
 from clipfleet.store.maintenance.files import (
     DATASET_SUFFIX,
     StoredFile,
@@ -88,13 +88,9 @@ def _remove_if_old(
     """Remove the dataset of an earlier model, unless it is young or a job may still need it."""
     folder = f"{fingerprint}{DATASET_SUFFIX}/"
     its = [one for one in files if one.name.startswith(folder)]
-    uri = held.place.dataset_uri(fingerprint)
-    is_read = any(job.vectors is not None and job.vectors.uri.startswith(uri) for job in held.jobs)
     # The first commit of a model makes the dataset before `store.json` names it.
-    is_filled = any(
-        job.store is not None and job.store.fingerprint in (None, fingerprint) for job in held.jobs
-    )
-    if is_read or is_filled or any(one.modified_at >= before for one in its):
+    is_needed = of_model(held.jobs, fingerprint)
+    if is_needed or any(one.modified_at >= before for one in its):
         return
     _remove(held, its, done)
     done.models.append(fingerprint)

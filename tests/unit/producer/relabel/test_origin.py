@@ -17,16 +17,24 @@ from clipfleet.contract.jobs import (
     Precision,
     SourceDescription,
     StoredVectors,
+    StoreVersion,
     Task,
+    read_job,
 )
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, OutputConflictError, UsageError
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.relabel.origin import Origin, origin_of
+from clipfleet.relabel.origin import Origin, origin_of, origin_of_store
 from clipfleet.relabel.source import VectorSource
 from clipfleet.results.part_rows import PartRows
+from clipfleet.results.store_rows import store_rows
 from clipfleet.results.vector_ranges import PartRanges
-from clipfleet.submit.options import JobOptions
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import StorePlace
+from clipfleet.submit.options import JobOptions, make_job
+from tests.support.store_rows import NO_ADDRESSES, commit_gone, item, make_store
+from tests.support.store_rows import stored_rows as store_rows_of
 from tests.support.vector_outputs import (
     DIMENSION,
     FINGERPRINT,
@@ -244,3 +252,58 @@ class TestSource:
             options={"job_id": one.job.job_id, "finished_at": FINISHED_AT.isoformat()},
         )  # fmt: skip
         assert vectors_of(one.job) == one.vectors
+
+
+class TestStores:
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> StorePlace:
+        return make_store(tmp_path / "store", [item(name, caption=name) for name in "abc"])
+
+    def test_what_the_vectors_are(self, place: StorePlace) -> None:
+        one = origin_of_store(store_rows(place))
+
+        assert one.vectors == StoreVersion(
+            uri=place.uri, store_id=place.read().store_id, version=2,
+            model_fingerprint=FINGERPRINT, dimension=4,
+        )  # fmt: skip
+        assert (one.items, one.largest_part, one.chunk_size(None)) == (3, 3, 3)
+        assert one.described(JobOptions()).model == "demo"
+
+    def test_another_version_is_another_source(self, place: StorePlace) -> None:
+        before = VectorSource(origin_of_store(store_rows(place)), 512).description
+        dataset = VectorDataset.open(place.dataset_uri(FINGERPRINT))
+        dataset.replace(NO_ADDRESSES, store_rows_of([item("d", caption="d")]).to_batches(), {})
+
+        after = VectorSource(origin_of_store(store_rows(place)), 512).description
+
+        assert before.options == {"store_id": place.read().store_id, "version": "2"}
+        assert after.options == before.options | {"version": "3"}
+        assert (before.uri, before.extra_columns) == (place.uri, ("caption",))
+
+    def test_there_is_nothing_to_label(self, place: StorePlace) -> None:
+        commit_gone(
+            VectorDataset.open(place.dataset_uri(FINGERPRINT)),
+            [item(name, caption=name) for name in "abc"],
+        )
+
+        with pytest.raises(UsageError, match="no row has a vector"):
+            origin_of_store(store_rows(place))
+
+    @pytest.mark.parametrize("below", ["", "_jobs/mine"])
+    def test_the_output_must_not_be_in_the_store(self, place: StorePlace, below: str) -> None:
+        options = JobOptions(output=str(Path(place.uri, below)))
+
+        with pytest.raises(UsageError, match="holds the vectors that are labelled again"):
+            origin_of_store(store_rows(place)).described(options)
+
+    def test_the_job_that_labels_them_is_of_version_5(self, place: StorePlace, tmp_path: Path) -> None:
+        one = origin_of_store(store_rows(place))
+        options = JobOptions(output=str(tmp_path / "out"))
+        labels = (LabelSet(labels=("cat", "dog")),)
+
+        job = make_job(
+            VectorSource(one, 512), one.described(options), Task.CLASSIFY, labels, vectors=one.vectors
+        )
+
+        assert job.schema_version == 5
+        assert read_job(job.model_dump_json()) == job

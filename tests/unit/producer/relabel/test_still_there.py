@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 from unittest.mock import Mock
 
@@ -14,8 +15,12 @@ from clipfleet.errors import OutputUnavailableError, UsageError
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.relabel.origin import origin_of_store
 from clipfleet.relabel.still_there import require_vectors
+from clipfleet.results.store_rows import store_rows
+from clipfleet.store.dataset import remove_dataset
 from tests.support.jobs import make_job, place_job
+from tests.support.store_rows import FINGERPRINT, item, make_store
 from tests.support.vector_outputs import stored_output, vectors_of
 
 STORE = cast(RedisStore, None)
@@ -52,7 +57,7 @@ def test_one_part_is_gone(job: Job, output: FolderOutput) -> None:
 def test_the_earlier_job_runs_again(job: Job, output: FolderOutput) -> None:
     output.remove(objects.SUCCESS)
 
-    with pytest.raises(UsageError, match=r"has not finished .* `clipfleet watch old` first$"):
+    with pytest.raises(UsageError, match=r"has not finished .* wait for it first, with `clipfleet watch`$"):
         require_vectors(job, STORE)
 
 
@@ -94,3 +99,20 @@ def test_rows_in_redis_of_another_job_of_the_same_id(job: Job) -> None:
 
     with pytest.raises(UsageError, match="holds another job of the same id by now"):
         require_vectors(job, store)
+
+
+class TestStores:
+    @pytest.fixture
+    def job(self, tmp_path: Path) -> Job:
+        vectors = origin_of_store(store_rows(make_store(tmp_path / "store", [item("a")]))).vectors
+        return make_job("/new", job_id="new", labels=("a", "b"), vectors=vectors)
+
+    def test_the_version_is_there(self, job: Job) -> None:
+        require_vectors(job, STORE)
+
+    def test_the_version_was_removed(self, job: Job) -> None:
+        assert job.vectors is not None
+        remove_dataset(f"{job.vectors.uri}/{FINGERPRINT}.lance")
+
+        with pytest.raises(UsageError, match=r"of version 2 of the store, and .* version was removed"):
+            require_vectors(job, STORE)

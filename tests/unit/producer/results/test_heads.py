@@ -145,11 +145,11 @@ def test_a_brief_names_them(heads: tuple[JobHead, ...], labels: tuple[str, ...],
     assert JobBrief.of(job_with(Path("/out"), heads, label_sets=sets)).labels == words
 
 
-@pytest.mark.parametrize("task", [Task.CLASSIFY, Task.EMBED])
-def test_programs_that_need_a_label_set_say_so(tmp_path: Path, task: Task) -> None:
+@pytest.mark.parametrize(("task", "command"), [(Task.CLASSIFY, "classify"), (Task.EMBED, "relabel")])
+def test_programs_that_need_a_label_set_say_so(tmp_path: Path, task: Task, command: str) -> None:
     reader = PartRows(output_of(tmp_path, job_with(tmp_path, task=task)))
 
     with pytest.raises(UsageError, match="its rows have no labels"):
         evaluate_rows(reader, "truth")
-    with pytest.raises(UsageError, match="has heads only: run `clipfleet classify` with labels"):
+    with pytest.raises(UsageError, match=f"has heads only: run `clipfleet {command}` with labels"):
         read_scored_rows(reader)

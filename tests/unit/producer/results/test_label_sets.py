@@ -70,7 +70,7 @@ def test_what_is_not_stored_is_said(output: FolderOutput, tmp_path: Any) -> None
         label_sets_of(PartRows(output))
     other = FolderOutput(tmp_path / "vectors")
     place_job(other, make_job(other.uri))
-    with pytest.raises(UsageError, match="the job is embed and has no labels"):
+    with pytest.raises(UsageError, match="no label set has labelled its rows: run `clipfleet relabel`"):
         label_sets_of(PartRows(other))
     in_redis = FolderOutput(tmp_path / "redis")
     place_job(in_redis, make_job(REDIS_OUTPUT, labels=("x",), label_sets=(PRESET,)))

@@ -50,7 +50,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_a_version_is_named_by_number_or_date(place: StorePlace, text: str | None, version: int) -> None:
-    found = current_dataset(place, text)
+    _, found = current_dataset(place, text)
 
     assert (found.version, found.count()) == (version, version - 1)
 
@@ -82,7 +82,7 @@ def test_digits_are_a_date_only_if_no_version_has_this_number(
     monkeypatch.setattr(VectorDataset, "times", lambda _: {20261130: datetime(2026, 12, 9, tzinfo=UTC)})
 
     with pytest.raises(UsageError, match="no version 20261130"):
-        version_at(current_dataset(place), "20261130")
+        version_at(current_dataset(place)[1], "20261130")
 
 
 def test_a_store_without_vectors(tmp_path: Path) -> None:

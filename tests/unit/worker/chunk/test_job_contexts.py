@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
 
+import pyarrow as pa
 import pytest
 
-from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, read_job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, StoreVersion, read_job
 from clipfleet.contract.parts import PartRange, range_batch
 from clipfleet.errors import (
     OutputConflictError,
@@ -28,13 +29,18 @@ from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import objects, open_output
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
+from clipfleet.relabel.origin import origin_of_store
+from clipfleet.relabel.source import VectorSource
+from clipfleet.results.store_rows import store_rows
 from clipfleet.results.vector_ranges import PartRanges
+from clipfleet.store.place import StorePlace
 from clipfleet.submit.staging import Stager
 from clipfleet_worker.chunk import job_contexts
 from clipfleet_worker.chunk.job_contexts import JobContext, JobContexts
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.jobs import make_claim, make_finish_claim, make_job, place_job, stage_items
+from tests.support.store_rows import FINGERPRINT, item, make_store
 from tests.support.stored_vectors import place_vectors, stored_vectors, unit_vectors, vector_rows
 
 
@@ -343,6 +349,67 @@ class TestVectors:
 
         with pytest.raises(OutputConflictError, match="have expired"):
             context.items(make_claim(job, chunks=2))
+
+
+class TestVectorsOfStores:
+    """From where the vectors of a store are read, which Lance opens by their paths."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> StorePlace:
+        return make_store(tmp_path / "vectors" / "store", [item("a"), item("b")])
+
+    @pytest.fixture
+    def job(self, ledger: FakeLedger, place: StorePlace, tmp_path: Path) -> Job:
+        origin = origin_of_store(store_rows(place))
+        job = ledger.submit(tmp_path / "root" / "out", labels=("a", "b"), vectors=origin.vectors)
+        (_,) = Stager(FolderOutput(Path(job.output)), job.job_id, 1).stage(
+            VectorSource(origin, 512).batches()
+        )
+        return job
+
+    def items(self, ledger: FakeLedger, job: Job, *file_roots: str) -> pa.Table:
+        roots = tuple(ledger.folder / name for name in file_roots)
+        claim = make_claim(job)
+        return ledger.with_roots(ledger.folder / "root", file_roots=roots).get(claim).items(claim)
+
+    def test_a_store_below_the_roots_of_files(self, ledger: FakeLedger, job: Job) -> None:
+        assert self.items(ledger, job, "vectors")["item_id"].to_pylist() == ["a", "b"]
+
+    def test_a_store_elsewhere(self, ledger: FakeLedger, job: Job) -> None:
+        with pytest.raises(Refused, match=r"vectors/store.*outside this worker's roots"):
+            self.items(ledger, job, "vector")
+
+    @pytest.mark.parametrize("link", ["", "data", "_versions", "file"])
+    def test_a_link_in_a_dataset_leads_nowhere(
+        self, ledger: FakeLedger, job: Job, place: StorePlace, link: str
+    ) -> None:
+        dataset = Path(place.dataset_uri(FINGERPRINT))
+        inside = next((dataset / "data").iterdir()) if link == "file" else dataset / link
+        inside.rename(ledger.folder / "secret")
+        inside.symlink_to(ledger.folder / "secret")
+
+        with pytest.raises(Refused, match=r"outside this worker's roots"):
+            self.items(ledger, job, "vectors")
+
+    def test_a_link_that_stays_below_the_roots(self, ledger: FakeLedger, job: Job, place: StorePlace) -> None:
+        data = Path(place.dataset_uri(FINGERPRINT), "data")
+        data.rename(ledger.folder / "vectors" / "other disk")
+        data.symlink_to(ledger.folder / "vectors" / "other disk")
+
+        assert self.items(ledger, job, "vectors").num_rows == 2
+
+    def test_a_bucket_that_must_not_be_used(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        vectors = StoreVersion(
+            uri="s3://secret/store", store_id="0" * 32, version=2, model_fingerprint=FINGERPRINT, dimension=4
+        )
+        job = ledger.submit(tmp_path / "root" / "out", labels=("a", "b"), vectors=vectors)
+        (_,) = Stager(FolderOutput(Path(job.output)), job.job_id, 1).stage(
+            [range_batch([PartRange(0, 0, 1, 2)])]
+        )
+        context = ledger.with_roots(tmp_path / "root", buckets=("results",)).get(make_claim(job))
+
+        with pytest.raises(Refused, match="add secret to CLIPFLEET_S3_BUCKETS"):
+            context.items(make_claim(job))
 
 
 class TestJobFile:
