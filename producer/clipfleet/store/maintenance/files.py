@@ -61,8 +61,8 @@ def _in_s3(uri: str, prefix: str) -> Iterator[StoredFile]:
             yield StoredFile(one.key.removeprefix(root), one.size_bytes, one.modified_at or datetime.now(UTC))
 
 
-def remove_files(place: StorePlace, names: list[str], *, last: str = "") -> None:
-    """Remove files, and folders that are empty then. Idempotent.
+def remove_files(place: StorePlace, names: Iterable[str], *, last: str = "") -> None:
+    """Remove files. Idempotent.
 
     Args:
         place: of the store.
@@ -72,11 +72,15 @@ def remove_files(place: StorePlace, names: list[str], *, last: str = "") -> None
     output = open_output(place.uri)
     for name in sorted(names, key=lambda name: bool(last) and name.endswith(last)):
         output.remove(name)
+
+
+def remove_empty_folders(place: StorePlace, top: str) -> None:
+    """Remove the folders at and below a folder that hold no file; S3 has none."""
     if place.uri.startswith(SCHEME):
         return
-    for folder in {above for name in names for above in Path(name).parents if above.name}:
-        with suppress(OSError):  # another file is in it
-            os.removedirs(Path(place.uri) / folder)
+    for folder, _, _ in os.walk(Path(place.uri) / top, topdown=False):
+        with suppress(OSError):  # a file is in it
+            Path(folder).rmdir()
 
 
 def dataset_names(files: Iterable[StoredFile]) -> list[str]:

@@ -14,8 +14,15 @@ import pyarrow.compute as pc
 from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.store.committing.of_job import KIND
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
-from clipfleet.store.maintenance.files import dataset_names, outputs_of_jobs, remove_files, stored_files
+from clipfleet.store.maintenance.files import (
+    dataset_names,
+    outputs_of_jobs,
+    remove_empty_folders,
+    remove_files,
+    stored_files,
+)
 from clipfleet.store.maintenance.holding import HeldStore
+from clipfleet.store.place import JOBS_FOLDER
 
 FORGET = "forget"
 _NAMED_JOBS = 3
@@ -46,6 +53,7 @@ def forget(held: HeldStore, item_ids: Sequence[str]) -> Forgotten:
         _forget(held, VectorDataset.open(held.place.dataset_uri(fingerprint)), ids, done)
     for job_id, its in outputs_of_jobs(files).items():
         remove_files(held.place, [one.name for one in its])
+        remove_empty_folders(held.place, f"{JOBS_FOLDER}/{job_id}")
         done.jobs.append(job_id)
         held.alive()
     return done

@@ -17,10 +17,12 @@ from clipfleet.store.maintenance.files import (
     StoredFile,
     dataset_names,
     outputs_of_jobs,
+    remove_empty_folders,
     remove_files,
     stored_files,
 )
 from clipfleet.store.maintenance.holding import HeldStore, fenced
+from clipfleet.store.place import JOBS_FOLDER
 
 VACUUM = "vacuum"
 # What is younger may be in the hands of a program that does not know the lock.
@@ -93,6 +95,7 @@ def _remove_if_old(
     if is_needed or any(one.modified_at >= before for one in its):
         return
     _remove(held, its, done)
+    remove_empty_folders(held.place, folder)
     done.models.append(fingerprint)
 
 
@@ -101,6 +104,7 @@ def _remove_outputs(held: HeldStore, files: Sequence[StoredFile], before: dateti
     for job_id, its in outputs_of_jobs(files).items():
         if job_id not in needed and all(one.modified_at < before for one in its):
             _remove(held, its, done)
+            remove_empty_folders(held.place, f"{JOBS_FOLDER}/{job_id}")
             done.jobs.append(job_id)
 
 
