@@ -42,3 +42,8 @@ def filling_job(place: StorePlace, job_id: str = "night", base_version: int = 0,
 def item_ids(dataset: VectorDataset) -> list[str]:
     """The ids of all rows, in order."""
     return sorted(one for batch in dataset.batches(["item_id"]) for one in batch["item_id"].to_pylist())
+
+
+def current(place: StorePlace, fingerprint: str = MINE) -> VectorDataset:
+    """The newest version of the vectors of a model."""
+    return VectorDataset.open(place.dataset_uri(fingerprint))

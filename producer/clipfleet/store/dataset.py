@@ -777,8 +777,12 @@ def lance_errors(uri: str) -> Iterator[None]:
             raise OutputUnavailableError(f"{uri}: the disk is full; nothing was changed") from error
         if "permission denied" in low or "read-only" in low or "access denied" in low:
             raise OutputUnreachableError(f"{uri}: {text}") from error
-        if "not supported" in low and ("feature" in low or "version" in low):
-            raise OutputTooNewError(f"{uri}: a newer version of Lance wrote it: update pylance") from error
         if "not found" in low or "corrupt" in low or "invalid" in low:
             raise OutputDamagedError(f"{uri} is damaged: {text}") from error
         raise OutputUnavailableError(f"{uri}: {text}") from error
+    except ValueError as error:
+        if "upgrade Lance" not in str(error):
+            raise
+        raise OutputTooNewError(
+            f"{uri}: a newer version of Lance wrote it: `pip install --upgrade 'clipfleet[store]'`"
+        ) from error
