@@ -28,7 +28,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "commit": (lance.LanceDataset, "commit"),
     "compaction": (Compaction, "commit"),
     "cleanup": (lance.LanceDataset, "cleanup_old_versions"),
-    "removal": (vacuuming, "remove_files"),
+    "removal": (vacuuming, "remove_folder"),
 }
 ACTIONS: dict[str, Callable[[Any], object]] = {
     "replace": lambda store: current(store.place).replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from clipfleet.contract.jobs import Job, StoreVersion
@@ -52,12 +53,16 @@ def _fingerprint(job: Job) -> str | None:
     return None if job.store is None else job.store.fingerprint
 
 
-def versions_in_use(jobs: list[Job], fingerprint: str) -> set[int]:
-    """Versions of the dataset of a model that jobs need: those that they were compared with, or label."""
+def versions_in_use(jobs: list[Job], fingerprint: str, versions: Iterable[int]) -> set[int]:
+    """Those versions of the dataset of a model that jobs need.
+
+    A job that fills it needs the version that it was compared with, and all later ones: one of them may have
+    its own commit, which its finish looks for if it is repeated. A job that labels a version needs that one.
+    """
     found = set()
     for job in of_model(jobs, fingerprint):
         if job.store is not None:
-            found.add(job.store.base_version)
+            found |= {number for number in versions if number >= job.store.base_version}
         elif isinstance(job.vectors, StoreVersion):
             found.add(job.vectors.version)
     return found

@@ -295,6 +295,28 @@ def test_an_index_finds_rows_that_were_there_and_those_that_come_and_go(dataset:
     assert later.nearest(vectors[8:9], 1, ["item_id"])[0]["item_id"].to_pylist() == ["8"]
 
 
+def test_an_index_outlives_a_compaction(dataset: VectorDataset) -> None:
+    vectors = directions(300)
+    indexed = dataset.replace(NONE, in_directions(vectors), {}).create_index({})
+    gone = addresses(indexed, *(str(number) for number in range(0, 300, 5)))
+    later = indexed.replace(gone, in_directions(vectors[7:9], 9000), {})
+
+    compacted = later.compact()
+
+    assert compacted.version > later.version, "a fifth was deleted"
+    exact, by_index = (
+        [
+            one["item_id"].to_pylist()
+            for one in compacted.nearest(vectors[6:60], 1, ["item_id"], exact=is_exact)
+        ]
+        for is_exact in (True, False)
+    )
+    facts = compacted.index_facts()
+    assert by_index == exact
+    assert facts is not None
+    assert facts.rows == 240
+
+
 def test_a_new_index_replaces_the_one_before(dataset: VectorDataset) -> None:
     first = dataset.replace(NONE, in_directions(directions(300)), {}).create_index({})
     later = first.replace(NONE, in_directions(directions(10, 1), 1000), {})

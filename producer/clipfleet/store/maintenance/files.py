@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +16,8 @@ from clipfleet.s3.client import SCHEME, default_client, list_objects, split_s3_u
 from clipfleet.s3.failures import s3_errors
 from clipfleet.store.place import JOBS_FOLDER, StorePlace
 
-DATASET_SUFFIX = ".lance"
-_DATASET = re.compile(r"[0-9a-f]{16}" + re.escape(DATASET_SUFFIX))
+_SUFFIX = ".lance"
+_DATASET = re.compile(r"[0-9a-f]{16}" + re.escape(_SUFFIX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _in_s3(uri: str, prefix: str) -> Iterator[StoredFile]:
 
 
 def remove_files(place: StorePlace, names: Iterable[str], *, last: str = "") -> None:
-    """Remove files. Idempotent.
+    """Remove files, in this order. Idempotent.
 
     Args:
         place: of the store.
@@ -74,7 +74,13 @@ def remove_files(place: StorePlace, names: Iterable[str], *, last: str = "") -> 
         output.remove(name)
 
 
-def remove_empty_folders(place: StorePlace, top: str) -> None:
+def remove_folder(place: StorePlace, files: Sequence[StoredFile], top: str, *, last: str = "") -> None:
+    """Remove all files of a folder, see `remove_files`, and the folder."""
+    remove_files(place, [one.name for one in files], last=last)
+    _remove_empty_folders(place, top)
+
+
+def _remove_empty_folders(place: StorePlace, top: str) -> None:
     """Remove the folders at and below a folder that hold no file; S3 has none."""
     if place.uri.startswith(SCHEME):
         return
@@ -86,7 +92,13 @@ def remove_empty_folders(place: StorePlace, top: str) -> None:
 def dataset_names(files: Iterable[StoredFile]) -> list[str]:
     """Fingerprints of all datasets, those of earlier models included."""
     folders = {one.name.partition("/")[0] for one in files if "/" in one.name}
-    return sorted(name.removesuffix(DATASET_SUFFIX) for name in folders if _DATASET.fullmatch(name))
+    return sorted(name.removesuffix(_SUFFIX) for name in folders if _DATASET.fullmatch(name))
+
+
+def files_of_dataset(files: Iterable[StoredFile], fingerprint: str) -> list[StoredFile]:
+    """The files of a dataset, manifests first: without them it is none, whatever else is left."""
+    its = [one for one in files if one.name.startswith(f"{fingerprint}{_SUFFIX}/")]
+    return sorted(its, key=lambda one: "/_versions/" not in one.name)
 
 
 def outputs_of_jobs(files: Iterable[StoredFile]) -> dict[str, list[StoredFile]]:

@@ -16,9 +16,9 @@ from clipfleet.store.committing.of_job import KIND
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
 from clipfleet.store.maintenance.files import (
     dataset_names,
+    files_of_dataset,
     outputs_of_jobs,
-    remove_empty_folders,
-    remove_files,
+    remove_folder,
     stored_files,
 )
 from clipfleet.store.maintenance.holding import HeldStore
@@ -50,10 +50,15 @@ def forget(held: HeldStore, item_ids: Sequence[str]) -> Forgotten:
     ids, done = pa.array(sorted({*item_ids}), pa.string()), Forgotten()
     files = [*stored_files(held.place)]
     for fingerprint in dataset_names(files):
-        _forget(held, VectorDataset.open(held.place.dataset_uri(fingerprint)), ids, done)
+        try:
+            dataset = VectorDataset.open(held.place.dataset_uri(fingerprint))
+        except FileNotFoundError:  # the removal of an earlier model was killed
+            its = files_of_dataset(files, fingerprint)
+            remove_folder(held.place, its, f"{fingerprint}.lance")
+        else:
+            _forget(held, dataset, ids, done)
     for job_id, its in outputs_of_jobs(files).items():
-        remove_files(held.place, [one.name for one in its])
-        remove_empty_folders(held.place, f"{JOBS_FOLDER}/{job_id}")
+        remove_folder(held.place, its, f"{JOBS_FOLDER}/{job_id}")
         done.jobs.append(job_id)
         held.alive()
     return done

@@ -13,12 +13,11 @@ from clipfleet.outputs import objects
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.in_use import of_model, versions_in_use
 from clipfleet.store.maintenance.files import (
-    DATASET_SUFFIX,
     StoredFile,
     dataset_names,
+    files_of_dataset,
     outputs_of_jobs,
-    remove_empty_folders,
-    remove_files,
+    remove_folder,
     stored_files,
 )
 from clipfleet.store.maintenance.holding import HeldStore, fenced
@@ -67,7 +66,7 @@ def vacuum(held: HeldStore, keep: timedelta, now: datetime | None = None) -> Vac
         held.alive()
     _remove_outputs(held, files, before, done)
     scratch = [one for one in files if one.name.startswith(f"{objects.TMP}/") and one.modified_at < before]
-    _remove(held, scratch, done)
+    _remove(held, scratch, objects.TMP, done)
     return done
 
 
@@ -77,7 +76,7 @@ def _drop_versions(
     dataset = VectorDataset.open(held.place.dataset_uri(fingerprint))
     times = dataset.times()
     old = {number for number, at in times.items() if at < before}
-    old -= {dataset.version, *versions_in_use(held.jobs, fingerprint)}
+    old -= {dataset.version, *versions_in_use(held.jobs, fingerprint, times)}
     dataset = fenced(dataset, VACUUM)
     leftovers = not dataset.has_files_of_no_version(spared_since)
     done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers)
@@ -88,14 +87,12 @@ def _remove_if_old(
     held: HeldStore, fingerprint: str, files: Sequence[StoredFile], before: datetime, done: Vacuumed
 ) -> None:
     """Remove the dataset of an earlier model, unless it is young or a job may still need it."""
-    folder = f"{fingerprint}{DATASET_SUFFIX}/"
-    its = [one for one in files if one.name.startswith(folder)]
+    its = files_of_dataset(files, fingerprint)
     # The first commit of a model makes the dataset before `store.json` names it.
     is_needed = of_model(held.jobs, fingerprint)
     if is_needed or any(one.modified_at >= before for one in its):
         return
-    _remove(held, its, done)
-    remove_empty_folders(held.place, folder)
+    _remove(held, its, f"{fingerprint}.lance", done)
     done.models.append(fingerprint)
 
 
@@ -103,12 +100,11 @@ def _remove_outputs(held: HeldStore, files: Sequence[StoredFile], before: dateti
     needed = {job.job_id for job in held.jobs}
     for job_id, its in outputs_of_jobs(files).items():
         if job_id not in needed and all(one.modified_at < before for one in its):
-            _remove(held, its, done)
-            remove_empty_folders(held.place, f"{JOBS_FOLDER}/{job_id}")
+            _remove(held, its, f"{JOBS_FOLDER}/{job_id}", done)
             done.jobs.append(job_id)
 
 
-def _remove(held: HeldStore, files: Sequence[StoredFile], done: Vacuumed) -> None:
-    remove_files(held.place, [one.name for one in files], last=objects.JOB_FILE)
+def _remove(held: HeldStore, files: Sequence[StoredFile], folder: str, done: Vacuumed) -> None:
+    remove_folder(held.place, files, folder, last=objects.JOB_FILE)
     done.freed_bytes += sum(one.size_bytes for one in files)
     held.alive()

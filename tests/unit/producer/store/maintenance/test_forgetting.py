@@ -161,3 +161,14 @@ def test_an_index_that_has_the_vector_goes(tmp_path: Path) -> None:
     assert current(place).index_facts() is None
     assert files_with(place) == []
     assert not [*Path(place.dataset_uri(MINE), "_indices").rglob("*.idx")]
+
+
+def test_what_a_killed_removal_has_left_of_an_earlier_model_goes(place: StorePlace) -> None:
+    make_dataset(place.dataset_uri(OTHER), [item(SECRET)])
+    for manifest in Path(place.dataset_uri(OTHER), "_versions").glob("*"):
+        manifest.unlink()
+    assert files_with(place)
+
+    forget(held(place), [SECRET])
+
+    assert files_with(place) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract.jobs import Job, StoreVersion, Task
+from clipfleet.contract.jobs import Job, StoreVersion
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.outputs import open_output
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
@@ -59,13 +59,19 @@ def test_versions_that_jobs_need_stay(place: StorePlace) -> None:
     labelling = StoreVersion(
         uri=place.uri, store_id=place.read().store_id, version=3, model_fingerprint=MINE, dimension=4
     )
-    jobs = [
-        filling_job(place, base_version=2),
-        make_job(labels=("cat",), task=Task.CLASSIFY, vectors=labelling),
-    ]
+    labels = make_job(labels=("cat",), vectors=labelling)
 
-    assert run(place, *jobs).versions == 1
-    assert [*current(place).times()] == [2, 3, 4, 5]
+    assert run(place, labels).versions == 2
+    assert [*current(place).times()] == [3, 4, 5]
+
+
+def test_a_job_that_fills_the_store_keeps_what_it_was_compared_with_and_what_came_later(
+    place: StorePlace,
+) -> None:
+    """One of the later ones may have its commit."""
+    assert run(place, filling_job(place, base_version=3)).versions == 2
+    assert [*current(place).times()] == [3, 4, 5]
+    assert run(place, filling_job(place, base_version=3, fingerprint=OTHER)).versions == 2
 
 
 def test_vectors_of_earlier_models_go_once_they_are_old(place: StorePlace) -> None:
