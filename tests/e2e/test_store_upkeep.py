@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ def test_nights_go_on_between_upkeep(collection: Collection) -> None:
     shutil.copy(images / "000009.jpg", images / "new.jpg")
     make_old(images)
     second = collection.night()
-    known = f"{second['version']}"
 
     compacted = cluster.run_json("store", "compact", store)
     assert [one["files"] for one in compacted["datasets"]] == [1]
