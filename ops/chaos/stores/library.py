@@ -15,7 +15,7 @@ class Library:
     """A folder of images whose content changes from night to night.
 
     Attributes:
-        hashes: sha256 of each image that is there, lowercase hex, by its path.
+        hashes: sha256 of each image that is there, lowercase hex, by its name, which is its id.
     """
 
     def __init__(self, folder: Path, images: int, chance: random.Random) -> None:
@@ -30,20 +30,20 @@ class Library:
     def change(self, *, new: int, changed: int, gone: int) -> None:
         """Add images, give some that were there another content, and remove others."""
         chosen = self._chance.sample(sorted(self.hashes), changed + gone)
-        for uri in chosen[changed:]:
-            Path(uri).unlink()
-            del self.hashes[uri]
-        for uri in chosen[:changed]:
-            self._write(Path(uri))
+        for name in chosen[changed:]:
+            (self.folder / name).unlink()
+            del self.hashes[name]
+        for name in chosen[:changed]:
+            self._write(name)
         for _ in range(new):
             self._names += 1
-            self._write(self.folder / f"{self._names:05}.jpg")
+            self._write(f"{self._names:05}.jpg")
 
-    def _write(self, path: Path) -> None:
+    def _write(self, name: str) -> None:
         self._images += 1
         data = image_bytes(self._images)
-        path.write_bytes(data)
-        self.hashes[str(path)] = hashlib.sha256(data).hexdigest()
+        (self.folder / name).write_bytes(data)
+        self.hashes[name] = hashlib.sha256(data).hexdigest()
 
 
 def write_second_model(folder: Path) -> str:
