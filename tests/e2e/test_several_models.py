@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from importlib.resources import files
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from clipfleet.contract.jobs import DEFAULT_MODEL
 from tests.support.cluster import Cluster
 from tests.support.images import write_images
+from tests.support.second_model import write_second_model
 
 _IMAGES = 24
 
@@ -19,17 +18,9 @@ _IMAGES = 24
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """No worker yet; images, a model of 48 dimensions in `mine`, nothing in the hub's cache."""
-    import open_clip  # not by every process that collects the tests: it takes seconds
-    import safetensors.torch
-
     folder = tmp_path_factory.mktemp("several-models")
     write_images(folder / "images", _IMAGES)
-    (folder / "mine").mkdir()
-    config = json.loads((files("clipfleet_worker") / "demo_model" / "open_clip_config.json").read_text())
-    config["model_cfg"]["embed_dim"] = 48
-    weights = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    safetensors.torch.save_file(weights, folder / "mine" / "open_clip_model.safetensors")
-    (folder / "mine" / "open_clip_config.json").write_text(json.dumps(config))
+    write_second_model(folder / "mine")
     with Cluster(folder, {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}) as cluster:
         yield cluster
 

@@ -1,11 +1,9 @@
-"""The images that the stores of a run are filled with, and a second model to fill them with."""
+"""The images that the stores of a run are filled with."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from importlib.resources import files
 from pathlib import Path
 
 from ops.chaos.material import image_bytes
@@ -44,17 +42,3 @@ class Library:
         data = image_bytes(self._images)
         (self.folder / name).write_bytes(data)
         self.hashes[name] = hashlib.sha256(data).hexdigest()
-
-
-def write_second_model(folder: Path) -> str:
-    """Write a model with vectors of 48 dimensions; returns its full name."""
-    import open_clip
-    import safetensors.torch
-
-    folder.mkdir()
-    config = json.loads((files("clipfleet_worker") / "demo_model" / "open_clip_config.json").read_text())
-    config["model_cfg"]["embed_dim"] = 48
-    weights = open_clip.CLIP(**config["model_cfg"]).state_dict()
-    safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return f"local-dir:{folder}"

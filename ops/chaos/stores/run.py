@@ -21,8 +21,9 @@ from ops.chaos.fleet import Fleet
 from ops.chaos.history import History
 from ops.chaos.servers import Servers
 from ops.chaos.stores.check import Stored, differences, problems, stored_in
-from ops.chaos.stores.library import Library, write_second_model
+from ops.chaos.stores.library import Library
 from ops.chaos.stores.nights import Blow, Night, Nights, Victim
+from tests.support.second_model import write_second_model
 
 _IMAGES = 200
 _NEW, _CHANGED, _GONE = 8, 16, 6  # of a night
