@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.backfill.options import DEFAULT_BACKFILL, BackfillOptions
-from clipfleet.contract.jobs import EVALUATION_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
+from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
@@ -360,7 +360,7 @@ class Client:
         return self._handle(self._first().job(job_id))
 
     def last(self) -> JobHandle:
-        """Return the newest job that a user submitted: the jobs of evaluations do not count.
+        """Return the newest job that a user submitted: those of evaluations and searches do not count.
 
         Raises:
             JobNotFoundError: there is none.
@@ -369,7 +369,7 @@ class Client:
         while True:
             newest = ledger.jobs(limit)
             for one in newest:
-                if not re.fullmatch(EVALUATION_JOB_ID_PATTERN, one.job_id):
+                if not re.fullmatch(UNNAMED_JOB_ID_PATTERN, one.job_id):
                     return self.job(one.job_id)
             if len(newest) < limit:
                 raise JobNotFoundError("no job has been submitted to this Redis yet, or all have expired")

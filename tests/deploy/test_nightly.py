@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,8 +50,7 @@ def cron_command() -> list[str]:
 def systemd_command() -> list[str]:
     (start,) = section(block("ini", ".service"), "Service")["ExecStart"]
     assert "%" not in start.replace("%%", ""), "a specifier of systemd"
-    program, *words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(start)]
-    return [Path(program).name, *words]
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(start)]
 
 
 def container() -> dict[str, Any]:
@@ -66,7 +67,7 @@ class FakeDag:
     """Takes what the DAG of Airflow takes; see its documentation."""
 
     def __init__(self, dag_id: str, **options: Any) -> None:
-        assert (dag_id, options["schedule"], options["catchup"]) == ("clipfleet_nightly", "15 2 * * *", False)
+        assert (dag_id, options["schedule"], options["catchup"]) == ("clipfleet-nightly", "15 2 * * *", False)
         assert options["max_active_runs"] == 1
 
     def __enter__(self) -> None: ...
@@ -77,19 +78,16 @@ class FakeDag:
 def airflow_command() -> list[str]:
     """The one task of the DAG, which is run here without Airflow."""
     tasks: list[dict[str, Any]] = []
-    modules = {
-        "airflow": ModuleType("airflow"),
-        "airflow.sdk": ModuleType("airflow.sdk"),
-        "airflow.providers.standard.operators.bash": ModuleType("bash"),
-    }
+    operators = "airflow.providers.standard.operators.bash"
+    modules = {name: ModuleType(name) for name in ("airflow", "airflow.sdk", operators)}
     vars(modules["airflow.sdk"])["DAG"] = FakeDag
-    vars(modules["airflow.providers.standard.operators.bash"])["BashOperator"] = lambda **task: tasks.append(
-        task
-    )
-    with pytest.MonkeyPatch.context() as patch:
+    vars(modules[operators])["BashOperator"] = lambda **task: tasks.append(task)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name, module in modules.items():
             patch.setitem(sys.modules, name, module)
-        exec(compile(block("python", "airflow"), "dag.py", "exec"), {})
+        dag = Path(folder) / "dag.py"
+        dag.write_text(block("python", "airflow"))
+        runpy.run_path(str(dag))
     (task,) = tasks
     assert (task["skip_on_exit_code"], task["append_env"]) == (3, True)
     return ["/bin/sh", "-c", task["bash_command"]]

@@ -43,7 +43,7 @@ CHAINS = (
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",
-        "docs/relabel.md", "docs/evaluate.md", "docs/heads.md", "docs/backfill.md",
+        "docs/relabel.md", "docs/search.md", "docs/evaluate.md", "docs/heads.md", "docs/backfill.md",
         "docs/python.md", "docs/s3.md", "docs/models.md", "docs/results.md", "docs/moderation.md",
         "docs/deploy.md",
     ),

@@ -59,7 +59,7 @@ ALL = [*PRODUCER, *WORKER]
 ARRAY_MODULES.update(
     module.name
     for module in PRODUCER
-    if module.name.startswith(("clipfleet/evaluation/", "clipfleet/training/"))
+    if module.name.startswith(("clipfleet/evaluation/", "clipfleet/search/", "clipfleet/training/"))
 )
 
 

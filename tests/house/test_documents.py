@@ -20,6 +20,7 @@ from clipfleet.contract.label_sets import Claim, Promise
 from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.labels.certifying import MOST_LOOKS, level, passes
 from clipfleet.settings import Settings
+from clipfleet.store.rows import OWN_COLUMNS
 from clipfleet.terminal import program
 from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS
@@ -34,6 +35,7 @@ SETTINGS_PAGE = DOCS / "reference" / "settings.md"
 ERRORS_PAGE = DOCS / "reference" / "errors.md"
 COMMANDS_PAGE = DOCS / "reference" / "commands.md"
 RESULTS_PAGE = DOCS / "results.md"
+STORE_PAGE = DOCS / "store.md"
 CERTIFY_PAGE = DOCS / "certify.md"
 
 # Codes of failures that may pass without a change of the item.
@@ -104,6 +106,11 @@ def test_the_columns_table_is_that_of_the_contract() -> None:
     assert [row[0] for row in table(RESULTS_PAGE, "column", "type", "what it holds")] == [
         f"`{name}`" for name in PART_COLUMNS
     ]
+
+
+def test_the_columns_of_a_store_are_those_of_its_datasets() -> None:
+    rows = table(STORE_PAGE, "column of a store", "type", "what it holds")
+    assert tuple(name.strip("`") for row in rows for name in row[0].split(", ")) == OWN_COLUMNS
 
 
 def test_the_columns_of_a_head_are_those_of_the_contract() -> None:

@@ -26,7 +26,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "backfill",
         "client",
         "evaluation",
-        "training",
+        "training search",
         "commands",
         "__main__",
     ),

@@ -16,7 +16,7 @@ from clipfleet.ledger.locks import LockTakenError
 from clipfleet.outputs import objects, open_output
 from clipfleet.outputs.job_file import job_of
 from clipfleet.redis.patience import OnTrouble
-from clipfleet.store.in_use import unfinished_jobs
+from clipfleet.store.in_use import unfinished_nights
 from clipfleet.store.place import StorePlace
 
 _LOOK_SECONDS = 5.0  # between looks at a submit that may be interrupted
@@ -32,7 +32,7 @@ class EndedNight:
 
 def unfinished_night(services: Services, store_id: str, migration_id: str | None = None) -> JobHandle | None:
     """A job that fills the same dataset and has not ended; those of interrupted submits are cancelled."""
-    for job, status in unfinished_jobs(services.ledger, store_id):
+    for job, status in unfinished_nights(services.ledger, store_id):
         assert job.store is not None  # noqa: S101 - it fills the store
         if job.store.migration_id != migration_id:
             continue

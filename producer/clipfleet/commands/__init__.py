@@ -6,6 +6,8 @@ from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
+from clipfleet.commands.searching.duplicates import duplicates
+from clipfleet.commands.searching.search import search
 from clipfleet.commands.stores.backfill import backfill
 from clipfleet.commands.stores.group import stores_app
 from clipfleet.settings import Settings
@@ -35,6 +37,8 @@ for _function, _example in (
     (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
     (results.show, "clipfleet show cats/1.jpg --job results/photos"),
     (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
+    (search, "clipfleet search 'a red car' s3://vectors/photos --top 50"),
+    (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),

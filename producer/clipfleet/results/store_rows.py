@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import Job, SourceDescription, Task
 from clipfleet.contract.parts import ItemStatus, part_schema
-from clipfleet.errors import OutputDamagedError, ResultsNotReadyError
+from clipfleet.errors import OutputDamagedError
 from clipfleet.results.rows import RowStream
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.extra import require_store
 from clipfleet.store.place import StoreFile, StorePlace
 from clipfleet.store.rows import OWN_COLUMNS, PRESENT, VECTOR_COLUMN
-from clipfleet.store.versions import version_at
+from clipfleet.store.versions import current_dataset
 
 SOURCE_KIND = "store"
 
@@ -186,19 +186,4 @@ def store_rows(place: StorePlace, as_of: str | None = None) -> StoreRows:
         OutputUnavailableError: it cannot be read.
     """
     require_store()
-    store = place.read()
-    while True:
-        fingerprint = store.current.fingerprint
-        if fingerprint is None:
-            raise ResultsNotReadyError(
-                f"{place.uri}: the store has no vectors yet: `clipfleet backfill` fills it"
-            )
-        try:
-            dataset = VectorDataset.open(place.dataset_uri(fingerprint))
-            return StoreRows(place, store, dataset if as_of is None else version_at(dataset, as_of))
-        except FileNotFoundError:
-            before, store = store, place.read()
-            if store == before:  # else a migration has ended, and the earlier dataset was removed
-                raise OutputDamagedError(
-                    f"{place.dataset_uri(fingerprint)} is gone, though {place.uri}/store.json names it"
-                ) from None
+    return StoreRows(place, *current_dataset(place, as_of))

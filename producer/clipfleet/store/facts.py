@@ -12,9 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.store.committing.commit import COUNTS
 from clipfleet.store.committing.of_job import KIND
-from clipfleet.store.dataset import VectorDataset, Version
+from clipfleet.store.dataset import IndexFacts, VectorDataset, Version
+from clipfleet.store.in_use import unfinished_jobs
 from clipfleet.store.place import StoreFile, StorePlace
 from clipfleet.store.rows import PRESENT
 from clipfleet.store.versions import current_dataset_if_there
@@ -32,6 +34,7 @@ class DatasetFacts:
     oldest_at: datetime  # UTC
     newest_at: datetime
     stored_bytes: int  # of all versions
+    index: IndexFacts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +44,32 @@ class StoreFacts:
     uri: str
     store: StoreFile
     dataset: DatasetFacts | None  # None: no job has finished yet
+    jobs: tuple[str, ...] | None  # that fill or read it and have not ended; None: not known without a ledger
 
 
-def store_facts(place: StorePlace) -> StoreFacts:
-    """Look at a store. Raises like `current_dataset`."""
-    store, dataset = place.read(), current_dataset_if_there(place)
-    return StoreFacts(place.uri, store, None if dataset is None else _dataset_facts(dataset))
+def store_facts(place: StorePlace, ledger: Ledger | None) -> StoreFacts:
+    """Look at a store.
+
+    Raises:
+        UsageError: there is no store.
+        OutputUnavailableError: it cannot be read.
+        RedisUnavailableError: no Redis responds.
+    """
+    store, dataset = current_dataset_if_there(place)
+    jobs = None if ledger is None else unfinished_jobs(ledger, place, store.store_id)
+    return StoreFacts(
+        place.uri,
+        store,
+        None if dataset is None else _dataset_facts(dataset),
+        None if jobs is None else tuple(job.job_id for job in jobs),
+    )
 
 
 def _dataset_facts(dataset: VectorDataset) -> DatasetFacts:
     rows, present, times = dataset.count(), dataset.count(PRESENT), dataset.times()
     return DatasetFacts(
         dataset.version, present, rows - present, len(times), min(times.values()), max(times.values()),
-        dataset.stored_bytes(),
+        dataset.stored_bytes(), dataset.index_facts(),
     )  # fmt: skip
 
 
@@ -71,8 +87,14 @@ def info_document(facts: StoreFacts) -> dict[str, Any]:
         "gone": found.gone if found else 0,
         "versions": found.versions if found else 0,
         "bytes": found.stored_bytes if found else 0,
+        "index": _index_object(found.index) if found and found.index else None,
         "migration": None if migration is None else migration.model_dump(mode="json"),
+        "jobs": facts.jobs,
     }
+
+
+def _index_object(index: IndexFacts) -> dict[str, Any]:
+    return {"kind": index.kind, "rows": index.rows, "bytes": index.stored_bytes}
 
 
 def info_lines(facts: StoreFacts) -> Iterator[str]:
@@ -90,9 +112,14 @@ def info_lines(facts: StoreFacts) -> Iterator[str]:
         yield f"versions     {found.versions:,}, {_utc(found.oldest_at)} to {_utc(found.newest_at)}"
         yield f"newest       {found.version}"
         yield f"size         {found.stored_bytes / (1 << 20):,.1f} MiB"
+        if found.index is not None:
+            covered = f"{found.index.rows:,} of {found.rows + found.gone:,} rows"
+            yield f"index        {found.index.kind}, {covered}"
     if facts.store.migration is not None:
         migration = facts.store.migration
         yield f"migration    to {migration.to.model}, since {_utc(migration.began_at)}"
+    if facts.jobs is not None:
+        yield f"jobs         {', '.join(facts.jobs) or 'none'}"
 
 
 def version_object(version: Version) -> dict[str, Any]:

@@ -1,27 +1,84 @@
-"""Which unfinished jobs of the ledger fill a store.
-
-Whoever changes a store reads this after taking its lock: a job may have been finished meanwhile.
-"""
+"""Which jobs need a store: those that fill it, and those that read it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
-from clipfleet.contract.jobs import Job
+from clipfleet.contract.jobs import Job, StoreVersion
 from clipfleet.errors import JobNotFoundError, JobUnreadableError
 from clipfleet.ledger.jobs import JobStatus, Ledger
+from clipfleet.store.place import StorePlace
 
-_MOST_JOBS = 1_000_000
+_ALL = 1_000_000_000
 
 
-def unfinished_jobs(ledger: Ledger, store_id: str) -> list[tuple[Job, JobStatus]]:
-    """The jobs that fill a store and have not ended, the newest first, each with a snapshot."""
+def unfinished_jobs(ledger: Ledger, place: StorePlace, store_id: str) -> list[Job]:
+    """The jobs of a store that have not ended, newest first.
+
+    A writer reads them after it has taken the lock of the store: a job that commits while they are read
+    would be missed.
+
+    Raises:
+        JobUnreadableError: a newer clipfleet has submitted one that has not ended, of any store or none.
+        RedisUnavailableError: no Redis responds.
+    """
     found = []
-    for status in ledger.jobs(_MOST_JOBS):
+    for status in ledger.jobs(_ALL):
         if status.state.is_final:
             continue
-        with suppress(JobNotFoundError, JobUnreadableError):  # it has expired, or fills no store that we know
+        with suppress(JobNotFoundError):  # it has expired meanwhile
+            job = ledger.job(status.job_id)
+            if _is_of(job, place, store_id):
+                found.append(job)
+    return found
+
+
+def unfinished_nights(ledger: Ledger, store_id: str) -> list[tuple[Job, JobStatus]]:
+    """The jobs that fill a store and have not ended, newest first, each with a snapshot.
+
+    Jobs of a newer clipfleet are left out: they fill no store that this one knows.
+    """
+    found = []
+    for status in ledger.jobs(_ALL):
+        if status.state.is_final:
+            continue
+        with suppress(JobNotFoundError, JobUnreadableError):
             job = ledger.job(status.job_id)
             if job.store is not None and job.store.store_id == store_id:
                 found.append((job, status))
+    return found
+
+
+def _is_of(job: Job, place: StorePlace, store_id: str) -> bool:
+    if job.store is not None:
+        return job.store.store_id == store_id
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.store_id == store_id
+    return job.vectors is not None and job.vectors.uri.startswith(f"{place.uri}/")
+
+
+def of_model(jobs: list[Job], fingerprint: str) -> list[Job]:
+    """The jobs of a store that need the dataset of a model, or may become the first ones to fill it."""
+    return [job for job in jobs if _fingerprint(job) in (None, fingerprint)]
+
+
+def _fingerprint(job: Job) -> str | None:
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.model_fingerprint
+    return None if job.store is None else job.store.fingerprint
+
+
+def versions_in_use(jobs: list[Job], fingerprint: str, versions: Iterable[int]) -> set[int]:
+    """Those versions of the dataset of a model that jobs need.
+
+    A job that fills it needs the version that it was compared with, and all later ones: one of them may have
+    its own commit, which its finish looks for if it is repeated. A job that labels a version needs that one.
+    """
+    found = set()
+    for job in of_model(jobs, fingerprint):
+        if job.store is not None:
+            found |= {number for number in versions if number >= job.store.base_version}
+        elif isinstance(job.vectors, StoreVersion):
+            found.add(job.vectors.version)
     return found

@@ -34,6 +34,12 @@ _BEFORE_THE_VECTOR = (
 PRESENT = "gone_at IS NULL"  # the condition of rows whose items the source has
 VECTOR_COLUMN = "embedding"
 OWN_COLUMNS = (*(field.name for field in _BEFORE_THE_VECTOR), VECTOR_COLUMN)  # the others are the source's
+# Names that Lance gives columns of its own, and that results of a search add.
+SIMILARITY = "similarity"
+_RESERVED = (
+    SIMILARITY, "query_index", "_distance", "_score", "_rowid", "_rowaddr", "_rowoffset",
+    "_row_created_at_version", "_row_last_updated_at_version",
+)  # fmt: skip
 
 _SEPARATOR, _NULL = "\x1f", "\x1e"
 
@@ -45,8 +51,8 @@ def store_schema(dimension: int, extra_fields: Sequence[pa.Field[Any]] = ()) -> 
 
 
 def store_column_name(name: str) -> str:
-    """Name of a source's column in a dataset: unchanged, or `source_<name>` if it clashes with ours."""
-    return f"source_{name}" if name in OWN_COLUMNS else name
+    """Name of a source's column in a dataset: unchanged, or `source_<name>` if it clashes with another."""
+    return f"source_{name}" if name in (*OWN_COLUMNS, *_RESERVED) else name
 
 
 def id_hashes(ids: pa.Array) -> np.ndarray:

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
+from clipfleet.store.committing.of_job import KIND, MIGRATION
 from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.place import StorePlace
+from clipfleet.store.place import StoreFile, StorePlace
 
 
-def current_dataset(place: StorePlace, as_of: str | None = None) -> VectorDataset:
-    """The vectors of a store's current model.
+def current_dataset(place: StorePlace, as_of: str | None = None) -> tuple[StoreFile, VectorDataset]:
+    """What a store is, and the vectors of its current model.
 
     Args:
         place: of the store.
         as_of: VERSION or DATE, see `version_at`; None: the newest version.
 
     Raises:
-        UsageError: there is no store, nothing in it yet, or no such version.
+        UsageError: there is no store, or no such version (any more).
+        ResultsNotReadyError: there are no vectors yet.
         OutputUnavailableError: the store cannot be read.
     """
-    dataset = current_dataset_if_there(place)
+    store, dataset = current_dataset_if_there(place)
     if dataset is None:
-        raise UsageError(f"{place.uri}: the store has no vectors yet: no job that fills it has finished")
-    return dataset if as_of is None else version_at(dataset, as_of)
+        raise ResultsNotReadyError(
+            f"{place.uri}: the store has no vectors yet: `clipfleet backfill` fills it"
+        )
+    return store, dataset if as_of is None else version_at(dataset, as_of)
 
 
-def current_dataset_if_there(place: StorePlace) -> VectorDataset | None:
-    """The newest version of the vectors of a store's current model; None if there are none yet."""
-    current = place.read().current
-    if current.fingerprint is None:
-        return None
-    uri = place.dataset_uri(current.fingerprint)
-    try:
-        return VectorDataset.open(uri)
-    except FileNotFoundError:
-        raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+def current_dataset_if_there(place: StorePlace) -> tuple[StoreFile, VectorDataset | None]:
+    """What a store is, and the newest version of its vectors; None if there are none yet."""
+    store = place.read()
+    while store.current.fingerprint is not None:
+        uri = place.dataset_uri(store.current.fingerprint)
+        try:
+            return store, VectorDataset.open(uri)
+        except FileNotFoundError:
+            before, store = store, place.read()
+            if store == before:  # else a migration has ended, and the earlier dataset was removed
+                raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+    return store, None
 
 
 def version_at(dataset: VectorDataset, text: str) -> VectorDataset:
@@ -47,7 +53,8 @@ def version_at(dataset: VectorDataset, text: str) -> VectorDataset:
             without a zone is in UTC. Digits alone are a number if there is such a version.
 
     Raises:
-        UsageError: it is neither, or there is no such version (any more).
+        UsageError: it is neither, or there is no such version (any more), or the date is one of a migration,
+            which had not filled the dataset yet.
     """
     time = _end_of(text)
     if not (text.isascii() and text.isdecimal()):
@@ -69,7 +76,27 @@ def _at(dataset: VectorDataset, text: str, time: datetime) -> VectorDataset:
             f"{dataset.uri} has no version of {text} (any more): the oldest one is {oldest}, "
             f"of {times[oldest]:%Y-%m-%d %H:%M:%S} UTC"
         )
-    return VectorDataset.open(dataset.uri, max(before))
+    found = VectorDataset.open(dataset.uri, max(before))
+    _require_whole(found, dataset, text)
+    return found
+
+
+def _require_whole(found: VectorDataset, newest: VectorDataset, text: str) -> None:
+    """Refuse a version that a migration has left half filled: the store had another model then.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if found.properties.get(KIND) != MIGRATION:
+        return
+    later = [
+        one.number for one in newest.versions(after=found.version) if one.properties.get(KIND) == MIGRATION
+    ]
+    if later:
+        raise UsageError(
+            f"{newest.uri} was being filled by a migration at {text}, and the store had another model: the "
+            f"first whole version is {later[-1]}"
+        )
 
 
 def _end_of(text: str) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError, UsageError
 from clipfleet.store.dataset import VectorDataset, VersionConflictError, remove_dataset
 from tests.support.s3 import S3Bucket
 
@@ -217,6 +217,172 @@ def test_what_keeps_alive_is_told_of_each_step_and_ends_the_commit(dataset: Vect
     assert dataset.latest().version == 1
 
 
+def directions(count: int, first: int = 0) -> np.ndarray:
+    """Vectors of different directions."""
+    found = np.random.default_rng(first).standard_normal((count, 4)).astype(np.float16)
+    return found.astype(np.float32)
+
+
+def in_directions(vectors: np.ndarray, first: int = 0) -> Iterator[pa.RecordBatch]:
+    ids = pa.array([str(first + number) for number in range(len(vectors))])
+    flat = pa.array(vectors.astype(np.float16).ravel())
+    yield pa.RecordBatch.from_arrays(
+        [ids, pa.array(range(len(vectors)), pa.int64()), pa.FixedSizeListArray.from_arrays(flat, 4)],
+        schema=SCHEMA,
+    )
+
+
+def most_similar(vectors: np.ndarray, query: np.ndarray, k: int) -> tuple[list[str], np.ndarray]:
+    similarity = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    best = np.argsort(-similarity)[:k]
+    return [str(number) for number in best], similarity[best]
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_an_exact_search_finds_the_most_similar_rows(dataset: VectorDataset, queries: int) -> None:
+    vectors = directions(600)
+    first = dataset.replace(NONE, in_directions(vectors), {})
+
+    found = first.nearest(vectors[5 : 5 + queries] * 3, 10, ["size", "item_id"], exact=True)
+
+    assert len(found) == queries
+    for number, answer in enumerate(found):
+        query = (vectors[5 + number] * 3).astype(np.float16).astype(np.float32)
+        ids, similarity = most_similar(vectors, query, 10)
+        assert answer.column_names == ["size", "item_id", "similarity"]
+        assert answer["item_id"].to_pylist() == ids
+        assert np.allclose(answer["similarity"].to_numpy(), similarity, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_search_with_a_condition_looks_only_where_it_holds(dataset: VectorDataset, queries: int) -> None:
+    vectors = directions(50)
+    first = dataset.replace(NONE, in_directions(vectors), {})
+
+    found = first.nearest(vectors[:queries], 10, ["size"], where="size >= 45")
+    none = first.nearest(vectors[:queries], 10, ["size"], where="size > 50")
+
+    assert [sorted(one["size"].to_pylist()) for one in found] == [[45, 46, 47, 48, 49]] * queries
+    assert [one.num_rows for one in none] == [0] * queries
+    with pytest.raises(UsageError, match="the condition"):
+        first.nearest(vectors[:queries], 10, ["size"], where="nothing = 1")
+
+
+def test_a_search_where_nothing_is(dataset: VectorDataset) -> None:
+    assert [one.num_rows for one in dataset.nearest(directions(2), 3, ["item_id"])] == [0, 0]
+
+
+def test_an_index_finds_rows_that_were_there_and_those_that_come_and_go(dataset: VectorDataset) -> None:
+    vectors = directions(600)
+    first = dataset.replace(NONE, in_directions(vectors), {})
+    assert first.index_facts() is None
+
+    indexed = first.create_index({"kind": "index"})
+    gone = addresses(indexed, "7")
+    later = indexed.replace(gone, in_directions(vectors[7:8], 9000), {}).with_columns(
+        [pa.field("shelf", pa.string())], {}
+    )
+    facts = later.index_facts()
+
+    assert (indexed.version, indexed.properties) == (first.version + 1, {"kind": "index"})
+    assert facts is not None
+    assert (facts.kind, facts.rows) == ("IVF_SQ", 599)
+    assert facts.stored_bytes > 600
+    for one in later.nearest(vectors[[7, 7]], 3, ["item_id", "shelf"]):
+        assert one["item_id"][0].as_py() == "9000"
+        assert one["similarity"][0].as_py() > 0.999
+        assert "7" not in one["item_id"].to_pylist()
+    assert later.nearest(vectors[8:9], 1, ["item_id"])[0]["item_id"].to_pylist() == ["8"]
+
+
+def test_an_index_outlives_a_compaction(dataset: VectorDataset) -> None:
+    vectors = directions(300)
+    indexed = dataset.replace(NONE, in_directions(vectors), {}).create_index({})
+    gone = addresses(indexed, *(str(number) for number in range(0, 300, 5)))
+    later = indexed.replace(gone, in_directions(vectors[7:9], 9000), {})
+
+    compacted = later.compact()
+
+    assert compacted.version > later.version, "a fifth was deleted"
+    exact, by_index = (
+        [
+            one["item_id"].to_pylist()
+            for one in compacted.nearest(vectors[6:60], 1, ["item_id"], exact=is_exact)
+        ]
+        for is_exact in (True, False)
+    )
+    facts = compacted.index_facts()
+    assert by_index == exact
+    assert facts is not None
+    assert facts.rows == 240
+
+
+def test_a_new_index_replaces_the_one_before(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, in_directions(directions(300)), {}).create_index({})
+    later = first.replace(NONE, in_directions(directions(10, 1), 1000), {})
+
+    again = later.create_index({})
+    facts = again.index_facts()
+
+    assert facts is not None
+    assert facts.rows == 310
+    assert first.index_facts() != facts, "a version does not change"
+
+
+def test_a_commit_beside_the_build_of_an_index_loses_nothing(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, in_directions(directions(300)), {})
+    other = first.replace(addresses(first, "7"), in_directions(directions(1, 5), 1000), {})
+
+    try:
+        made = first.create_index({})
+    except VersionConflictError:
+        made = dataset.latest().create_index({})
+
+    assert sizes(made) == sizes(other)
+    found = made.nearest(directions(1, 5), 1, ["item_id"])[0]
+    assert found["item_id"].to_pylist() == ["1000"]
+
+
+def test_what_keeps_alive_ends_the_build_of_an_index(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, in_directions(directions(300)), {})
+
+    def lost() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        first.create_index({}, alive=lost)
+
+    assert dataset.latest().index_facts() is None
+
+
+def test_rows_by_their_positions(dataset: VectorDataset) -> None:
+    first = dataset.replace(NONE, rows(["a", "b", "c", "d"]), {})
+    second = first.replace(addresses(first, "b"), rows(["e"]), {})
+
+    assert second.at(np.array([3, 1]), ["item_id"])["item_id"].to_pylist() == ["e", "c"]
+
+
+def test_damaged_files_are_reported_by_each_read(tmp_path: Path) -> None:
+    made = VectorDataset.create(str(tmp_path / "a.lance"), SCHEMA).replace(NONE, rows(["a", "b"]), {})
+    all_rows = addresses(made, "a", "b")
+    for path in (tmp_path / "a.lance" / "data").iterdir():
+        path.write_bytes(b"nothing that Lance reads")
+
+    dataset = VectorDataset.open(made.uri)
+    reads: list[Callable[[], object]] = [
+        lambda: table(dataset),
+        lambda: table(dataset, where="size = 0"),
+        lambda: dataset.slice(0, 1, ["size"]),
+        lambda: dataset.take(all_rows, ["size"]),
+        lambda: dataset.at(np.array([1]), ["size"]),
+        lambda: dataset.nearest(directions(1), 1, ["size"]),
+        lambda: dataset.nearest(directions(2), 1, ["size"], where="size = 0", exact=True),
+    ]
+    for read in reads:
+        with pytest.raises(OutputUnavailableError, match=str(tmp_path)):
+            read()
+
+
 def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
     dataset.replace(NONE, rows(["a"]), {})
 
@@ -225,6 +391,128 @@ def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
 
     with pytest.raises(FileNotFoundError):
         VectorDataset.open(dataset.uri)
+
+
+def many(dataset: VectorDataset, nights: int = 4) -> VectorDataset:
+    """A hundred rows and one more of each night, which replaces the one before it."""
+    dataset = dataset.replace(NONE, rows([f"{number:03}" for number in range(100)]), {"job": "0"})
+    for night in range(1, nights):
+        dataset = dataset.replace(addresses(dataset, "x"), rows(["x"], night), {"job": str(night)})
+    return dataset
+
+
+def test_compaction_keeps_rows_and_order(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    signs: list[int] = []
+
+    after = before.compact(alive=lambda: signs.append(1))
+
+    assert (after.version, dataset.latest().version) == (7, 7)
+    assert table(after).equals(table(before))
+    assert [dict(one.properties) for one in after.versions(after=5)] == [
+        {},  # numbers for fragments are reserved
+        {"kind": "compact"},
+    ]
+    assert signs
+    assert after.compact() is after, "there is nothing left to do"
+    assert sizes(before)["x"] == 3, "an earlier version can be read"
+
+
+def test_a_commit_and_a_compaction_do_not_overwrite_each_other(dataset: VectorDataset) -> None:
+    before = many(dataset)
+
+    def another() -> None:
+        latest = before.latest()
+        latest.replace(addresses(latest, "007"), rows(["y"]), {})
+
+    with pytest.raises(VersionConflictError):
+        before.compact(alive=another)
+    assert {*sizes(before.latest())} == {*sizes(before), "y"} - {"007"}
+
+    stale = before.latest()
+    compacted = stale.compact()
+    with pytest.raises(VersionConflictError):
+        stale.replace(addresses(stale, "x"), rows(["x"], 9), {})
+    assert sizes(compacted) == sizes(stale)
+
+
+def test_rows_of_equal_fragments_are_left_out(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    after = before.replace(addresses(before, "x"), rows(["x", "z"], 8), {})
+
+    assert table(after, other_than=before)["item_id"].to_pylist() == ["x", "z"]
+    assert table(before, other_than=after)["item_id"].to_pylist() == ["x"]
+    assert table(after, other_than=after).num_rows == 0
+
+
+def test_files_hold_deleted_rows_until_they_are_written_anew(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    gone = before.replace(addresses(before, "005"), iter(()), {})
+    ids = pa.array(["005", "x", "nothing"])
+
+    known: dict[str, set[str]] = {}
+    found = gone.fragments_holding(ids, known)
+    after = gone.without(ids, found, {"kind": "forget"}, alive=lambda: None)
+
+    assert set().union(*known.values()) == {"005", "x"}
+    assert len(found) == 2, "the one of the first night, and that of the last row"
+    assert sizes(after) == {name: size for name, size in sizes(before).items() if name not in ("005", "x")}
+    assert after.fragments_holding(ids, {}) == set()
+    assert after.properties == {"kind": "forget"}
+
+
+def test_versions_are_dropped_with_the_files_that_only_they_have(dataset: VectorDataset) -> None:
+    newest = many(dataset).compact()
+
+    freed = newest.drop_versions([2, 3, 77, 7], leftovers=False)
+
+    assert freed > 0
+    assert [*newest.times()] == [1, 4, 5, 6, 7], "the newest one stays"
+    assert VectorDataset.open(newest.uri, 4).count() == 101
+    newest.drop_versions([1, 4, 5, 6], leftovers=True)
+    assert [*newest.times()] == [7]
+    assert newest.latest().count() == 101
+    assert newest.drop_versions([], leftovers=True) == 0
+
+
+def test_what_a_killed_commit_has_left_is_removed(dataset: VectorDataset) -> None:
+    killed = many(dataset)
+    began = killed.times()[1].replace(microsecond=0)
+
+    def conflict() -> Iterator[pa.RecordBatch]:
+        yield from rows(["z"] * 5000)
+        latest = killed.latest()
+        latest.replace(NONE, rows(["y"]), {})
+
+    assert not killed.has_files_of_no_version(began)
+    with pytest.raises(VersionConflictError):
+        killed.replace(addresses(killed, "001"), conflict(), {})
+    newest = killed.latest()
+    used = newest.stored_bytes()
+    assert newest.has_files_of_no_version(began)
+
+    newest.drop_versions([], leftovers=False)
+    assert newest.has_files_of_no_version(began), "it may be a commit of another program"
+    newest.drop_versions([], leftovers=True)
+
+    assert not newest.has_files_of_no_version(began)
+    assert newest.stored_bytes() < used
+    assert newest.latest().count() == 102
+
+
+def test_a_dropped_version_whose_files_are_gone_already(dataset: VectorDataset) -> None:
+    """Removal that was killed between two files goes on."""
+    newest = many(dataset)
+    if newest.uri.startswith("s3://"):
+        pytest.skip("files are removed in a folder here")
+    only_of_the_second = VectorDataset.open(newest.uri, 3)._files() - newest._files()
+    for name in only_of_the_second:
+        (Path(newest.uri) / name).unlink()
+
+    newest.drop_versions([1, 2, 3, 4], leftovers=True)
+
+    assert [*newest.times()] == [5]
+    assert newest.latest().count() == 101
 
 
 def test_a_clone_with_files_elsewhere_is_not_opened(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,7 @@ class EqualImagesCache:
     def __init__(self) -> None:
         self._found: OrderedDict[tuple[str, int], Future[EqualImages | None]] = OrderedDict()
         self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(_KEPT_INDEXES, thread_name_prefix="images-of-store")
 
     def get(self, target: StoreTarget) -> Future[EqualImages | None]:
         """The images of the version that a job's source was compared with; None: there are none to look in.
@@ -79,9 +80,7 @@ class EqualImagesCache:
         with self._lock:
             found = self._found.get(key)
             if found is None or (found.done() and found.exception() is not None):
-                found = self._found[key] = Future()
-                name = f"images of {target.store_id[:8]}"
-                threading.Thread(target=_fill, args=(found, *key), name=name, daemon=True).start()
+                found = self._found[key] = self._readers.submit(read_equal_images, *key)
             self._found.move_to_end(key)
             while len(self._found) > _KEPT_INDEXES:
                 self._found.popitem(last=False)
@@ -92,13 +91,6 @@ def _nothing() -> Future[EqualImages | None]:
     found: Future[EqualImages | None] = Future()
     found.set_result(None)
     return found
-
-
-def _fill(future: Future[EqualImages | None], uri: str, version: int) -> None:
-    try:
-        future.set_result(read_equal_images(uri, version))
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def read_equal_images(uri: str, version: int, *, most_rows: int = MOST_ROWS) -> EqualImages | None:

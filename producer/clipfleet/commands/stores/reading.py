@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing, nullcontext
 
 import typer
 
 from clipfleet.commands.options import AsJson
 from clipfleet.commands.stores.arguments import Store
+from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import print_table, printable
 
 # The readers of stores import pyarrow and Lance, `--help` must not: their imports are in the functions.
 
 
 def info(store: Store, as_json: AsJson = False) -> None:
-    """Show what a store holds: model, rows, versions, size."""
+    """Show what a store holds and which jobs run: model, rows, versions, size, index."""
     from clipfleet.store.extra import require_store
 
     require_store()
+    from clipfleet.ledger.jobs import Ledger
     from clipfleet.store.facts import info_document, info_lines, store_facts
     from clipfleet.store.place import store_place
 
-    facts = store_facts(store_place(store))
+    settings = checked(Settings)
+    ledger = None if settings.redis_url is None else Ledger(settings.require_redis_url())
+    with closing(ledger) if ledger else nullcontext():
+        facts = store_facts(store_place(store), ledger)
     if as_json:
         typer.echo(json.dumps(info_document(facts)))
         return
@@ -39,7 +45,8 @@ def log(store: Store, as_json: AsJson = False) -> None:
     from clipfleet.store.versions import current_dataset
 
     place = store_place(store)
-    versions = current_dataset(place).versions()[::-1]
+    _, dataset = current_dataset(place)
+    versions = dataset.versions()[::-1]
     if as_json:
         typer.echo(json.dumps({"store": place.uri, "versions": [version_object(one) for one in versions]}))
         return

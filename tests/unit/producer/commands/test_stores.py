@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import commands as cli
@@ -54,7 +55,7 @@ def test_info_says_what_a_store_holds(run: Run, place: StorePlace) -> None:
     assert (found["model"], found["fingerprint"], found["dimension"]) == ("demo", MINE, 4)
     assert (found["version"], found["versions"], found["rows"], found["gone"]) == (3, 3, 2, 1)
     assert found["bytes"] > 1000
-    assert found["migration"] is None
+    assert (found["migration"], found["index"], found["jobs"]) == (None, None, None)
     lines = run("info", "vectors")[1].splitlines()
     assert "model        demo, precision auto" in lines
     assert "rows         2, and 1 of gone items" in lines
@@ -86,6 +87,30 @@ def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> N
     committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
     assert datetime.fromisoformat(newest["at"]) == committed
     assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+def test_export_writes_a_snapshot_also_of_an_earlier_version(run: Run, place: StorePlace) -> None:
+    code, out, _ = run("export", "vectors", "--to", "new", "--format", "parquet", "--json")
+    about = {"store": place.uri, "version": 3, "to": "new", "format": "parquet"}
+    assert (code, json.loads(out)) == (0, {**about, "rows": 2})
+
+    earlier = run("export", "vectors", "--to", "old", "--as-of", "1", "--vector-type", "float32")
+
+    assert (earlier[0], earlier[2]) == (0, "0 rows of version 1 -> old\n")
+    found = pq.read_table("new")
+    assert found["item_id"].to_pylist() == ["a", "b"]
+    assert found.schema.metadata[b"fingerprint"] == MINE.encode()
+    assert run("export", "vectors", "--to", "new")[2].endswith(
+        "new is not empty: choose another folder, or remove what is there\n"
+    )
+    assert "no version 9" in run("export", "vectors", "--to", "newer", "--as-of", "9")[2]
+
+
+def test_index_needs_the_locks_of_redis(run: Run, place: StorePlace) -> None:
+    code, out, err = run("index", "vectors")
+
+    assert (code, out) == (2, "")
+    assert "CLIPFLEET_REDIS_URL is not set" in err
 
 
 @pytest.mark.parametrize("command", ["info", "log"])

@@ -25,7 +25,9 @@ def test_a_schema_has_our_columns_then_those_of_the_source() -> None:
 
 
 def test_a_column_of_the_source_gives_way_to_ours() -> None:
-    assert [store_column_name(name) for name in ("etag", "shelf")] == ["source_etag", "shelf"]
+    assert [store_column_name(name) for name in ("etag", "_distance", "shelf")] == [
+        "source_etag", "source__distance", "shelf",
+    ]  # fmt: skip
 
 
 def test_equal_ids_have_equal_hashes() -> None:
