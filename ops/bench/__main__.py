@@ -25,6 +25,7 @@ BENCHES = (
     "tail",
     "latency",
     "relabel",
+    "backfill",
     "store_memory",
     "gpu",
 )

@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ from typing import Any
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from ops.bench import clip_retrieval
 from ops.bench.environment import clean_environment
+from ops.bench.file_server import serving
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, image_folder
 from ops.bench.report import Report, bench_parser, names_of, positive
 from ops.bench.rounds import median_ratio
@@ -206,7 +207,7 @@ class Bench:
 
     def _port(self) -> int:
         if self._site is None:
-            self._site = self._children.enter_context(_site(self.image_folder))
+            self._site = self._children.enter_context(serving(self.image_folder))
         return self._site
 
     def _seconds(self, command: Sequence[str], environment: Mapping[str, str]) -> float:
@@ -244,22 +245,6 @@ def _client(store: EmbeddedS3) -> Any:
         aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
         region_name=found["AWS_REGION"],
     )
-
-
-@contextmanager
-def _site(folder: Path) -> Iterator[int]:
-    """The port of a web site that serves a folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops.bench.file_server", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        yield int(process.stdout.readline() if process.stdout else "")
-    finally:
-        process.communicate()
 
 
 class Rounds:

@@ -8,10 +8,15 @@ Prints the port, and serves until its standard input ends.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
+
+from tests.support.documents import ROOT
 
 
 async def serve(folder: Path) -> None:
@@ -24,6 +29,22 @@ async def serve(folder: Path) -> None:
     print(runner.addresses[0][1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await runner.cleanup()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """Start the server in a process of its own, and end it; its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops.bench.file_server", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield int(process.stdout.readline() if process.stdout else "")
+    finally:
+        process.communicate()
 
 
 if __name__ == "__main__":

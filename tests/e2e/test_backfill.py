@@ -24,7 +24,7 @@ from tests.support.s3 import S3Bucket
 A_WHILE_AGO = 1_700_000_000  # seconds; files that were written just now are asked again
 
 Night = dict[str, Any]
-ITEMS = 300  # of the remote sources
+ITEMS = 300  # of `many`
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_the_python_way(collection: Collection) -> None:
     assert (result.new, result.left, result.version) == (5, 15, 2)
 
 
-# --- remote sources: the second night reads no body and runs no forward pass ---
+# --- the second night reads no body and runs no forward pass, the third one treats what has changed ---
 
 
 def image(number: int) -> bytes:
@@ -177,8 +177,8 @@ def image(number: int) -> bytes:
 
 
 @pytest.fixture
-def remote(cluster: Cluster, folder: Path) -> Collection:
-    """Images that the site serves."""
+def many(cluster: Cluster, folder: Path) -> Collection:
+    """Images of some months ago."""
     write_images(folder / "images", ITEMS)
     make_old(folder / "images")
     return Collection(cluster, folder / "images", folder / "store")
@@ -203,55 +203,70 @@ CHANGES = {"new": 5, "changed": 10, "gone": 5, "same": ITEMS - 15}
 
 
 @pytest.mark.parametrize(("path", "has_validators"), [("files", True), ("bare", False)])
-def test_nights_over_a_web_site(remote: Collection, path: str, has_validators: bool) -> None:
-    with HttpSite(remote.images) as site:
-        first = remote.night(
-            source=list_of(
-                remote.images.parent, [site.url(f"/{path}/{name}") for name in names(range(ITEMS))]
-            )
+def test_nights_over_a_web_site(many: Collection, path: str, has_validators: bool) -> None:
+    with HttpSite(many.images) as site:
+        first = many.night(
+            source=list_of(many.images.parent, [site.url(f"/{path}/{name}") for name in names(range(ITEMS))])
         )
         assert counts(first) == {"new": ITEMS}
-        embedded, asked = remote.embedded, sum(site.requests.values())
+        embedded, asked = many.embedded, sum(site.requests.values())
 
-        second = remote.night(source=remote.images.parent / "list.txt")
+        second = many.night(source=many.images.parent / "list.txt")
         assert (counts(second), second["version"]) == ({"same": ITEMS}, first["version"])
         assert second["fetched_bytes"] == (0 if has_validators else first["fetched_bytes"])
-        assert (remote.embedded - embedded, sum(site.requests.values()) - asked) == (0, ITEMS)
+        assert (many.embedded - embedded, sum(site.requests.values()) - asked) == (0, ITEMS)
+        assert site.answers[304] == (ITEMS if has_validators else 0)
 
-        urls = [site.url(f"/{path}/{name}") for name in change_some(remote.images)]
-        third = remote.night(source=list_of(remote.images.parent, urls))
+        urls = [site.url(f"/{path}/{name}") for name in change_some(many.images)]
+        third = many.night(source=list_of(many.images.parent, urls))
         assert counts(third) == CHANGES
-        assert remote.embedded - embedded == 15
-        assert remote.ids() == sorted(urls)
+        assert many.embedded - embedded == 15
+        assert many.ids() == sorted(urls)
 
 
-def test_nights_over_a_bucket(remote: Collection, s3: S3Bucket) -> None:
-    for path in remote.images.iterdir():
-        s3.put(f"photos/{path.name}", path.read_bytes())
-    source = f"{s3.uri}/photos/"
-    first = remote.night(source=source)
+def test_nights_over_files(many: Collection) -> None:
+    first = many.night()
     assert counts(first) == {"new": ITEMS}
-    embedded = remote.embedded
+    embedded = many.embedded
 
-    second = remote.night(source=source)
+    second = many.night()
     assert (counts(second), second["fetched_bytes"], second["job_id"]) == ({"same": ITEMS}, 0, None)
 
-    kept = change_some(remote.images)
-    for path in remote.images.iterdir():
+    kept = change_some(many.images)
+    for name in {path.name for path in many.images.iterdir()}.difference(kept):
+        (many.images / name).unlink()
+    third = many.night()
+    assert (counts(third), many.embedded - embedded) == (CHANGES, 15)
+    assert many.ids() == sorted(kept)
+
+
+def test_nights_over_a_bucket(many: Collection, s3: S3Bucket) -> None:
+    for path in many.images.iterdir():
+        s3.put(f"photos/{path.name}", path.read_bytes())
+    source = f"{s3.uri}/photos/"
+    first = many.night(source=source)
+    assert counts(first) == {"new": ITEMS}
+    embedded = many.embedded
+
+    second = many.night(source=source)
+    assert (counts(second), second["fetched_bytes"], second["job_id"]) == ({"same": ITEMS}, 0, None)
+
+    kept = change_some(many.images)
+    for path in many.images.iterdir():
         if path.name in kept and path.name not in names(range(10, ITEMS)):
             s3.put(f"photos/{path.name}", path.read_bytes())
         elif path.name not in kept:
             s3.client.delete_object(Bucket=s3.name, Key=f"photos/{path.name}")
-    third = remote.night(source=source)
-    assert (counts(third), remote.embedded - embedded) == (CHANGES, 15)
+    third = many.night(source=source)
+    assert (counts(third), many.embedded - embedded) == (CHANGES, 15)
 
 
-def test_a_store_in_a_bucket(remote: Collection, s3: S3Bucket) -> None:
-    words = ["backfill", remote.images, "--store", f"{s3.uri}/store", "-m", "demo"]
+def test_a_store_in_a_bucket(many: Collection, s3: S3Bucket) -> None:
+    words = ["backfill", many.images, "--store", f"{s3.uri}/store", "-m", "demo"]
 
-    first = remote.cluster.run_json(*words)
-    (remote.images / "000000.jpg").unlink()
-    second = remote.cluster.run_json(*words)
+    first = many.cluster.run_json(*words)
+    (many.images / "000000.jpg").unlink()
+    second = many.cluster.run_json(*words)
 
     assert (counts(first), counts(second)) == ({"new": ITEMS}, {"same": ITEMS - 1, "gone": 1})
     assert s3.keys("store/_jobs/")

@@ -84,6 +84,7 @@ class HttpSite:
         self, folder: Path | None = None, *, host: str = "127.0.0.1", port: int = 0, tls: bool = False
     ) -> None:
         self.requests: Counter[str] = Counter()  # by path, without the query
+        self.answers: Counter[int] = Counter()  # by status
         self.connections: set[object] = set()  # one entry for each connection that carried a request
         self.user_agents: set[str] = set()
         self.robots_txt: str | int = 404
@@ -194,7 +195,11 @@ class HttpSite:
         app.add_routes([web.get(path, handler) for path, handler in routes.items()])
         if self._folder is not None:
             app.add_routes([web.static("/files", self._folder)])
+        app.on_response_prepare.append(self._answered)
         return app
+
+    async def _answered(self, _: web.Request, response: web.StreamResponse) -> None:
+        self.answers[response.status] += 1
 
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
