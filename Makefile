@@ -14,7 +14,7 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit promises integration e2e)
 
-.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants lua-mutants bench fuzz lock \
+.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-stores chaos-plain chaos-mutants lua-mutants bench fuzz lock \
   gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
@@ -77,6 +77,12 @@ test-chaos: $(VENV)/.dev-installed
 # CHAOS_SCALE=short, default, kills or nightly; CHAOS_SEED=N does the same again.
 chaos: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.run
+
+# Kills during backfills, migrations and compaction of stores in a folder and in S3, then races of two backfills:
+# STORES_OPTIONS="--kills 40 --races 60 --seed N". Every night; `make test-chaos` has a small one.
+STORES_OPTIONS ?=
+chaos-stores: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.chaos.stores.run $(STORES_OPTIONS)
 
 # The same against a worker that has Celery's acks and no ledger: succeeds if that one loses or doubles.
 chaos-plain: $(VENV)/.dev-installed

@@ -25,6 +25,7 @@ BENCHES = (
     "tail",
     "latency",
     "relabel",
+    "store_memory",
     "gpu",
 )
 

@@ -126,7 +126,8 @@ async def through_boto3() -> AsyncIterator[Read]:
     with ThreadPoolExecutor(CONNECTIONS) as pool:
 
         async def read(key: str) -> bytes:
-            return (await loop.run_in_executor(pool, reader.get, BUCKET, key, "")).data
+            learned = await loop.run_in_executor(pool, reader.get, BUCKET, key, "")
+            return learned.answer.data or b""
 
         yield read
 

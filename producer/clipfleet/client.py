@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from clipfleet.backfill.options import DEFAULT_BACKFILL, BackfillOptions
 from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
@@ -25,6 +26,11 @@ from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions
 from clipfleet.tracing import Tracing, tracing_of
 
 if TYPE_CHECKING:
+    from clipfleet.backfill.items import ComparedItems, OnListed
+    from clipfleet.backfill.migrating import StoreMigration
+    from clipfleet.backfill.night import Backfill
+    from clipfleet.backfill.rounds import Services
+    from clipfleet.contract.stores import StoreTarget
     from clipfleet.heads.choosing import HeadLike
     from clipfleet.heads.files import HeadFile
     from clipfleet.hints import Hints
@@ -34,8 +40,10 @@ if TYPE_CHECKING:
     from clipfleet.relabel.source import VectorSource
     from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
+    from clipfleet.store.place import StorePlace
+    from clipfleet.submit.submission import GoneItems
 
-__all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
+__all__ = ["BackfillOptions", "Client", "JobHandle", "JobOptions", "JobSpec"]
 
 T = TypeVar("T")
 
@@ -227,6 +235,99 @@ class Client:
             top_k=top_k, label_set_column=label_set_column,
         )  # fmt: skip
 
+    def backfill(
+        self,
+        source: SourceLike,
+        store: str | Path,
+        *,
+        options: BackfillOptions = DEFAULT_BACKFILL,
+        on_listed: OnListed = lambda count: None,
+    ) -> Backfill:
+        """Fill a store with what a source has new or changed, and mark what is gone.
+
+        Nothing is done before `Backfill.begin` or `wait`: `client.backfill("photos/", "store").wait()`.
+
+        Args:
+            source: see docs/first-minute.md. An item without an id is named by its URI.
+            store: a folder or `s3://BUCKET/PREFIX`; it is made if it is not there.
+            options: see `BackfillOptions`.
+            on_listed: called now and then with the number of items that were compared so far.
+
+        Raises:
+            UsageError: the extra `[store]` is not installed, or no store can be there.
+            WorldError: Redis or the store is unavailable.
+        """
+        from clipfleet.backfill.night import Backfill
+        from clipfleet.backfill.opening import listed_source
+
+        return Backfill(
+            self._services(), self._place(store), partial(listed_source, source, options), options,
+            on_listed,
+        )  # fmt: skip
+
+    def migrate(
+        self,
+        source: SourceLike,
+        store: str | Path,
+        *,
+        options: BackfillOptions,
+        most_failed: float | None = 0.0,
+        on_listed: OnListed = lambda count: None,
+    ) -> StoreMigration:
+        """Fill other vectors beside those of a store, and switch to them. Nothing is done before `run`.
+
+        Args:
+            source: see `backfill`.
+            store: see `backfill`; it must be there.
+            options: with what differs from the store, such as the model.
+            most_failed: share of the items with current vectors that may be left without new ones; None: any.
+            on_listed: see `backfill`.
+
+        Raises:
+            The same as `backfill`.
+        """
+        from clipfleet.backfill.migrating import StoreMigration
+        from clipfleet.backfill.opening import listed_source
+
+        return StoreMigration(
+            self._services(), self._place(store), partial(listed_source, source, options), options,
+            most_failed, on_listed,
+        )  # fmt: skip
+
+    def abandon_migration(self, store: str | Path) -> bool:
+        """End a migration without a switch; False if there is none. Raises like `backfill`."""
+        from clipfleet.backfill.migrating import abandon_migration
+
+        return abandon_migration(self._services(), self._place(store))
+
+    def _place(self, store: str | Path) -> StorePlace:
+        from clipfleet.backfill.opening import open_place
+        from clipfleet.store.extra import require_store
+
+        require_store()
+        self._first().ping()
+        return open_place(str(store))
+
+    def _services(self) -> Services:
+        from clipfleet.backfill.rounds import Services
+
+        ledger = self._ledger.with_patience(self._patience())
+
+        def submit(
+            items: ComparedItems, described: JobOptions, target: StoreTarget, gone: GoneItems
+        ) -> JobHandle:
+            return self._submit(items, described, Task.EMBED, store=target, gone=gone)
+
+        return Services(
+            ledger,
+            ledger.locks(),
+            submit,
+            self.job,
+            self.rebuild,
+            partial(ledger.cancel, ttl_seconds=self._settings.job_ttl_seconds),
+            self._say,
+        )
+
     def _origin(self, origin: JobHandle | str | Path, as_of: str | None) -> Origin:
         from clipfleet.relabel.origin import origin_of, origin_of_store
         from clipfleet.results.places import open_rows
@@ -312,13 +413,14 @@ class Client:
 
     def _submit(
         self,
-        source: SourceLike | VectorSource,
+        source: SourceLike | VectorSource | ComparedItems,
         described: JobDescription,
         task: Task,
         label_sets: Sequence[LabelSet] = (),
         *,
         heads: Sequence[HeadFile] = (),
         text_column: str | None = None,
+        gone: GoneItems | None = None,
         **asked: Any,
     ) -> JobHandle:
         from clipfleet.heads.choosing import require_model
@@ -353,7 +455,7 @@ class Client:
             )
             submission = Submission(
                 ledger, self._hints, output, job, retention, traceparent, overwriting,
-                chooses_chunk_size=chooses_size, heads=heads,
+                chooses_chunk_size=chooses_size, heads=heads, gone=gone,
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
@@ -395,13 +497,17 @@ def _label_sets(
 
 
 def _open_source(
-    source: SourceLike | VectorSource, described: JobDescription, task: Task, text_column: str | None
+    source: SourceLike | VectorSource | ComparedItems,
+    described: JobDescription,
+    task: Task,
+    text_column: str | None,
 ) -> Source:
+    from clipfleet.backfill.items import ComparedItems
     from clipfleet.relabel.source import VectorSource
     from clipfleet.sources import ReadOptions, source_of
     from clipfleet.sources.texts import text_source_of
 
-    if isinstance(source, VectorSource):
+    if isinstance(source, VectorSource | ComparedItems):
         return source
     id_column, sample = described.id_column, described.sample
     if task is Task.EMBED_TEXT:

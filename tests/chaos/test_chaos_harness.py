@@ -23,21 +23,9 @@ from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.figures, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(600), pytest.mark.usefixtures("chaos_servers")]
 
 RUN_SECONDS = 500
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _servers() -> None:
-    from clipfleet.errors import UsageError
-    from clipfleet_worker.machine.embedded.s3 import weed_binary
-    from clipfleet_worker.machine.embedded.valkey import valkey_binary
-
-    try:
-        valkey_binary(), weed_binary()
-    except UsageError as error:
-        service_is_missing(str(error))
 
 
 def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -64,6 +64,18 @@ def check_fault(checks: list[Check], what: str, remedy: str, level: Level = Leve
     return found
 
 
+@pytest.mark.parametrize("has_extra", [True, False])
+def test_whether_jobs_that_fill_a_store_are_finished_here(
+    site: Site, monkeypatch: pytest.MonkeyPatch, has_extra: bool
+) -> None:
+    monkeypatch.setattr("clipfleet_worker.doctor.machine_check.has_store_extra", lambda: has_extra)
+
+    (found,) = [one for one in examine(site.checks("machine")) if "fill a store" in one.what]
+
+    assert found.level is Level.OK
+    assert ("pip install 'clipfleet[store]'" in found.what) is not has_extra
+
+
 @contextmanager
 def closed_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     """One that this user may not enter; also for root, whom the system lets in everywhere."""

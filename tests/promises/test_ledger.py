@@ -429,8 +429,9 @@ class TestModelsOfVectors:
         add_job(ledger, "a")
         add_job(ledger, "b")
 
+        assert (ledger.pin_model("a"), ledger.pin_model("a", "")) == ("", "")
         assert [ledger.pin_model("a", one) for one in ("0" * 16, "f" * 16)] == ["0" * 16] * 2
-        assert ledger.pin_model("b", "f" * 16) == "f" * 16
+        assert ledger.pin_model("b", "f" * 16) == ledger.pin_model("b") == "f" * 16
 
     def test_an_unknown_job_has_none(self, ledger: Ledger) -> None:
         assert ledger.pin_model("nobody", "0" * 16) == ""

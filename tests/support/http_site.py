@@ -4,6 +4,8 @@
 |---|---|
 | `/files/<name>` | a file of the folder |
 | `/sick/<name>` | 500 until `heal` is called, then a file of the folder, so often as it allows |
+| `/bare/<name>` | a file of the folder, without ETag and Last-Modified, which `/files/` has |
+| `/versioned?etag=E&modified=M&later=L` | 304 if the request names them (with the ETag `L`), else the image |
 | `/held/<name>` | a file of the folder: a byte a second until `heal` allows the rest |
 | `/status/<code>` | that status with a short body |
 | `/flaky/<status>/<times>?after=SECONDS` | so many times that status, then 200; with `Retry-After` |
@@ -167,6 +169,8 @@ class HttpSite:
         routes: dict[str, Handler] = {
             "/sick/{name}": self._sick,
             "/held/{name}": self._held,
+            "/bare/{name}": self._bare,
+            "/versioned": self._versioned,
             "/late/{name}": self._late,
             "/status/{code}": self._status,
             "/flaky/{status}/{times}": self._flaky,
@@ -241,6 +245,20 @@ class HttpSite:
             await asyncio.sleep(_DRIP_SECONDS)
         self._answers_left -= 1
         return web.FileResponse(self._folder / request.match_info["name"])
+
+    async def _bare(self, request: web.Request) -> web.StreamResponse:
+        if self._folder is None:
+            raise web.HTTPNotFound
+        return web.Response(body=(self._folder / request.match_info["name"]).read_bytes())
+
+    async def _versioned(self, request: web.Request) -> web.StreamResponse:
+        etag, modified = request.query.get("etag", ""), request.query.get("modified", "")
+        asked = request.headers.get("If-None-Match"), request.headers.get("If-Modified-Since")
+        if any(asked) and asked == (etag or None, modified or None):
+            later = {"ETag": request.query["later"]} if "later" in request.query else {}
+            return web.Response(status=304, headers=later)
+        headers = {"ETag": etag, "Last-Modified": modified}
+        return web.Response(body=_IMAGE, headers={name: value for name, value in headers.items() if value})
 
     async def _held(self, request: web.Request) -> web.StreamResponse:
         if self._folder is None:

@@ -20,8 +20,28 @@ class Features:
     values: np.ndarray  # float32 (n, d), L2-normalised
 
 
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What a server says of an image's version; empty where it says nothing."""
+
+    etag: str = ""
+    last_modified: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EqualImage:
+    """What a store has of an image that is equal to the one of an item."""
+
+    vector: np.ndarray  # as it is stored
+    width: int | None
+    height: int | None
+
+
 class Outcomes:
     """One slot per item, by its position in the chunk. Every item ends once: with features or an error.
+
+    An item of a job that fills a store may also end as the same that the store has, or with the stored vector
+    of an equal image.
 
     The thread of the chunk waits; any thread reports. Reports after `interrupt` are ignored.
     """
@@ -38,7 +58,11 @@ class Outcomes:
         self.widths: list[int | None] = [None] * count
         self.heights: list[int | None] = [None] * count
         self.content_hashes: list[str | None] = [None] * count
-        self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised
+        self.sizes_bytes: list[int | None] = [None] * count
+        self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised; or as stored
+        self.validators: dict[int, Validators] = {}  # of remote items
+        self.same: set[int] = set()
+        self.copied: set[int] = set()
         self.seconds: dict[str, float] = {}
         self.waits: dict[str, float] = {}  # summed over items, by `clipfleet.contract.bottleneck.Meter`
         self._open = count
@@ -57,7 +81,7 @@ class Outcomes:
         return all(error is not None for error in self.errors)
 
     def has_ended(self, position: int) -> bool:
-        """Whether this item has features or an error."""
+        """Whether this item has its outcome."""
         return self._ended[position]
 
     def fail(self, position: int, error: ItemError) -> None:
@@ -70,6 +94,8 @@ class Outcomes:
     def fail_all(self, error: ItemError) -> None:
         """End every item with an error, even one with features; earlier errors stay."""
         with self._changed:
+            self.same.clear()
+            self.copied.clear()
             for position, earlier in enumerate(self.errors):
                 if earlier is None:
                     self.errors[position], self.features[position] = error, None
@@ -82,6 +108,23 @@ class Outcomes:
             for n in fresh:
                 self.features[positions[n]] = features[n]
             self._end([positions[n] for n in fresh])
+
+    def keep(self, position: int, content_hash: str) -> None:
+        """End an item whose image is the one that the store has, unless it has ended."""
+        with self._changed:
+            if not self._ended[position]:
+                self.content_hashes[position] = content_hash
+                self.same.add(position)
+                self._end([position])
+
+    def copy(self, position: int, image: EqualImage) -> None:
+        """End an item with what the store has of an equal image, unless it has ended."""
+        with self._changed:
+            if not self._ended[position]:
+                self.features[position] = image.vector
+                self.widths[position], self.heights[position] = image.width, image.height
+                self.copied.add(position)
+                self._end([position])
 
     def _end(self, positions: Sequence[int]) -> None:
         for position in positions:

@@ -8,6 +8,7 @@ from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search
+from clipfleet.commands.stores.backfill import backfill
 from clipfleet.commands.stores.group import stores_app
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
@@ -22,6 +23,7 @@ for _function, _example in (
     (submitting.classify, "clipfleet classify photos --labels cat,dog -o results/photos"),
     (submitting.embed, "clipfleet embed 'shards/*.tar' -o results/vectors"),
     (submitting.embed_text, "clipfleet embed-text queries.txt -o results/queries"),
+    (backfill, "clipfleet backfill s3://photos/ --store s3://vectors/photos"),
 ):
     add_command(app, _example, cls=OneSourceCommand)(_function)
 

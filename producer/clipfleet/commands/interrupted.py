@@ -57,3 +57,10 @@ def words_after_evaluating(arguments: Sequence[str] | None = None) -> str:
     """For a Ctrl-C during an evaluation, whose jobs the same command continues; `arguments` as above."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return f"Nothing is lost. Continue with `{afterwards('clipfleet', *given)}`"
+
+
+def words_after_backfilling(arguments: Sequence[str] | None = None) -> str:
+    """For a Ctrl-C during a backfill; `arguments` as above."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    again = afterwards("clipfleet", *given)
+    return f"Nothing is lost; a job that was submitted goes on without this terminal. Continue with `{again}`"

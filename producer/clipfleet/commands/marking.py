@@ -244,7 +244,7 @@ def _say_what_does_not_count(marked: MatchedMarks) -> None:
     if marked.void:
         where = ", ".join(mark.where for mark in marked.void[:_SHOWN])
         say(
-            f"void, for the image has changed since: {counted(len(marked.void), 'mark')} ({where})",
+            f"void, for the image has changed or is gone: {counted(len(marked.void), 'mark')} ({where})",
             style="yellow",
         )
     if marked.disagreements:

@@ -388,7 +388,7 @@ class Job(FrozenModel):
         if self.heads:
             found["heads"] = [[head.name, head.sha256] for head in self.heads]
         if self.store is not None:  # other jobs may commit before a killed submit resumes
-            for name in ("base_version", "listed_at"):
+            for name in ("base_version", "listed_at", "same", "left"):
                 found["store"].pop(name, None)
         return found
 

@@ -27,6 +27,10 @@ class StoreTarget(FrozenModel):
     base_version: Annotated[int, Field(ge=0)] = 0  # of the dataset; 0: there was none
     listed_at: datetime  # when the listing of the source began, by the clock of Redis
     keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
+    # Items of the source that the job does not run: those that are the same for certain, and those above the
+    # limit of one night.
+    same: Annotated[int, Field(ge=0)] = 0
+    left: Annotated[int, Field(ge=0)] = 0
 
 
 # Of the staged items of such a job, null where nothing is known: the version that the source lists and a

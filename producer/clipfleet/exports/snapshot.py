@@ -1,6 +1,6 @@
 """The rows of a store at one version as plain Parquet files, for programs that read no Lance.
 
-    part-00000.parquet   rows whose items the source has; a new file after so many rows
+    rows-00000.parquet   rows whose items the source has; a new file after so many rows
 
 The metadata of each file names the store, its version and the model. `embedding-reader` reads the folder.
 """
@@ -60,7 +60,7 @@ def _write(folder: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
     rows = files = 0
     left: pa.Table | None = next(tables, schema.empty_table())
     while left is not None:
-        path = folder / f"part-{files:05}.parquet"
+        path = folder / f"rows-{files:05}.parquet"
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             in_file = 0
             while left is not None and in_file < _ROWS_PER_FILE:

@@ -84,10 +84,11 @@ class ChunkLedger:
         flat = [part for lease in leases for part in (lease.job_id, lease.chunk, lease.token)]
         return [RenewAnswer(word) for word in self._run("renew", int(lease_seconds * 1000), *flat)]
 
-    def pin_model(self, job_id: str, fingerprint: str) -> str:
+    def pin_model(self, job_id: str, fingerprint: str = "") -> str:
         """Decide which model the vectors of a job are of, unless that is decided; return what is decided.
 
-        Idempotent. An empty string: the job is unknown.
+        Idempotent. Without a fingerprint nothing is decided. An empty string is returned if no worker has
+        decided yet, or the job is unknown.
         """
         return str(self._run("pin_model", job_id, fingerprint))
 

@@ -38,8 +38,13 @@ class Locks:
     def __init__(
         self, url: str, *, client: redis.Redis | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._run = LuaScripts(client or connect(url), url, LOCK_SCRIPTS).run
+        self._redis = client or connect(url)
+        self._run = LuaScripts(self._redis, url, LOCK_SCRIPTS).run
         self._monotonic = monotonic
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:

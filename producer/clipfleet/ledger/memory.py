@@ -591,7 +591,7 @@ class MemoryLedger(Ledger):
 
     @override
     @_atomic
-    def pin_model(self, job_id: str, fingerprint: str) -> str:
+    def pin_model(self, job_id: str, fingerprint: str = "") -> str:
         found = self._job(job_id)
         if found is None:
             return ""

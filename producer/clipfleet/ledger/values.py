@@ -120,6 +120,7 @@ class WorkerFacts:
     held_chunks: int = 0
     up_seconds: float | None = None  # since it started; None from an older version, or if it is absurd
     refused_jobs: tuple[str, ...] = ()  # the last ones whose output it must not use, by its settings
+    fills_stores: bool = False  # has the extra `[store]`, and finishes jobs that fill a store
     silent_seconds: float = field(default=0.0, compare=False)  # since this heartbeat, by the server's clock
 
     @classmethod
@@ -144,6 +145,7 @@ class WorkerFacts:
             held_chunks=facts.get("held_chunks", 0),
             up_seconds=_sane_seconds(facts.get("up_seconds")),
             refused_jobs=tuple(facts.get("refused_jobs", ())),
+            fills_stores=facts.get("fills_stores") is True,
             silent_seconds=silent_seconds,
         )
 

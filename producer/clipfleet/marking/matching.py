@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.jobs import StoreVersion
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
@@ -22,6 +23,7 @@ from clipfleet.labels.marks import (
     read_marks,
 )
 from clipfleet.results.rows import RowReader
+from clipfleet.results.store_rows import SOURCE_KIND
 
 _SAME = 1e-7  # between two thresholds, of which one may have been through float32
 _COLUMNS = ("item_index", "item_id", "uri", "status", "content_hash")
@@ -53,7 +55,7 @@ class MatchedMarks:
     """Marks by purpose and label, in the order of the output."""
 
     items: Mapping[tuple[Purpose, str], Sequence[MarkedItem]]
-    void: Sequence[Mark] = ()  # of an image that has changed since
+    void: Sequence[Mark] = ()  # of an image that has changed since, or of an item that its store has no more
     disagreements: Sequence[tuple[str, int]] = field(default=())  # label and item index
     unanswered: int = 0  # annotations of Label Studio without a choice
 
@@ -64,6 +66,8 @@ class MatchedMarks:
 
 def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], where: str) -> MatchedMarks:
     """Match marks to the rows of an output, and reduce them to one verdict per item and label.
+
+    Where rows are of a store, ids name the items: positions differ between versions, and items go.
 
     Args:
         reader: of the rows.
@@ -77,16 +81,28 @@ def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], w
     for mark in marks:
         if mark.label not in label_set.labels:
             raise UsageError(f"{mark.where}: there is no label {mark.label!r} in {where}")
+    are_of_store = _are_of_store(reader)
+    if are_of_store:
+        marks = [mark.model_copy(update={"item_index": None}) if mark.item_id else mark for mark in marks]
     facts = find_items(reader, marks)
     placed: list[tuple[int, Mark]] = []
     void: list[Mark] = []
     for mark in marks:
+        if are_of_store and mark.item_id and not facts.has(mark.item_id):
+            void.append(mark)
+            continue
         item = facts.item_of(mark)
         if mark.content_hash and item.content_hash and mark.content_hash != item.content_hash:
             void.append(mark)
         else:
             placed.append((item.item_index, mark))
     return _reduced(latest_verdicts(placed), void)
+
+
+def _are_of_store(reader: RowReader) -> bool:
+    """Whether rows are those of a store, or labels of them."""
+    job = reader.job()
+    return job is not None and (job.source.kind == SOURCE_KIND or isinstance(job.vectors, StoreVersion))
 
 
 def read_matched_marks(
@@ -170,6 +186,10 @@ class FoundItems:
         self.by_index[item.item_index] = item
         self._by_id.setdefault(item.item_id, []).append(item)
         self._by_uri.setdefault(item.uri, []).append(item)
+
+    def has(self, item_id: str) -> bool:
+        """Whether there is an item of this id."""
+        return item_id in self._by_id
 
     def item_of(self, mark: Mark) -> ItemFacts:
         """The item of a mark.

@@ -22,6 +22,7 @@ from clipfleet.errors import (
     OutputDamagedError,
     OutputUnavailableError,
     ResultsNotReadyError,
+    UsageError,
     first_problem,
 )
 from clipfleet.ledger.status import EarlyEnd
@@ -180,11 +181,19 @@ class PartRows:
         return part_format, names
 
     def _require_complete(self, job: Job | None, names: list[str]) -> None:
-        """Raise `OutputDamagedError` unless a finished job has all of its parts, and no others."""
+        """Raise `OutputDamagedError` unless a finished job has all of its parts, and no others.
+
+        Raise `UsageError` if its rows are in a store by now, which has its parts removed.
+        """
         manifest = self._manifest()
         is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
         if manifest is None or is_others or self._output.read(objects.SUCCESS) is None:
             return  # unfinished or retried: read the parts so far
+        if job is not None and job.store is not None:
+            raise UsageError(
+                f"{self._output.uri}: the rows of job {job.job_id} are in the store {job.store.uri}: name "
+                f"that instead; {objects.LAYOUT.errors} here has the items that failed"
+            )
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(

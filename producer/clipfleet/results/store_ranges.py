@@ -12,6 +12,7 @@ from clipfleet.contract.parts import PartRange
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
+    OutputRefusedError,
     OutputUnavailableError,
     OutputUnreachableError,
     UsageError,
@@ -141,7 +142,7 @@ class StoreRanges:
         try:
             require_store()
         except UsageError as error:
-            raise OutputUnreachableError(str(error)) from error
+            raise OutputRefusedError(str(error)) from error
         store = self._place.read_if_there()
         if store is None:
             raise OutputUnreachableError(

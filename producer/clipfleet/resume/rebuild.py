@@ -16,6 +16,7 @@ from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
 from clipfleet.outputs.staged import StagedReader
+from clipfleet.resume.committed import require_open
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
 
 
@@ -40,7 +41,7 @@ class Rebuild:
             JobConflictError: the ledger knows a different job with this id, or another rebuild began.
             OutputConflictError: the output contains parts of another job.
             OutputUnavailableError: the output cannot be read.
-            UsageError: as `require_items` raises it.
+            UsageError: as `require_items` raises it; or the job has filled a store.
         """
         return self._known_state() or self._rebuild()
 
@@ -59,6 +60,7 @@ class Rebuild:
 
     def _rebuild(self) -> JobState:
         job, token = self.job, uuid4().hex
+        require_open(job, self.output)
         self.ledger.drafts.begin(job.job_id, token)
         staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)

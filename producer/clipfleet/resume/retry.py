@@ -19,6 +19,7 @@ from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, job_of, note_generation
 from clipfleet.outputs.objects import layout_of
 from clipfleet.parts import parts_of, read_ahead
+from clipfleet.resume.committed import require_open
 
 IsDone = Callable[[PartIdentity, PartCounts], bool]
 
@@ -142,13 +143,14 @@ class Retry:
             JobConflictError: the job has not ended yet, or another retry began at the same time.
             OutputConflictError: the output no longer contains this job.
             OutputUnavailableError: the parts cannot be read.
-            UsageError: as `require_items` raises it.
+            UsageError: as `require_items` raises it; or the job has filled a store.
         """
         token = uuid4().hex
         self.ledger.drafts.begin(self.job.job_id, token)
         status = self.ledger.status(self.job.job_id)
         if not status.state.is_final:
             return self._join(status)
+        require_open(self.job, self.output)
         if not self.output.has_conditional_writes:
             # Only its lease stops a late writer of the previous generation.
             self.sleep(self.lease_seconds)

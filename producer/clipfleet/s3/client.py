@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypedDict, Unpack
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ class S3Object:
     key: str
     size_bytes: int
     etag: str = ""  # changes with the content
+    modified_at: datetime | None = None
 
 
 def is_bucket_name(text: str) -> bool:
@@ -164,4 +166,4 @@ def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str =
     )
     for page in pages:
         for entry in page.get("Contents", ()):
-            yield S3Object(entry["Key"], entry["Size"], entry.get("ETag", ""))
+            yield S3Object(entry["Key"], entry["Size"], entry.get("ETag", ""), entry.get("LastModified"))

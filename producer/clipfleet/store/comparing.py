@@ -44,6 +44,7 @@ class Comparison:
     items: int  # of the source
     to_run: int  # new, changed, or to be asked; in the file
     left: int  # likewise, but above the limit of one night
+    new: int  # of both: those that the store does not know
     same: int  # for certain
     gone: np.ndarray = field(repr=False)  # addresses of the rows whose items are gone, uint64, sorted
 
@@ -94,9 +95,10 @@ class Comparing:
                     if chosen.num_rows:
                         write(chosen)
                 alive()
+        new = sum(map(len, self._new))
         self._require_new_ones_once(path)
         gone = self._known.addresses[~self._is_seen & ~self._known.is_gone]
-        return Comparison(self._items, self._to_run, self._left, self._same, np.sort(gone))
+        return Comparison(self._items, self._to_run, self._left, new, self._same, np.sort(gone))
 
     def _compare(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of a batch that a job must run."""

@@ -6,11 +6,14 @@ The only module that imports Lance. What it relies on stands in `tests/integrati
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -37,6 +40,9 @@ _ROWS_PER_FILE = 1 << 18  # 256 MiB of vectors of length 512: a file is rewritte
 _ROWS_PER_BATCH = 4096
 _BYTES_AHEAD = 64 << 20  # a scan reads ahead; Lance's default is 2 GiB
 _ROW_BITS = 32  # of an address: fragment, then the position in it
+_SIGN_OF_LIFE_SECONDS = 5.0
+_DATA = "data/"  # the files of rows
+_NO_VERSION = 0  # versions are counted from 1 on; Lance takes no empty list
 
 SIMILARITY: Final = "similarity"
 _VECTORS: Final = "embedding"
@@ -159,7 +165,12 @@ class VectorDataset:
             return int(self._dataset.count_rows(filter=where))
 
     def batches(
-        self, columns: Sequence[str], *, where: str | None = None, with_address: bool = False
+        self,
+        columns: Sequence[str],
+        *,
+        where: str | None = None,
+        with_address: bool = False,
+        other_than: VectorDataset | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """All rows in the order of their addresses, in bounded memory.
 
@@ -167,13 +178,17 @@ class VectorDataset:
             columns: of the result.
             where: a condition on columns, in SQL.
             with_address: add the column `_rowaddr` (uint64), see `take`.
+            other_than: leave out fragments that this version has unchanged: their rows are equal.
 
         Raises:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
         with lance_errors(self.uri), self._condition(where):
-            yield from self._dataset.to_batches(
+            fragments = None if other_than is None else self._fragments_unlike(other_than)
+            if fragments == []:
+                return
+            scanner = self._dataset.scanner(
                 columns=[*columns],
                 filter=where,
                 batch_size=_ROWS_PER_BATCH,
@@ -182,7 +197,13 @@ class VectorDataset:
                 fragment_readahead=1,
                 scan_in_order=True,
                 with_row_address=with_address,
+                fragments=fragments,
             )
+            yield from scanner.to_batches()
+
+    def _fragments_unlike(self, other: VectorDataset) -> list[lance.LanceFragment]:
+        there = {_identity(one) for one in other._dataset.get_fragments()}
+        return [one for one in self._dataset.get_fragments() if _identity(one) not in there]
 
     def take(self, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """The rows at these addresses (uint64), in their order."""
@@ -325,35 +346,45 @@ class VectorDataset:
             VersionConflictError: another program was faster.
             OutputUnavailableError: the rows cannot be written.
         """
+        with lance_errors(self.uri):
+            left, emptied = self._without(gone, alive)
+            return self._replace(left, emptied, fresh, properties, alive)
+
+    def _replace(
+        self,
+        left: Sequence[Any],
+        removed: Sequence[int],
+        fresh: Iterable[pa.RecordBatch],
+        properties: Mapping[str, str],
+        alive: Alive,
+    ) -> VectorDataset:
         import lance
         from lance import LanceOperation
         from lance.fragment import write_fragments
 
-        with lance_errors(self.uri):
-            left, emptied = self._without(gone, alive)
-            watched = _Watched(fresh, alive)
-            with watched.raising_its_own():
-                written = write_fragments(
-                    pa.RecordBatchReader.from_batches(self.schema, watched.batches()),
-                    self._dataset,
-                    schema=self.schema,
-                    max_rows_per_file=_ROWS_PER_FILE,
-                    storage_options=storage_options(self.uri),
-                )
-            # All fragments are named, changed or not: any other commit since then is a conflict. Without any
-            # fragment only a merge is one.
-            operation: LanceOperation.BaseOperation = (
-                LanceOperation.Update(
-                    removed_fragment_ids=emptied, updated_fragments=left, new_fragments=written
-                )
-                if left or emptied
-                else LanceOperation.Merge(_numbered(written), self._dataset.lance_schema)
+        watched = _Watched(fresh, alive)
+        with watched.raising_its_own():
+            written = write_fragments(
+                pa.RecordBatchReader.from_batches(self.schema, watched.batches()),
+                self._dataset,
+                schema=self.schema,
+                max_rows_per_file=_ROWS_PER_FILE,
+                storage_options=storage_options(self.uri),
             )
-            return self._commit(
-                lance.Transaction(
-                    read_version=self.version, operation=operation, transaction_properties={**properties}
-                )
+        # All fragments are named, changed or not: any other commit since then is a conflict. Without any
+        # fragment only a merge is one.
+        operation: LanceOperation.BaseOperation = (
+            LanceOperation.Update(
+                removed_fragment_ids=[*removed], updated_fragments=[*left], new_fragments=written
             )
+            if left or removed
+            else LanceOperation.Merge(_numbered(written), self._dataset.lance_schema)
+        )
+        return self._commit(
+            lance.Transaction(
+                read_version=self.version, operation=operation, transaction_properties={**properties}
+            )
+        )
 
     def _without(self, gone: np.ndarray, alive: Alive) -> tuple[list[Any], list[int]]:
         """The fragments without these rows, and the ids of those that have none left."""
@@ -394,18 +425,11 @@ class VectorDataset:
 
     def _commit(self, transaction: lance.Transaction) -> VectorDataset:
         import lance
-        from lance.commit import CommitConflictError
 
-        try:
+        with _conflicts():
             made = lance.LanceDataset.commit(
                 self._dataset, transaction, max_retries=0, storage_options=storage_options(self.uri)
             )
-        except CommitConflictError as error:
-            raise VersionConflictError(str(error)) from error
-        except (OSError, ValueError) as error:
-            if "conflict" in str(error).lower():
-                raise VersionConflictError(str(error)) from error
-            raise
         return VectorDataset(made, self.uri)
 
     def versions(self, *, after: int = 0) -> list[Version]:
@@ -438,7 +462,11 @@ class VectorDataset:
 
     def _properties(self, version: int) -> Mapping[str, str]:
         found = self._dataset.read_transaction(version)
-        return {} if found is None else dict(found.transaction_properties or {})
+        if found is None:
+            return {}
+        if type(found.operation).__name__ == "Rewrite":  # Lance takes no properties there
+            return {"kind": "compact"}
+        return dict(found.transaction_properties or {})
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -466,6 +494,174 @@ class VectorDataset:
                     f"the condition {where!r} is invalid: write texts as 'x', and give all values"
                 ) from error
             raise
+
+    # --- Maintenance: of files, the rows stay the same ---
+
+    def compact(self, *, alive: Alive = lambda: None) -> VectorDataset:
+        """Commit a version with fewer files: small ones together, and without the rows that are deleted.
+
+        A fragment is rewritten if it is small and beside another one, or a tenth of it is deleted. The rows
+        and their order stay, the addresses do not. Takes memory for some thousand rows.
+
+        Args:
+            alive: called every few seconds; what it raises ends the compaction, and nothing is changed.
+
+        Returns:
+            This object if there is nothing to do.
+
+        Raises:
+            VersionConflictError: another program was faster.
+            OutputUnavailableError: the dataset cannot be read or written.
+        """
+        from lance.optimize import Compaction
+
+        options: Any = {
+            "target_rows_per_fragment": _ROWS_PER_FILE,
+            "batch_size": _ROWS_PER_BATCH,
+            "num_threads": 1,
+            "io_buffer_size": _BYTES_AHEAD,
+        }
+        own = self.open(self.uri, self.version)._dataset  # the commit moves it to the next version
+        with lance_errors(self.uri):
+            tasks = Compaction.plan(own, options).tasks
+            rewritten = [_alive_during(partial(task.execute, own), alive) for task in tasks]
+            if not rewritten:
+                return self
+            alive()
+            with _conflicts():
+                Compaction.commit(own, rewritten, options)
+        return VectorDataset(own, self.uri)
+
+    @property
+    def file_count(self) -> int:
+        """Number of the files of this version's rows."""
+        with lance_errors(self.uri):
+            return len(self._files())
+
+    def fragments_holding(
+        self, ids: pa.Array, known: dict[str, set[str]], *, alive: Alive = lambda: None
+    ) -> set[int]:
+        """Ids of the fragments whose files hold rows with these item ids, deleted rows included.
+
+        Args:
+            ids: of items.
+            known: the item ids that were found in files so far, by their paths; filled. Versions share files.
+            alive: called after each batch.
+        """
+        found = set()
+        for fragment in self._dataset.get_fragments():
+            files = "|".join(one.path for one in fragment.data_files())
+            if files not in known:
+                known[files] = self._held_by(fragment, ids, alive)
+            if known[files]:
+                found.add(fragment.fragment_id)
+        return found
+
+    def _held_by(self, fragment: lance.LanceFragment, ids: pa.Array, alive: Alive) -> set[str]:
+        found: set[str] = set()
+        with lance_errors(self.uri):
+            scanner = self._dataset.scanner(
+                columns=["item_id"],
+                fragments=[fragment],
+                include_deleted_rows=True,
+                with_row_id=True,
+                batch_size=_ROWS_PER_BATCH,
+            )
+            for batch in scanner.to_batches():
+                some = batch["item_id"]
+                found.update(some.filter(pc.is_in(some, ids)).to_pylist())
+                alive()
+        return found
+
+    def without(
+        self, ids: pa.Array, fragments: Collection[int], properties: Mapping[str, str], *, alive: Alive
+    ) -> VectorDataset:
+        """Commit a version in which fragments are written anew, without the rows of these items.
+
+        Args:
+            ids: of the items.
+            fragments: all that hold them, see `fragments_holding`.
+            properties: see `replace`.
+            alive: see `replace`.
+
+        Raises:
+            VersionConflictError: another program was faster.
+            OutputUnavailableError: the dataset cannot be read or written.
+        """
+        every = self._dataset.get_fragments()
+        rewritten = [one for one in every if one.fragment_id in fragments]
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            scanner = self._dataset.scanner(
+                fragments=rewritten,
+                batch_size=_ROWS_PER_BATCH,
+                io_buffer_size=_BYTES_AHEAD,
+                scan_in_order=True,
+            )
+            for batch in scanner.to_batches():
+                yield batch.filter(pc.invert(pc.is_in(batch["item_id"], ids)))
+
+        with lance_errors(self.uri):
+            return self._replace(
+                [one.metadata for one in every if one.fragment_id not in fragments],
+                [one.fragment_id for one in rewritten],
+                rows() if rewritten else iter(()),
+                properties,
+                alive,
+            )
+
+    def drop_versions(self, numbers: Collection[int], *, leftovers: bool) -> int:
+        """Remove versions with all files that no other one has; return the bytes that were freed.
+
+        Idempotent; one that was killed goes on with the next call. This version and the newest one stay.
+
+        Args:
+            numbers: of versions.
+            leftovers: also remove files of no version at all, which a killed commit has left. A commit that
+                another program has begun before the newest version was made loses its files, and is refused.
+        """
+        with lance_errors(self.uri):
+            freed = self._dataset.cleanup_old_versions(
+                versions=[*numbers] or [_NO_VERSION],
+                delete_unverified=leftovers,
+                error_if_tagged_old_versions=False,
+            )
+        return int(freed.bytes_removed)
+
+    @property
+    def index_names(self) -> list[str]:
+        """Names of the indexes of this version."""
+        with lance_errors(self.uri):
+            return sorted({str(one.name) for one in self._dataset.describe_indices()})
+
+    def without_indexes(self) -> VectorDataset:
+        """Commit versions without the indexes that there are."""
+        own = self.open(self.uri, self.version)._dataset  # each commit moves it
+        with lance_errors(self.uri), _conflicts():
+            for name in self.index_names:
+                own.drop_index(name)
+        return VectorDataset(own, self.uri)
+
+    def has_files_of_no_version(self, since: datetime) -> bool:
+        """Whether another program may be writing rows: files from then on belong to no version."""
+        with lance_errors(self.uri):
+            files = {
+                str(one["path"])
+                for batch in self._dataset.all_files()
+                for one in batch.to_pylist()
+                if one["last_modified"] >= since and one["path"].startswith(_DATA)
+            }
+            for number, at in self.times().items():
+                if files and at >= since:
+                    files -= self.open(self.uri, number)._files()
+        return bool(files)
+
+    def _files(self) -> set[str]:
+        return {
+            f"{_DATA}{one.path}"
+            for fragment in self._dataset.get_fragments()
+            for one in fragment.data_files()
+        }
 
 
 def remove_dataset(uri: str) -> None:
@@ -509,6 +705,35 @@ def _has_dataset(uri: str) -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+def _identity(fragment: lance.LanceFragment) -> str:
+    """Equal for fragments with the same rows."""
+    return json.dumps(fragment.metadata.to_json(), sort_keys=True)
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """Report that another program has committed meanwhile."""
+    from lance.commit import CommitConflictError
+
+    try:
+        yield
+    except CommitConflictError as error:
+        raise VersionConflictError(str(error)) from error
+    except (OSError, ValueError) as error:
+        if "conflict" in str(error).lower():
+            raise VersionConflictError(str(error)) from error
+        raise
+
+
+def _alive_during(work: Callable[[], Any], alive: Alive) -> Any:
+    """The result of work that takes long, with a sign of life every few seconds meanwhile."""
+    with ThreadPoolExecutor(1, "store") as pool:
+        result = pool.submit(work)
+        while not wait([result], _SIGN_OF_LIFE_SECONDS).done:
+            alive()
+        return result.result()
 
 
 def _numbered(fragments: Sequence[Any]) -> list[Any]:
@@ -577,8 +802,12 @@ def lance_errors(uri: str) -> Iterator[None]:
             raise OutputUnavailableError(f"{uri}: the disk is full; nothing was changed") from error
         if "permission denied" in low or "read-only" in low or "access denied" in low:
             raise OutputUnreachableError(f"{uri}: {text}") from error
-        if "not supported" in low and ("feature" in low or "version" in low):
-            raise OutputTooNewError(f"{uri}: a newer version of Lance wrote it: update pylance") from error
         if "not found" in low or "corrupt" in low or "invalid" in low:
             raise OutputDamagedError(f"{uri} is damaged: {text}") from error
         raise OutputUnavailableError(f"{uri}: {text}") from error
+    except ValueError as error:
+        if "upgrade Lance" not in str(error):
+            raise
+        raise OutputTooNewError(
+            f"{uri}: a newer version of Lance wrote it: `pip install --upgrade 'clipfleet[store]'`"
+        ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
-from clipfleet.contract.jobs import Job
-from clipfleet.errors import JobNotFoundError
-from clipfleet.ledger.jobs import Ledger
+from clipfleet.contract.jobs import Job, StoreVersion
+from clipfleet.errors import JobNotFoundError, JobUnreadableError
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.store.place import StorePlace
 
 _ALL = 1_000_000_000
@@ -33,16 +34,51 @@ def unfinished_jobs(ledger: Ledger, place: StorePlace, store_id: str) -> list[Jo
     return found
 
 
+def unfinished_nights(ledger: Ledger, store_id: str) -> list[tuple[Job, JobStatus]]:
+    """The jobs that fill a store and have not ended, newest first, each with a snapshot.
+
+    Jobs of a newer clipfleet are left out: they fill no store that this one knows.
+    """
+    found = []
+    for status in ledger.jobs(_ALL):
+        if status.state.is_final:
+            continue
+        with suppress(JobNotFoundError, JobUnreadableError):
+            job = ledger.job(status.job_id)
+            if job.store is not None and job.store.store_id == store_id:
+                found.append((job, status))
+    return found
+
+
 def _is_of(job: Job, place: StorePlace, store_id: str) -> bool:
     if job.store is not None:
         return job.store.store_id == store_id
-    return job.vectors is not None and f"{job.vectors.uri}/".startswith(f"{place.uri}/")
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.store_id == store_id
+    return job.vectors is not None and job.vectors.uri.startswith(f"{place.uri}/")
 
 
-def versions_in_use(jobs: list[Job], fingerprint: str) -> set[int]:
-    """Versions of the dataset of a model that jobs read: those that they were compared with."""
-    return {
-        job.store.base_version
-        for job in jobs
-        if job.store is not None and job.store.fingerprint in (None, fingerprint)
-    }
+def of_model(jobs: list[Job], fingerprint: str) -> list[Job]:
+    """The jobs of a store that need the dataset of a model, or may become the first ones to fill it."""
+    return [job for job in jobs if _fingerprint(job) in (None, fingerprint)]
+
+
+def _fingerprint(job: Job) -> str | None:
+    if isinstance(job.vectors, StoreVersion):
+        return job.vectors.model_fingerprint
+    return None if job.store is None else job.store.fingerprint
+
+
+def versions_in_use(jobs: list[Job], fingerprint: str, versions: Iterable[int]) -> set[int]:
+    """Those versions of the dataset of a model that jobs need.
+
+    A job that fills it needs the version that it was compared with, and all later ones: one of them may have
+    its own commit, which its finish looks for if it is repeated. A job that labels a version needs that one.
+    """
+    found = set()
+    for job in of_model(jobs, fingerprint):
+        if job.store is not None:
+            found |= {number for number in versions if number >= job.store.base_version}
+        elif isinstance(job.vectors, StoreVersion):
+            found.add(job.vectors.version)
+    return found

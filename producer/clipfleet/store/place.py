@@ -91,9 +91,7 @@ class StorePlace:
         """
         found = self.read_if_there()
         if found is None:
-            raise UsageError(
-                f"{self.uri}: there is no store; `clipfleet backfill SOURCE --store {self.uri}` makes one"
-            )
+            raise UsageError(f"{self.uri}: there is no store; `clipfleet backfill` makes one")
         return found
 
     def read_if_there(self) -> StoreFile | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
+from clipfleet.store.committing.of_job import KIND, MIGRATION
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import StoreFile, StorePlace
 
@@ -52,7 +53,8 @@ def version_at(dataset: VectorDataset, text: str) -> VectorDataset:
             without a zone is in UTC. Digits alone are a number if there is such a version.
 
     Raises:
-        UsageError: it is neither, or there is no such version (any more).
+        UsageError: it is neither, or there is no such version (any more), or the date is one of a migration,
+            which had not filled the dataset yet.
     """
     time = _end_of(text)
     if not (text.isascii() and text.isdecimal()):
@@ -74,7 +76,27 @@ def _at(dataset: VectorDataset, text: str, time: datetime) -> VectorDataset:
             f"{dataset.uri} has no version of {text} (any more): the oldest one is {oldest}, "
             f"of {times[oldest]:%Y-%m-%d %H:%M:%S} UTC"
         )
-    return VectorDataset.open(dataset.uri, max(before))
+    found = VectorDataset.open(dataset.uri, max(before))
+    _require_whole(found, dataset, text)
+    return found
+
+
+def _require_whole(found: VectorDataset, newest: VectorDataset, text: str) -> None:
+    """Refuse a version that a migration has left half filled: the store had another model then.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if found.properties.get(KIND) != MIGRATION:
+        return
+    later = [
+        one.number for one in newest.versions(after=found.version) if one.properties.get(KIND) == MIGRATION
+    ]
+    if later:
+        raise UsageError(
+            f"{newest.uri} was being filled by a migration at {text}, and the store had another model: the "
+            f"first whole version is {later[-1]}"
+        )
 
 
 def _end_of(text: str) -> datetime | None:

@@ -68,10 +68,29 @@ def _require_output(value: str | None) -> str | None:
     return value
 
 
-class JobDescription(BaseModel):
-    """Options of a job of any task. Invalid values raise `UsageError`."""
+class Options(BaseModel):
+    """Options from a program or a file. Invalid values raise `UsageError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Raise `UsageError` for a program's mistake; a file's is explained by its reader, with the line."""
+        if info.context is WRITTEN_FILE:
+            return handler(values)
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in values if name not in names] if isinstance(values, dict) else []
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, 1)
+            meant = f"; did you mean {near[0]}=?" if near else ""
+            raise UsageError(f"there is no option {unknown[0]}={meant}")
+        with usage_errors():
+            return handler(values)
+
+
+class JobDescription(Options):
+    """Options of a job of any task."""
 
     # A folder or s3://BUCKET/PREFIX; default: the ledger's Redis, for up to 100,000 items.
     output: Annotated[str | None, BeforeValidator(_as_text), AfterValidator(_require_output)] = None
@@ -99,21 +118,6 @@ class JobDescription(BaseModel):
     max_error_rate: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # the queue of that task
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        """Raise `UsageError` for a program's mistake; a file's is explained by its reader, with the line."""
-        if info.context is WRITTEN_FILE:
-            return handler(values)
-        names = [field.alias or name for name, field in cls.model_fields.items()]
-        unknown = [name for name in values if name not in names] if isinstance(values, dict) else []
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, 1)
-            meant = f"; did you mean {near[0]}=?" if near else ""
-            raise UsageError(f"there is no option {unknown[0]}={meant}")
-        with usage_errors():
-            return handler(values)
 
 
 class JobOptions(JobDescription):

@@ -38,6 +38,8 @@ from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
 from clipfleet.wording import counted
 
 MAX_CHECKED_ITEMS = 1_000_000  # by a repeated submit: listing more takes minutes, in some stores hours
+GoneItems = Callable[[], Iterable[pa.RecordBatch]]  # see `write_gone`
+
 _STREAMS = ("stdin", "iterable")  # kinds of sources that may block
 
 
@@ -54,9 +56,7 @@ class Submission:
     overwriting: Overwriting | None = None
     chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
     heads: Sequence[HeadFile] = ()  # of the job
-    gone: Callable[[], Iterable[pa.RecordBatch]] | None = (
-        None  # of a job that fills a store, see `write_gone`
-    )
+    gone: GoneItems | None = None  # of a job that fills a store
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:

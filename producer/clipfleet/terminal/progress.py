@@ -35,9 +35,11 @@ class JobProgress:
         workers: Callable[[], Sequence[WorkerFacts]],
         *,
         quiet: bool = False,
+        fills_a_store: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workers = workers
+        self._fills_a_store = fills_a_store
         self._monotonic = monotonic
         self._started = self._said = monotonic()
         self.snapshots = 0  # shown so far
@@ -84,14 +86,16 @@ class JobProgress:
         now = self._monotonic()
         if self._warned_at is not None and now - self._warned_at < _REPEAT_SECONDS:
             return
-        problem = missing_worker_words(status, self._workers())
+        problem = missing_worker_words(status, self._workers(), fills_a_store=self._fills_a_store)
         if problem:
             self._warned_at = now
             say(problem, style="yellow")
 
 
-def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> str | None:
-    """Why no worker can run a job, and the way out; None if one can."""
+def missing_worker_words(
+    status: JobStatus, workers: Sequence[WorkerFacts], *, fills_a_store: bool = False
+) -> str | None:
+    """Why no worker can run, or finish, a job, and the way out; None if one can."""
     if status.state is JobState.PAUSED:
         reason = f" ({with_options(status.reason)})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
@@ -103,6 +107,11 @@ def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> s
         return (
             f"no connected worker serves {status.model} (they serve: {served or 'nothing'}): "
             f"start one with `{run}`"
+        )
+    if fills_a_store and not any(facts.fills_stores for facts in workers):
+        return (
+            "no connected worker can commit to a store: install the extra where one runs, "
+            "pip install 'clipfleet[worker,store]', and restart it"
         )
     return None
 

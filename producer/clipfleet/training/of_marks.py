@@ -119,6 +119,6 @@ def _notes(matched: MatchedMarks, certify: int) -> Iterator[str]:
     if certify:
         yield f"left out: {counted(certify, 'certify mark')}, which test and never fit"
     if matched.void:
-        yield f"left out: {counted(len(matched.void), 'mark')} of images that have changed since"
+        yield f"left out: {counted(len(matched.void), 'mark')} of images that have changed or are gone"
     if matched.disagreements:
         yield f"left out: {counted(len(matched.disagreements), 'mark')} on which people disagree"

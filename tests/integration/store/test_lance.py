@@ -295,6 +295,28 @@ def test_an_index_finds_rows_that_were_there_and_those_that_come_and_go(dataset:
     assert later.nearest(vectors[8:9], 1, ["item_id"])[0]["item_id"].to_pylist() == ["8"]
 
 
+def test_an_index_outlives_a_compaction(dataset: VectorDataset) -> None:
+    vectors = directions(300)
+    indexed = dataset.replace(NONE, in_directions(vectors), {}).create_index({})
+    gone = addresses(indexed, *(str(number) for number in range(0, 300, 5)))
+    later = indexed.replace(gone, in_directions(vectors[7:9], 9000), {})
+
+    compacted = later.compact()
+
+    assert compacted.version > later.version, "a fifth was deleted"
+    exact, by_index = (
+        [
+            one["item_id"].to_pylist()
+            for one in compacted.nearest(vectors[6:60], 1, ["item_id"], exact=is_exact)
+        ]
+        for is_exact in (True, False)
+    )
+    facts = compacted.index_facts()
+    assert by_index == exact
+    assert facts is not None
+    assert facts.rows == 240
+
+
 def test_a_new_index_replaces_the_one_before(dataset: VectorDataset) -> None:
     first = dataset.replace(NONE, in_directions(directions(300)), {}).create_index({})
     later = first.replace(NONE, in_directions(directions(10, 1), 1000), {})
@@ -369,6 +391,128 @@ def test_a_dataset_is_removed_with_all_versions(dataset: VectorDataset) -> None:
 
     with pytest.raises(FileNotFoundError):
         VectorDataset.open(dataset.uri)
+
+
+def many(dataset: VectorDataset, nights: int = 4) -> VectorDataset:
+    """A hundred rows and one more of each night, which replaces the one before it."""
+    dataset = dataset.replace(NONE, rows([f"{number:03}" for number in range(100)]), {"job": "0"})
+    for night in range(1, nights):
+        dataset = dataset.replace(addresses(dataset, "x"), rows(["x"], night), {"job": str(night)})
+    return dataset
+
+
+def test_compaction_keeps_rows_and_order(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    signs: list[int] = []
+
+    after = before.compact(alive=lambda: signs.append(1))
+
+    assert (after.version, dataset.latest().version) == (7, 7)
+    assert table(after).equals(table(before))
+    assert [dict(one.properties) for one in after.versions(after=5)] == [
+        {},  # numbers for fragments are reserved
+        {"kind": "compact"},
+    ]
+    assert signs
+    assert after.compact() is after, "there is nothing left to do"
+    assert sizes(before)["x"] == 3, "an earlier version can be read"
+
+
+def test_a_commit_and_a_compaction_do_not_overwrite_each_other(dataset: VectorDataset) -> None:
+    before = many(dataset)
+
+    def another() -> None:
+        latest = before.latest()
+        latest.replace(addresses(latest, "007"), rows(["y"]), {})
+
+    with pytest.raises(VersionConflictError):
+        before.compact(alive=another)
+    assert {*sizes(before.latest())} == {*sizes(before), "y"} - {"007"}
+
+    stale = before.latest()
+    compacted = stale.compact()
+    with pytest.raises(VersionConflictError):
+        stale.replace(addresses(stale, "x"), rows(["x"], 9), {})
+    assert sizes(compacted) == sizes(stale)
+
+
+def test_rows_of_equal_fragments_are_left_out(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    after = before.replace(addresses(before, "x"), rows(["x", "z"], 8), {})
+
+    assert table(after, other_than=before)["item_id"].to_pylist() == ["x", "z"]
+    assert table(before, other_than=after)["item_id"].to_pylist() == ["x"]
+    assert table(after, other_than=after).num_rows == 0
+
+
+def test_files_hold_deleted_rows_until_they_are_written_anew(dataset: VectorDataset) -> None:
+    before = many(dataset)
+    gone = before.replace(addresses(before, "005"), iter(()), {})
+    ids = pa.array(["005", "x", "nothing"])
+
+    known: dict[str, set[str]] = {}
+    found = gone.fragments_holding(ids, known)
+    after = gone.without(ids, found, {"kind": "forget"}, alive=lambda: None)
+
+    assert set().union(*known.values()) == {"005", "x"}
+    assert len(found) == 2, "the one of the first night, and that of the last row"
+    assert sizes(after) == {name: size for name, size in sizes(before).items() if name not in ("005", "x")}
+    assert after.fragments_holding(ids, {}) == set()
+    assert after.properties == {"kind": "forget"}
+
+
+def test_versions_are_dropped_with_the_files_that_only_they_have(dataset: VectorDataset) -> None:
+    newest = many(dataset).compact()
+
+    freed = newest.drop_versions([2, 3, 77, 7], leftovers=False)
+
+    assert freed > 0
+    assert [*newest.times()] == [1, 4, 5, 6, 7], "the newest one stays"
+    assert VectorDataset.open(newest.uri, 4).count() == 101
+    newest.drop_versions([1, 4, 5, 6], leftovers=True)
+    assert [*newest.times()] == [7]
+    assert newest.latest().count() == 101
+    assert newest.drop_versions([], leftovers=True) == 0
+
+
+def test_what_a_killed_commit_has_left_is_removed(dataset: VectorDataset) -> None:
+    killed = many(dataset)
+    began = killed.times()[1].replace(microsecond=0)
+
+    def conflict() -> Iterator[pa.RecordBatch]:
+        yield from rows(["z"] * 5000)
+        latest = killed.latest()
+        latest.replace(NONE, rows(["y"]), {})
+
+    assert not killed.has_files_of_no_version(began)
+    with pytest.raises(VersionConflictError):
+        killed.replace(addresses(killed, "001"), conflict(), {})
+    newest = killed.latest()
+    used = newest.stored_bytes()
+    assert newest.has_files_of_no_version(began)
+
+    newest.drop_versions([], leftovers=False)
+    assert newest.has_files_of_no_version(began), "it may be a commit of another program"
+    newest.drop_versions([], leftovers=True)
+
+    assert not newest.has_files_of_no_version(began)
+    assert newest.stored_bytes() < used
+    assert newest.latest().count() == 102
+
+
+def test_a_dropped_version_whose_files_are_gone_already(dataset: VectorDataset) -> None:
+    """Removal that was killed between two files goes on."""
+    newest = many(dataset)
+    if newest.uri.startswith("s3://"):
+        pytest.skip("files are removed in a folder here")
+    only_of_the_second = VectorDataset.open(newest.uri, 3)._files() - newest._files()
+    for name in only_of_the_second:
+        (Path(newest.uri) / name).unlink()
+
+    newest.drop_versions([1, 2, 3, 4], leftovers=True)
+
+    assert [*newest.times()] == [5]
+    assert newest.latest().count() == 101
 
 
 def test_a_clone_with_files_elsewhere_is_not_opened(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.errands import Errands
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from clipfleet.ledger.locks import Locks
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.tracing import tracing_of
 from clipfleet_worker.assembly.decode import make_memory_guard
@@ -37,6 +38,7 @@ from clipfleet_worker.chunk.pipeline import Pipeline
 from clipfleet_worker.chunk.relabelling import Relabelling
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.finish.committing import StoreCommits
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.hints.consumer import make_worker_app, run_worker
@@ -62,6 +64,8 @@ from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.status.server import StatusServer
+from clipfleet_worker.stores import has_store_extra
+from clipfleet_worker.stores.equal_images import EqualImagesCache
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class Worker:
         self._celery_app = self._make_celery_app()
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
+        self._locks = Locks(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
@@ -233,7 +238,11 @@ class Worker:
         self._errands = Errands(self._settings.require_redis_url())
         self._announcer = Announcer(self._errands, self._celery_app, self._watchdog.pulse("announcer"))
         self._sweeper = Sweeper(self._errands, contexts)
-        finisher = Finisher(self._ledger, self._settings.job_ttl_seconds)
+        finisher = Finisher(
+            self._ledger,
+            self._settings.job_ttl_seconds,
+            StoreCommits(self._ledger, self._locks),
+        )
         return Tasks(
             ledger=self._ledger,
             claims=self._claims,
@@ -264,6 +273,8 @@ class Worker:
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
+            ledger=self._ledger,
+            equal_images=EqualImagesCache(),
         )
 
     def run(self) -> int:
@@ -345,6 +356,7 @@ class Worker:
         self._say_farewell()
         self._hints.close()
         self._store.close()
+        self._locks.close()
         self._text_matrices.close()
         self._ledger.close()
         self._tracing.close()
@@ -362,6 +374,7 @@ class Worker:
             held_chunks=len(self._claims.held()),
             up_seconds=round(time.monotonic() - self._started, 1),
             refused_jobs=self._endings.refused_jobs,
+            fills_stores=has_store_extra(),
         )
 
     def _say_farewell(self) -> bool:

@@ -113,6 +113,7 @@ class Endings:
         self.shunned_jobs = ShunnedJobs(monotonic)
         self.refused_jobs: tuple[str, ...] = ()  # the last ones whose output this worker must not use
         self.tally = ChunkTally()
+        self._has_passed_on_a_finish = False
         self.completed = 0  # chunks, since the process began
 
     def drain(self) -> None:
@@ -278,6 +279,19 @@ class Endings:
             ttl_seconds=self._job_ttl_seconds,
             holder=claim,
         )
+
+    def pass_on_finish(self, claim: FinishClaim) -> None:
+        """Leave the end of a job that fills a store to workers that have the extra `[store]`."""
+        if not self._has_passed_on_a_finish:
+            self._has_passed_on_a_finish = True
+            log.warning(
+                "job %s fills a store, which this worker cannot write: pip install 'clipfleet[store]'; other "
+                "workers finish such jobs, this one runs their chunks",
+                claim.job_id,
+                extra={"action": "finish_passed_on", "job_id": claim.job_id},
+            )
+        self.shunned_jobs.add(claim.job_id)
+        self._ledger.postpone_finish(claim, 0)
 
     def postpone_finish(self, claim: FinishClaim, error: BaseException) -> None:
         """Postpone the end of a job whose output cannot be used here; the ledger limits for how long."""

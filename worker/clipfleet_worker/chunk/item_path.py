@@ -35,6 +35,7 @@ from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.pixel_spec import PixelSpec
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.process.shortages import shortage_behind
+from clipfleet_worker.stores.stored_images import StoredImages
 
 T = TypeVar("T")
 Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI or its staged bytes
@@ -61,6 +62,7 @@ class Destination:
     lane: Lane
     outcomes: Outcomes
     is_suspect: bool = False  # the chunk may have killed a worker
+    stored: StoredImages | None = None  # of a job that fills a store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +89,20 @@ class ItemPath:
         return self.decode_step.with_suspect() if is_suspect else nullcontext()
 
     def destination(
-        self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
+        self,
+        loading: Loading,
+        pixel_spec: PixelSpec,
+        job: Job,
+        outcomes: Outcomes,
+        stored: StoredImages | None = None,
+        *,
+        is_suspect: bool,
     ) -> Destination:
         """Make the destination of the items of one chunk."""
         ahead = Ahead(loading, lambda work: self.decode_pool.submit(job.lane, work, outcomes.interrupt))
-        return Destination(loading, ahead, pixel_spec, job.decode, job.exif, job.lane, outcomes, is_suspect)
+        return Destination(
+            loading, ahead, pixel_spec, job.decode, job.exif, job.lane, outcomes, is_suspect, stored
+        )
 
     def start(self, items: pa.Table, destination: Destination) -> None:
         """Start all items that have not ended; the row of an item is its position in the outcomes.
@@ -119,7 +130,10 @@ class ItemPath:
                 destination.outcomes.fail(position, failure.error)
         if remote:
             on_slice = partial(self._in_pool, destination, self._decode_fetched)
-            self.fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
+            known = None if destination.stored is None else destination.stored.known
+            self.fetch_loop.fetch(
+                FetchRequest(remote, destination.outcomes, on_slice, destination.lane, known)
+            )
         is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self.decode_threads
         size = _ITEMS_PER_SLICE if is_large else _ITEMS_PER_SMALL_SLICE
         for start in range(0, len(local), size):
@@ -165,6 +179,8 @@ class ItemPath:
         outcomes = destination.outcomes
         with self.decode_lock.hold() as hold:
             for files in self._read_some(outcomes, items, decoded):
+                if destination.stored is not None:
+                    files[:] = destination.stored.settle(outcomes, files)
                 for position, data in files:
                     if not outcomes.is_interrupted:
                         self._decode(destination, position, data, decoded, hold)
@@ -209,6 +225,8 @@ class ItemPath:
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
+            if destination.stored is not None:
+                self._settle(destination.stored, destination.outcomes, fetched)
             with self.decode_lock.hold() as hold:
                 while fetched:  # popped one by one, to free the bytes before the wait for the batcher
                     position, data = fetched.pop()
@@ -223,12 +241,19 @@ class ItemPath:
             self.waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
+    def _settle(self, stored: StoredImages, outcomes: Outcomes, fetched: FetchedSlice) -> None:
+        """Keep only images that the store lacks."""
+        before = sum(len(data) for _, data in fetched)
+        fetched[:] = stored.settle(outcomes, fetched)
+        self.waiting_bytes.remove(before - sum(len(data) for _, data in fetched))
+
     def _decode(
         self, destination: Destination, position: int, data: bytes, decoded: _Decoded, hold: Hold
     ) -> None:
         started = time.monotonic()
         outcomes = destination.outcomes
-        outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
+        if destination.stored is None:
+            outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
             image = self.decode_step.decode(
                 data,

@@ -40,6 +40,8 @@ from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 
+# Below a Lance dataset.
+DATASET_FOLDERS = ("data", "_versions", "_transactions", "_deletions", "_indices")
 _KEPT_CONTEXTS = 64
 _CONTEXTS_WITH_FILES = 8  # with open staged files; those of jobs in Redis are in memory
 
@@ -53,6 +55,7 @@ class JobContext:
     sink: Sink
     staged: StagedReader
     open_vectors: Callable[[], VectorRanges] | None = None  # of a job over stored vectors
+    check_place: Callable[[str], object] = lambda _: None  # see `require_writable_store`
 
     @property
     def layout(self) -> Layout:
@@ -82,6 +85,19 @@ class JobContext:
             return self.open_vectors().read(part_range, with_vectors=with_vectors, alive=alive)
         except ResultsExpiredError as error:  # they never come back
             raise OutputConflictError(str(error)) from error
+
+    def require_writable_store(self, fingerprint: str) -> None:
+        """Return if this worker may write to the store of the job, and to its dataset of this model.
+
+        Raises:
+            OutputRefusedError: it may not.
+        """
+        assert self.job.store is not None  # noqa: S101 - the caller knows
+        store = self.job.store.uri
+        self.check_place(store)
+        if fingerprint:
+            for folder in ("", *DATASET_FOLDERS):
+                self.check_place(f"{store}/{fingerprint}.lance/{folder}".rstrip("/"))
 
     def is_held(self) -> bool:
         """Whether the output still belongs to this job: another job may have overwritten it."""
@@ -155,10 +171,9 @@ class JobContexts:
             output = output_of(job, self._store)
         except UsageError as error:  # S3 is not configured here, or another program wrote the job
             raise OutputRefusedError(str(error)) from error
-        if output.uri.startswith(SCHEME):
-            self._check_bucket(output.uri)
-        elif isinstance(output, FolderOutput):
-            self._check_root(output.uri)
+        if not job.output_is_redis:
+            self.check_place(output.uri)
+        if isinstance(output, FolderOutput):
             # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
         # When the first chunk reads them: whoever finishes the job, or sweeps its output, needs none.
@@ -166,9 +181,11 @@ class JobContexts:
         staged = partial(StagedReader, output, job_id=job_id, schema_version=job.schema_version)
         if job.output_is_redis:
             return JobContext(job, output, RedisSink(self._store), staged(capacity=1), vectors)
+        if job.store is not None:
+            self.check_place(job.store.uri)
         _check_holds(output, job)
         sink = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
-        return JobContext(job, output, sink, staged(), vectors)
+        return JobContext(job, output, sink, staged(), vectors, self.check_place)
 
     def _vectors(self, job: Job, vectors: StoredVectors | StoreVersion) -> VectorRanges:
         """The vectors of a job that labels them, from where this worker may read."""
@@ -198,6 +215,13 @@ class JobContexts:
     def _check_dataset(self, uri: str) -> None:
         if not uri.startswith(SCHEME):
             require_below(Path(uri), self._readable_roots, _not_readable(uri))
+
+    def check_place(self, uri: str) -> None:
+        """Return if this worker may write there, links included; raise `OutputRefusedError` if not."""
+        if uri.startswith(SCHEME):
+            self._check_bucket(uri)
+        else:
+            self._check_root(uri)
 
     def _check_root(self, output: str) -> None:
         # Scratch files are created and swept further below: links in between must not lead elsewhere.

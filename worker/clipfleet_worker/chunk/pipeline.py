@@ -33,7 +33,7 @@ from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors, StoreVersion
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
 from clipfleet.errors import OutputDamagedError
-from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim
+from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Ledger
 from clipfleet_worker.chunk.held_lease import (
     ENCODE_LIMIT_SECONDS,
     LOAD_STEP_LIMIT_SECONDS,
@@ -68,11 +68,16 @@ from clipfleet_worker.score.labelling import (
     unknown_choices,
 )
 from clipfleet_worker.score.text_matrices import TextMatrices
+from clipfleet_worker.stores import has_store_extra
+from clipfleet_worker.stores.equal_images import EqualImagesCache
+from clipfleet_worker.stores.model_pin import pin_model
+from clipfleet_worker.stores.stored_images import StoredImages, known_images
 
 # A stored vector takes a fraction of the memory of an image, and no decoder: so many count as one open item.
 _VECTORS_PER_ITEM = 4
 _LAST_LOSS = 2 * MAX_LOSSES  # after the first five a chunk is given up; that may cost as many again
 _DETAIL_LIMIT = 300
+_WAIT_FOR_IMAGES_SECONDS = 600.0  # the hashes of 50 million images are read in less
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ class Pipeline:
     open_items: OpenItems
     fetch_deadline_seconds: float
     decode_seconds: float
+    ledger: Ledger
+    equal_images: EqualImagesCache
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk up to its part.
@@ -206,13 +213,14 @@ class Pipeline:
             for position, error in unknown_choices(job.label_sets, choices).items():
                 outcomes.fail(position, error)
         loading = self.models.prefetch(job.model, job.precision)
+        stored = self._stored_images(context, items, lease)
         lease.enter(Step.LOAD, LOAD_STEP_LIMIT_SECONDS, doing=lambda: loading.doing)
         spec = lease.result_of(loading.pixel_spec, WAIT_FOR_MODEL_SECONDS)
-        destination = self.item_path.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
+        destination = self.item_path.destination(loading, spec, job, outcomes, stored, is_suspect=is_suspect)
         starts_early = not is_suspect and job.text_column is None and loading.take_lead()
         if starts_early:
             self.item_path.start(items, destination)
-        model = self._load(lease, destination)
+        model = self._load(job, lease, destination)
         limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, longest_seconds=QUEUED_LIMIT_SECONDS)
@@ -229,10 +237,25 @@ class Pipeline:
         features = outcomes.ok_features()
         return model, label_items(self.item_path.batcher, job, encoded, heads, features, model, choices)
 
-    def _load(self, lease: HeldLease, destination: Destination) -> LoadedModel:
+    def _stored_images(self, context: JobContext, items: pa.Table, lease: HeldLease) -> StoredImages | None:
+        """What the store has of the items' images, for a job that fills one."""
+        job = context.job
+        if job.store is None:
+            return None
+        equal = None
+        if has_store_extra():
+            context.require_writable_store(job.store.fingerprint or "")
+            lease.enter(Step.READ, READ_LIMIT_SECONDS + _WAIT_FOR_IMAGES_SECONDS)
+            equal = lease.result_of(self.equal_images.get(job.store), _WAIT_FOR_IMAGES_SECONDS)
+        return StoredImages(known_images(items), equal)
+
+    def _load(self, job: Job, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Wait for the model, whose files are here by now."""
         try:
-            return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
+            model = lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
+            if job.store is not None:
+                pin_model(self.ledger, job, job.store, model)
+            return model
         except BaseException as error:
             destination.outcomes.interrupt(error)  # ends the items that started early
             destination.ahead.stop_waiting()
@@ -301,6 +324,7 @@ def _rows(
         accepted_columns=job.accepted_columns,
         heads=job.heads,
         labels=labels,
+        fills_a_store=job.store is not None,
     )
 
 

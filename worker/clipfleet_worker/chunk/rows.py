@@ -19,10 +19,19 @@ from clipfleet.contract.parts import (
     ItemStatus,
     part_schema,
 )
+from clipfleet.contract.stores import (
+    DIGEST,
+    IS_COPIED,
+    KNOWN_ETAG,
+    KNOWN_LAST_MODIFIED,
+    LISTED_VERSION,
+    SIZE_BYTES,
+    STORE_COLUMNS,
+)
 from clipfleet.results.vector_ranges import VECTORS_COLUMN
 from clipfleet.sources.uris import without_userinfo
 from clipfleet_worker.chunk.stored_items import StoredItems
-from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.outcomes import Outcomes, Validators
 
 
 def part_table(
@@ -38,6 +47,7 @@ def part_table(
     accepted_columns: Collection[str] = (),
     heads: Sequence[JobHead] = (),
     labels: Mapping[str, pa.Array] | None = None,
+    fills_a_store: bool = False,
 ) -> pa.Table:
     """Build the rows of one part.
 
@@ -53,18 +63,21 @@ def part_table(
         accepted_columns: see `Job.accepted_columns`.
         heads: of the job.
         labels: the columns of label sets and heads by name, see `label_items`; None: there are no labels.
+        fills_a_store: see `Job.store`.
     """
-    staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
+    staged_only = {*ITEM_COLUMNS, INLINE_COLUMN, *(STORE_COLUMNS if fills_a_store else ())}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
     dimension = embedding_dimension or UNKNOWN_DIMENSION if has_embedding_column else None
-    schema = part_schema(dimension, extra, label_set_names, vector_type, accepted_columns, heads)
+    schema = part_schema(
+        dimension, extra, label_set_names, vector_type, accepted_columns, heads, fills_a_store=fills_a_store
+    )
     ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
     codes, details = _error_columns(outcomes.errors)
     columns: dict[str, pa.Array] = {
         "item_index": items["item_index"].combine_chunks(),
         "item_id": items["item_id"].combine_chunks(),
         "uri": _without_userinfo(items["uri"].combine_chunks()),
-        "status": _statuses(ok),
+        "status": _statuses(ok, outcomes.same),
         "error_code": codes,
         "error_detail": details,
         **(labels or {}),
@@ -73,11 +86,25 @@ def part_table(
         "content_hash": pa.array(outcomes.content_hashes, pa.string()),
         "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
         **{field.name: items[field.name].combine_chunks() for field in extra},
+        **(_store_columns(items, outcomes) if fills_a_store else {}),
     }
     if has_embedding_column:
         kind = schema.field("embedding").type
         columns["embedding"] = _embeddings(outcomes.features, kind, store_embeddings)
     return _table(columns, schema)
+
+
+def _store_columns(items: pa.Table, outcomes: Outcomes) -> dict[str, pa.Array]:
+    """The columns of a job that fills a store; validators of the answers, not those that were known."""
+    found = [outcomes.validators.get(position, Validators()) for position in range(items.num_rows)]
+    is_copied = [position in outcomes.copied for position in range(items.num_rows)]
+    return {
+        **{name: items[name].combine_chunks() for name in (LISTED_VERSION, DIGEST)},
+        KNOWN_ETAG: pa.array([one.etag or None for one in found], pa.string()),
+        KNOWN_LAST_MODIFIED: pa.array([one.last_modified or None for one in found], pa.string()),
+        SIZE_BYTES: pa.array(outcomes.sizes_bytes, pa.int64()),
+        IS_COPIED: pa.array(is_copied, pa.bool_()),
+    }
 
 
 def stored_part_table(items: StoredItems, job: Job, labels: Mapping[str, pa.Array] | None = None) -> pa.Table:
@@ -113,8 +140,12 @@ def _table(columns: Mapping[str, pa.Array], schema: pa.Schema) -> pa.Table:
     return pa.table(found, schema=schema)
 
 
-def _statuses(ok: pa.Array) -> pa.Array:
-    return pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value)
+def _statuses(ok: pa.Array, same: Collection[int] = ()) -> pa.Array:
+    statuses = pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value)
+    if not same:
+        return statuses
+    is_same = pa.array([position in same for position in range(len(statuses))])
+    return pc.if_else(is_same, ItemStatus.SAME.value, statuses)
 
 
 def _copied_vectors(items: StoredItems, kind: pa.DataType) -> pa.Array:

@@ -59,12 +59,12 @@ def chunk_work(items: pa.Table, older: OlderPart | None, retry_codes: Sequence[s
 
     Args:
         items: the staged chunk.
-        older: the part that a retry found in place; its ok rows are kept.
+        older: the part that a retry found in place; its rows that have not failed are kept.
         retry_codes: failed rows with other error codes are kept, too; empty: none is.
     """
     if older is None:
         return ChunkWork(items)
-    is_kept = pc.equal(older.rows["status"], pa.scalar(ItemStatus.OK.value))
+    is_kept = pc.not_equal(older.rows["status"], pa.scalar(ItemStatus.FAILED.value))
     if retry_codes:
         is_retried = pc.is_in(older.rows["error_code"], pa.array(retry_codes, pa.string()))
         is_kept = pc.or_(is_kept, pc.invert(is_retried))

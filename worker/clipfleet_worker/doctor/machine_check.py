@@ -29,6 +29,7 @@ from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.memory_guard import memory_limit
 from clipfleet_worker.process.start import files_needed
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.stores import has_store_extra
 
 _MOST_THREADS_PER_CPU = 4
 _LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and images
@@ -47,7 +48,7 @@ def settings_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
-    """Check CPUs, memory, open files, scratch space and the health port."""
+    """Check CPUs, memory, open files, scratch space, the extra `[store]` and the health port."""
     limit = memory_limit(settings.max_memory_bytes)
     yield fine(f"{cpus()} CPUs, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
     if limit < _LITTLE_BYTES:
@@ -63,6 +64,7 @@ def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
         )
     yield from _of_open_files(settings.total_connections)
     yield from _of_scratch()
+    yield _of_stores()
     if settings.health_port:
         yield _of_port(settings.health_host, settings.health_port)
 
@@ -135,6 +137,15 @@ def _of_scratch() -> Iterator[Finding]:
         yield warning(
             f"{cache} is not writable: no model can be downloaded", "set HF_HOME to a writable folder"
         )
+
+
+def _of_stores() -> Finding:
+    if has_store_extra():
+        return fine("jobs that fill a store are finished here")
+    return fine(
+        "jobs that fill a store (`clipfleet backfill`) are not finished here, only their chunks are run: "
+        "pip install 'clipfleet[store]' on one worker at least"
+    )
 
 
 def _of_port(host: str, port: int) -> Finding:

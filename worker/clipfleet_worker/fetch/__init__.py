@@ -30,6 +30,7 @@ class AsyncFetcher(Protocol):
         """The bytes behind the URI.
 
         Raises:
+            UnchangedError: see `conditions`.
             TransientFailure: the fetch failed, but a retry may succeed.
             SourceUnavailableError: the store of all such items is down: their chunks wait for it.
             WorkerShortageError: the worker lacks file descriptors, threads or memory: its chunk waits.

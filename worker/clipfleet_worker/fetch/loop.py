@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from clipfleet.contract.bottleneck import Meter
 from clipfleet.contract.jobs import ErrorCode, ItemError, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.fetch.conditions import NOTHING, KnownImage, UnchangedError, inquire
 from clipfleet_worker.fetch.http.host_turns import report_waits_to
 from clipfleet_worker.fetch.lane_turns import set_lane
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher
@@ -47,6 +48,7 @@ class FetchRequest:
     outcomes: Outcomes
     on_slice: Callable[[FetchedSlice], None]  # called in the loop: must neither block nor raise
     lane: Lane = Lane.NORMAL
+    known: Mapping[int, KnownImage] | None = None  # of a job that fills a store, by position
 
 
 class FetchLoop:
@@ -155,14 +157,35 @@ class FetchLoop:
             outcomes.add_wait(Meter.BEYOND, opened - started)
             started = opened
         try:
-            data = await self._fetcher.fetch(uri, time_left)
+            data = await self._ask(request, position, uri, time_left)
         except ItemFailure as failure:
             outcomes.fail(position, failure.error)
             return
         finally:
             outcomes.add_seconds("fetch", time.monotonic() - started)
+        if data is None:
+            return
         self._waiting_bytes.add(len(data))
         slicer.add(position, data)
+
+    async def _ask(
+        self, request: FetchRequest, position: int, uri: str, time_left: ChunkTime
+    ) -> bytes | None:
+        """Fetch an item. None: its image is the one that the store has, and it has ended."""
+        if request.known is None:
+            return await self._fetcher.fetch(uri, time_left)
+        known = request.known.get(position)
+        inquiry = inquire(NOTHING if known is None else known.validators)
+        try:
+            data = await self._fetcher.fetch(uri, time_left)
+        except UnchangedError:
+            if known is None:
+                raise
+            request.outcomes.validators[position] = inquiry.confirmed
+            request.outcomes.keep(position, known.content_hash)
+            return None
+        request.outcomes.validators[position] = inquiry.answer
+        return data
 
 
 class _Slicer:

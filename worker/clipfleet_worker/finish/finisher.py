@@ -1,4 +1,7 @@
-"""Finishes a job: writes `_errors.jsonl` and `_manifest.json`, sweeps, then writes `_SUCCESS`. Idempotent."""
+"""Finishes a job: writes `_errors.jsonl` and `_manifest.json`, sweeps, then writes `_SUCCESS`. Idempotent.
+
+The rows of a job that fills a store are committed to it before the manifest, and removed at the very end.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import pyarrow.compute as pc
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts
+from clipfleet.contract.stores import SIZE_BYTES
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
@@ -30,6 +34,7 @@ from clipfleet.parts.json_rows import as_json, json_line
 from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.finish.committing import StoreCommits, remove_committed, require_store_extra
 from clipfleet_worker.models.open_clip_models import preset_label_set
 
 log = logging.getLogger(__name__)
@@ -46,13 +51,15 @@ class _Part:
     rows: int
     counts: PartCounts
     beside: Sequence[str]  # further objects of the part
+    fetched_bytes: int  # of its images; known of jobs that fill a store
 
 
 class Finisher:
     """Writes the files beside the parts of a finished job."""
 
-    def __init__(self, ledger: Ledger, job_ttl_seconds: int) -> None:
+    def __init__(self, ledger: Ledger, job_ttl_seconds: int, commits: StoreCommits) -> None:
         self._ledger = ledger
+        self._commits = commits
         self._job_ttl_seconds = job_ttl_seconds
 
     def finish(self, claim: FinishClaim, context: JobContext, lease: HeldLease) -> FinishAnswer:
@@ -67,7 +74,13 @@ class Finisher:
             OutputUnavailableError: a part is not readable or a file not writable; the job stays `finishing`.
             OutputConflictError: another object is in the place of a part.
             ChunkInterrupted: another worker has finished the job, which may be retried by now.
+            NoStoreExtraError: the job fills a store, which this worker cannot write.
+            StoreBusyError: likewise, and another program writes to it now.
         """
+        if context.job.store is not None:
+            require_store_extra()
+            if _is_committed(context, claim):
+                return self._end_committed(claim, context)
         # Read first, so that files which another finisher writes later are not replaced.
         versions = {name: context.output.version(name) for name in (context.layout.errors, objects.MANIFEST)}
 
@@ -79,7 +92,10 @@ class Finisher:
         parts = self._write_errors(
             claim, context, status.chunks, versions[context.layout.errors], confirm, lease
         )
-        manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
+        content = _manifest(context, status, parts)
+        if context.job.store is not None:
+            content["store"] = self._commits.commit(context, context.job.store, status.chunks, confirm)
+        manifest = json.dumps(content, indent=1).encode()
         self._still_finishing(claim)
         if not put_if(
             context.output, objects.MANIFEST, manifest, versions[objects.MANIFEST], confirm=confirm
@@ -88,9 +104,17 @@ class Finisher:
         self._sweep(claim, context, status.chunks, parts, confirm)
         self._still_finishing(claim)
         context.output.replace(objects.SUCCESS, b"", confirm=confirm)
+        if context.job.store is not None:
+            return self._end_committed(claim, context)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word is FinishAnswer.STALE and self._is_retried(claim):  # paused just before the last write
             context.output.remove(objects.SUCCESS)
+        return word
+
+    def _end_committed(self, claim: FinishClaim, context: JobContext) -> FinishAnswer:
+        """End a job whose rows are in its store: it is never retried."""
+        word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+        remove_committed(context.output, context.job)
         return word
 
     def _is_retried(self, claim: FinishClaim) -> bool:
@@ -157,6 +181,14 @@ class Finisher:
         return parts
 
 
+def _is_committed(context: JobContext, claim: FinishClaim) -> bool:
+    """Whether an earlier finish of this job came to its last write; its parts may be gone."""
+    if context.output.version(objects.SUCCESS) is None:
+        return False
+    manifest = context.output.read(objects.MANIFEST)
+    return manifest is not None and json.loads(manifest)["generation"] == claim.generation
+
+
 def _overtaken(context: JobContext, name: str) -> ChunkInterrupted:
     return ChunkInterrupted(f"{context.output.uri}/{name} was written by another worker meanwhile")
 
@@ -169,7 +201,8 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
         with files.open(context.output, name) as part:
             counts = _counts(context, chunk_id, part)
             errors = _failed_rows(context.job, part) if counts.failed else []
-            return _Part(name, part.num_rows, counts, part.beside), errors
+            fetched_bytes = 0 if context.job.store is None else _fetched_bytes(part)
+            return _Part(name, part.num_rows, counts, part.beside, fetched_bytes), errors
     except FileNotFoundError as error:
         raise OutputUnreachableError(f"{context.output.uri}/{name} is not there (yet)") from error
 
@@ -202,6 +235,19 @@ def _in_full(label_set: LabelSet) -> dict[str, Any]:
     return values
 
 
+def _fetched_bytes(part: OpenPart) -> int:
+    sums = (pc.sum(batch[SIZE_BYTES]).as_py() for batch in part.batches([SIZE_BYTES]))
+    return sum(one or 0 for one in sums)
+
+
+def _of_stores(parts: Sequence[_Part]) -> dict[str, int]:
+    return {
+        "same": sum(part.counts.same for part in parts),
+        "copied": sum(part.counts.copied for part in parts),
+        "fetched_bytes": sum(part.fetched_bytes for part in parts),
+    }
+
+
 def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
     """Describe the output by its parts; times, limit and generation come from the ledger."""
     job = context.job
@@ -214,6 +260,7 @@ def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) ->
         "total": sum(part.rows for part in parts),
         "ok": sum(part.counts.ok for part in parts),
         "failed": sum(part.counts.failed for part in parts),
+        **(_of_stores(parts) if job.store is not None else {}),
         "errors_by_code": dict(codes),
         "work_seconds": {step: round(seconds, 3) for step, seconds in status.work_seconds.items()},
         "limit": status.limit and asdict(status.limit),

@@ -29,9 +29,12 @@ from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
+from clipfleet_worker.finish.committing import NoStoreExtraError, StoreBusyError
 from clipfleet_worker.finish.finisher import Finisher
 
 log = logging.getLogger(__name__)
+
+_BUSY_SECONDS = 2.0  # until the lock of a store is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,11 @@ class Tasks:
             log.info("job %s: %s", claim.job_id, error, extra=_context("finish_interrupted", claim.job_id))
             self.ledger.postpone_finish(claim, 0)
             return False
+        except NoStoreExtraError:
+            self.endings.pass_on_finish(claim)
+        except StoreBusyError as error:
+            log.info("job %s waits: %s", claim.job_id, error, extra=_context("store_busy", claim.job_id))
+            self.ledger.postpone_finish(claim, _BUSY_SECONDS)
         except OutputConflictError as error:
             log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
             self.endings.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)

@@ -3,7 +3,7 @@
 local name, token, ttl_ms = lock_key(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local holder = redis.call('GET', name)
 if ttl_ms == 0 then
-  if holder == token then redis.call('DEL', name) end
+  if holder == token then redis.call('UNLINK', name) end
   return 1
 end
 if holder and holder ~= token then return 0 end

@@ -27,8 +27,9 @@ _FROM_PARTS = {
     "last_modified": KNOWN_LAST_MODIFIED, "content_hash": "content_hash", "size_bytes": SIZE_BYTES,
     "width": "width", "height": "height", "digest": DIGEST, "embedding": "embedding",
 }  # fmt: skip
-# What a row takes from an item whose image is the same; the rest stays as it is.
-RENEWED = ("uri", "version", "etag", "last_modified", "size_bytes", "digest")
+# What a row takes from an item whose image is the same; the rest stays as it is, also the size, which the
+# item lacks if nothing was read.
+RENEWED = ("uri", "version", "etag", "last_modified", "digest")
 
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 

@@ -15,7 +15,7 @@ from clipfleet.errors import OutputConflictError
 from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.committing.commit import Counts, commit_night
-from clipfleet.store.committing.night import Night, own_fields
+from clipfleet.store.committing.night import Batches, Night, own_fields
 from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.gone_items import read_gone
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
@@ -71,11 +71,37 @@ def commit_job(
     if dataset is None:
         failed = sum(batch.num_rows for batch in night.rows())
         return JobCommit(0, "", Counts(failed=failed))
-    properties = {KIND: MIGRATION if target.migration_id else BACKFILL, "job_id": job.job_id}
+    properties = {KIND: _kind(target), "job_id": job.job_id}
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     dimension = dataset.schema.field(VECTOR_COLUMN).type.list_size
     _note_model(place, target, fingerprint, dimension)
     return JobCommit(done.dataset.version, fingerprint, done.counts)
+
+
+def commit_gone(
+    place: StorePlace, target: StoreTarget, gone: Batches, alive: Alive = lambda: None
+) -> JobCommit:
+    """Commit the items that are gone, of a night that has no item for a job to run. Idempotent.
+
+    Args:
+        place: of the store.
+        target: as of a job; it has a fingerprint.
+        gone: see `Night`.
+        alive: see `commit_job`, also for what is raised, and for the lock.
+    """
+    fingerprint = target.fingerprint
+    assert fingerprint is not None  # noqa: S101 - nothing is gone without a dataset
+    if _embedded_by(place.read(), target, place.uri).fingerprint != fingerprint:
+        raise SupersededError(f"{place.uri} has other vectors by now than those of {fingerprint}")
+    night = Night(lambda: (), gone, target.listed_at, target.listed_at, target.keep_gone_days)
+    properties = {KIND: _kind(target), "listed_at": target.listed_at.isoformat()}
+    dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+    done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
+    return JobCommit(done.dataset.version, fingerprint, done.counts)
+
+
+def _kind(target: StoreTarget) -> str:
+    return BACKFILL if target.migration_id is None else MIGRATION
 
 
 def lock_name(store_id: str) -> str:

@@ -237,7 +237,8 @@ def test_workers_are_listed_with_what_they_serve_and_hold(
     (found,) = json.loads(run("workers", "--json")[1])["workers"]
     assert found == {
         "worker_id": "w-1", "host": "host", "pid": 7, "models": ["demo", "one:x"], "device": "cuda",
-        "held_chunks": 3, "up_seconds": 3700, "refused_jobs": [], "silent_seconds": 5.0,
+        "held_chunks": 3, "up_seconds": 3700, "refused_jobs": [], "fills_stores": False,
+            "silent_seconds": 5.0,
     }  # fmt: skip
 
 

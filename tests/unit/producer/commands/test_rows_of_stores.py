@@ -100,6 +100,24 @@ def test_items_of_a_version(run: Run, place: StorePlace) -> None:
     assert f"{place.uri}@2" in err
 
 
+def test_marks_name_the_items_of_a_store_by_their_ids(run: Run, place: StorePlace, folder: Path) -> None:
+    """They were drawn from another version: positions differ, an image has changed, and an item is gone."""
+    lines = ["item_index,item_id,label,verdict,purpose,inclusion_probability,content_hash"]
+    for number, one in enumerate(reversed(ITEMS)):
+        for kind in KINDS:
+            verdict = "yes" if one["kind"] == kind else "no"
+            lines.append(f"{number},{one['item_id']},{kind},{verdict},fit,1,hash of {one['item_id']}")
+    lines += ["7,bird,cat,no,fit,1,", f"0,{ITEMS[0]['item_id']},dog,yes,fit,1,hash of another image"]
+    (folder / "marks.csv").write_text("\n".join(lines))
+
+    code, out, err = run("head", "fit", "vectors", "-o", HEAD, "--marks", "marks.csv", "--json")
+
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["labels"], found["training"]["n"]) == ([*KINDS], len(ITEMS))
+    assert "left out: 2 marks of images that have changed or are gone" in found["notes"]
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("words", "problem"),

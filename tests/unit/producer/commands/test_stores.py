@@ -118,5 +118,5 @@ def test_where_no_store_is(run: Run, command: str) -> None:
     code, out, err = run(command, "nothing")
 
     assert (code, out) == (2, "")
-    assert "nothing: there is no store; `clipfleet backfill SOURCE --store" in err
+    assert "nothing: there is no store; `clipfleet backfill` makes one" in err
     assert run(command, " ")[2].startswith("error: Invalid value for 'STORE': empty value")

@@ -32,7 +32,7 @@ def test_a_snapshot_has_the_rows_that_are_there(dataset: VectorDataset, tmp_path
 
     (file,) = (tmp_path / "new" / "snapshot").iterdir()
     found = pq.read_table(file)
-    assert (rows, file.name) == (3, "part-00000.parquet")
+    assert (rows, file.name) == (3, "rows-00000.parquet")
     assert found["item_id"].to_pylist() == ["a", "b", "c"]
     assert found["shelf"].to_pylist() == ["A", "B", "C"]
     assert not {"gone_at", "digest"} & {*found.column_names}
@@ -61,7 +61,7 @@ def test_many_rows_are_in_many_files(
 
     files = sorted(path.name for path in (tmp_path / "snapshot").iterdir())
     assert rows == 70_003
-    assert files == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert files == ["rows-00000.parquet", "rows-00001.parquet", "rows-00002.parquet"]
     ids = pq.read_table(tmp_path / "snapshot", columns=["item_id"])["item_id"].to_pylist()
     assert ids == ["a", "b", "c", *(one["item_id"] for one in items)]
 

@@ -11,9 +11,12 @@ import pytest
 
 from clipfleet.contract.jobs import DecodeRoute, Task
 from clipfleet.contract.parts import PART_COLUMNS, part_schema
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
-from clipfleet.outputs import open_output
+from clipfleet.outputs import objects, open_output
+from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.one_row import find_row
+from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import rows, vectors
 from clipfleet.results.store_rows import StoreRows, store_rows
 from clipfleet.store.dataset import VectorDataset, remove_dataset
@@ -21,6 +24,7 @@ from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace, store_place
 from tests.support.store_rows import (
     DIMENSION,
     FINGERPRINT,
+    LISTED_AT,
     NO_ADDRESSES,
     addresses_of,
     commit_gone,
@@ -29,6 +33,7 @@ from tests.support.store_rows import (
     make_store,
     stored_rows,
 )
+from tests.support.vector_outputs import stored_output
 
 ITEMS = [item(name, caption=f"a {name}") for name in "abcde"]
 
@@ -178,3 +183,17 @@ def test_a_switch_meanwhile(place: StorePlace) -> None:
 def with_fingerprint(store: StoreFile, fingerprint: str) -> StoreFile:
     current = store.current.model_copy(update={"fingerprint": fingerprint})
     return store.model_copy(update={"current": current})
+
+
+def test_the_rows_of_a_job_that_has_filled_a_store_are_there(output: FolderOutput, place: StorePlace) -> None:
+    target = StoreTarget(uri=place.uri, store_id=place.read().store_id, listed_at=LISTED_AT)
+    job = stored_output(output, task=Task.EMBED, store=target)
+    for number in range(3):
+        output.remove(objects.LAYOUT.part(number))
+    reader = PartRows(output)
+
+    with pytest.raises(UsageError, match=f"rows of job {job.job_id} are in the store {place.uri}: name that"):
+        reader.read()
+    output.remove(objects.SUCCESS)
+    with pytest.raises(ResultsNotReadyError):
+        reader.read()

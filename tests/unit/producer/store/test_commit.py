@@ -104,7 +104,7 @@ def test_the_same_image_keeps_its_vector_and_gets_its_new_facts(stored: VectorDa
 
 
 def test_an_item_without_a_version_that_is_the_same_costs_no_write(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path / "u.lance", [item("a", None)], etag='"1"')
+    dataset = make_dataset(tmp_path / "u.lance", [item("a", None)], etag='"1"', size_bytes=50)
     digest = digest_of(dataset, "a")
     same = row("a", "same", _version=None, _etag='"1"', _digest=digest)
 
@@ -112,7 +112,8 @@ def test_an_item_without_a_version_that_is_the_same_costs_no_write(tmp_path: Pat
     assert (counts.same, after.version) == (1, dataset.version)
 
     after, _ = commit(dataset, night([same | {"_etag": '"2"'}]))
-    assert (rows_of(after)["a"]["etag"], after.version) == ('"2"', dataset.version + 1)
+    now = rows_of(after)["a"]
+    assert (now["etag"], now["size_bytes"], after.version) == ('"2"', 50, dataset.version + 1)
 
 
 def test_one_that_is_the_same_as_what_is_no_longer_there_renews_nothing(stored: VectorDataset) -> None:

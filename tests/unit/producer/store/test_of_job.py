@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract.jobs import Job
-from clipfleet.contract.parts import PartIdentity, count_rows, part_schema
-from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts.parquet import ParquetParts
 from clipfleet.store.committing.commit import Counts
 from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.gone_items import write_gone
 from clipfleet.store.place import EmbeddedBy, Migration, StoreFile, StorePlace, store_place
-from tests.support.jobs import make_job
+from tests.support.store_jobs import job_with, row
 from tests.support.store_rows import DIMENSION, LISTED_AT
 
 MINE, OTHER = "a" * 16, "b" * 16
@@ -31,30 +24,6 @@ def place(tmp_path: Path) -> StorePlace:
     place = store_place(str(tmp_path / "store"))
     place.create(EmbeddedBy(model="demo"))
     return place
-
-
-def row(item_id: str, status: str = "ok") -> dict[str, Any]:
-    return {
-        "item_index": 0, "item_id": item_id, "uri": f"/{item_id}", "status": status, "_digest": 5,
-        "content_hash": item_id, "embedding": [1.0] * DIMENSION if status == "ok" else None,
-        "_is_copied": False, "error_code": "timeout" if status == "failed" else None,
-    }  # fmt: skip
-
-
-def job_with(
-    place: StorePlace, parts: Sequence[Sequence[Mapping[str, Any]]], job_id: str = "night", **target: Any
-) -> tuple[Job, FolderOutput]:
-    """A job of the store as its workers leave it."""
-    values: dict[str, Any] = {"uri": place.uri, "store_id": place.read().store_id, "listed_at": LISTED_AT}
-    output = FolderOutput(Path(place.job_output(job_id)))
-    job = make_job(output.uri, job_id=job_id, store=StoreTarget(**(values | target)))
-    for number, rows in enumerate(parts):
-        table = pa.Table.from_pylist([*rows], part_schema(DIMENSION, fills_a_store=True))
-        identity, files = PartIdentity(job_id, number, 0), ParquetParts(job.schema_version)
-        with output.scratch() as path:
-            files.write(output, path, identity, table, count_rows(table))
-            output.publish(path, files.name(number))
-    return job, output
 
 
 def ids(place: StorePlace, fingerprint: str = MINE) -> list[str]:

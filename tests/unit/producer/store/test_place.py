@@ -22,7 +22,7 @@ def place(tmp_path: Path) -> StorePlace:
 
 def test_there_is_none_at_first(place: StorePlace) -> None:
     assert place.read_if_there() is None
-    with pytest.raises(UsageError, match=r"there is no store; `clipfleet backfill SOURCE --store /"):
+    with pytest.raises(UsageError, match="there is no store; `clipfleet backfill` makes one"):
         place.read()
 
 

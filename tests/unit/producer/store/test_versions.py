@@ -100,3 +100,20 @@ def test_vectors_that_are_gone_are_damage(place: StorePlace) -> None:
 
     with pytest.raises(OutputDamagedError, match=r"is gone, though .*/store.json names it"):
         current_dataset(place)
+
+
+@pytest.fixture
+def migrated(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> VectorDataset:
+    """Versions 5 and 6 are of a migration, 7 of a night after it; each is of a day of its own."""
+    dataset = VectorDataset.open(place.dataset_uri(MINE))
+    for name, kind in (("d", "migration"), ("e", "migration"), ("f", "backfill")):
+        dataset = dataset.replace(NO_ADDRESSES, stored_rows([item(name)]).to_batches(), {"kind": kind})
+    days = {number: datetime(2026, 12, number, tzinfo=UTC) for number in range(1, 8)}
+    monkeypatch.setattr(VectorDataset, "times", lambda _: days)
+    return dataset
+
+
+def test_a_date_of_a_migration_is_refused_until_its_end(migrated: VectorDataset) -> None:
+    with pytest.raises(UsageError, match=r"being filled by a migration at 2026-12-05, .* whole version is 6"):
+        version_at(migrated, "2026-12-05")
+    assert [version_at(migrated, text).version for text in ("2026-12-06", "2026-12-07", "5")] == [6, 7, 5]

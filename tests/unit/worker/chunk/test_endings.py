@@ -311,3 +311,15 @@ class TestShunnedJobs:
         clock.now += 1
 
         assert shunned.current() == []
+
+
+def test_the_end_of_a_stores_job_is_left_to_others_with_one_line_in_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [make_job(job_id=job_id) for job_id in ("first", "second")]
+    for job in jobs:
+        bench.endings.pass_on_finish(make_finish_claim(job))
+
+    assert bench.endings.shunned_jobs.current() == ["first", "second"]
+    assert bench.ledger.told == [("postpone", "first", "0"), ("postpone", "second", "0")]
+    assert caplog.text.count("clipfleet[store]") == 1

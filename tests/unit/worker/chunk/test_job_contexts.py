@@ -14,6 +14,7 @@ import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, StoreVersion, read_job
 from clipfleet.contract.parts import PartRange, range_batch
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import (
     OutputConflictError,
     OutputTooNewError,
@@ -100,6 +101,62 @@ def rewrite(job: Job, **values: Any) -> None:
 
 def _leads_below(link: Path, folder: Path) -> bool:
     return link.is_symlink() and link.readlink().is_relative_to(folder)
+
+
+class TestStores:
+    """A store, and the dataset in it, must lie where the worker may write."""
+
+    FINGERPRINT = "a" * 16
+
+    def job_of(self, ledger: FakeLedger, store: Path) -> Job:
+        output = store / "_jobs" / "night"
+        target = StoreTarget(uri=str(store), store_id="1" * 32, listed_at=datetime(2026, 11, 1, tzinfo=UTC))
+        return ledger.submit(output, job_id="night", store=target)
+
+    def test_below_a_root_it_may(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        context = ledger.open(self.job_of(ledger, tmp_path / "root" / "store"))
+
+        context.require_writable_store("")
+        context.require_writable_store(self.FINGERPRINT)
+
+    def test_a_store_elsewhere_is_refused_even_if_the_output_is_not(
+        self, ledger: FakeLedger, tmp_path: Path
+    ) -> None:
+        target = StoreTarget(
+            uri=str(tmp_path), store_id="1" * 32, listed_at=datetime(2026, 11, 1, tzinfo=UTC)
+        )
+        job = ledger.submit(tmp_path / "root" / "out", store=target)
+
+        with pytest.raises(Refused, match="outside this worker's output roots"):
+            ledger.open(job)
+
+    @pytest.mark.parametrize("link", [f"{FINGERPRINT}.lance", f"{FINGERPRINT}.lance/data"])
+    def test_a_link_in_place_of_the_dataset_that_leads_elsewhere_is_refused(
+        self, ledger: FakeLedger, tmp_path: Path, link: str
+    ) -> None:
+        store = tmp_path / "root" / "store"
+        context = ledger.open(self.job_of(ledger, store))
+        (store / link).parent.mkdir(exist_ok=True)
+        (store / link).symlink_to(tmp_path)
+
+        with pytest.raises(Refused, match=f"{link} is outside"):
+            context.require_writable_store(self.FINGERPRINT)
+
+    def test_a_link_in_place_of_the_jobs_is_refused(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        store = tmp_path / "root" / "store"
+        store.mkdir(parents=True)
+        (tmp_path / "away").mkdir()
+        (store / "_jobs").symlink_to(tmp_path / "away")
+
+        with pytest.raises(Refused, match="outside"):
+            ledger.open(self.job_of(ledger, store))
+
+    def test_in_s3_the_bucket_counts(self, ledger: FakeLedger) -> None:
+        contexts = ledger.with_roots(buckets=("mine",))
+
+        with pytest.raises(Refused, match="CLIPFLEET_S3_BUCKETS"):
+            contexts.check_place("s3://theirs/store")
+        contexts.check_place("s3://mine/store")
 
 
 class TestOpening:

@@ -21,11 +21,13 @@ from PIL import AvifImagePlugin, Image
 
 from clipfleet.contract.columns import VectorType
 from clipfleet.contract.heads import Activation, HeadKind
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision, Task
 from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.heads.files import HeadFile
-from clipfleet.ledger.jobs import Lease
+from clipfleet.ledger.jobs import MAX_FAILURES, Lease
+from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
@@ -68,11 +70,13 @@ from clipfleet_worker.score.head_cache import HeadCache
 from clipfleet_worker.score.heads import DeviceHead, head_columns_of
 from clipfleet_worker.score.scoring_threads import ScoringThreads
 from clipfleet_worker.score.text_matrices import TextMatrices
+from clipfleet_worker.stores.equal_images import EqualImagesCache
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.heads import head_file
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
 from tests.support.memory_sink import MemorySink
+from tests.support.store_rows import LISTED_AT
 from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)
@@ -178,6 +182,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.places, self.encoder, self.sink, self.lease = Places(), Encoder(), MemorySink(), Steps()
+        self.ledger = MemoryLedger()
         self.load_error: Exception | None = None
         self.announces = False  # what the model wants to see, before it is loaded
         self.may_load = threading.Event()
@@ -210,7 +215,8 @@ class Bench:
                 text_matrices=matrices, heads=heads,
             ),
             open_items=OpenItems(1000), fetch_deadline_seconds=FETCH_SECONDS,
-            decode_seconds=DECODE_SECONDS,
+            decode_seconds=DECODE_SECONDS, ledger=self.ledger,
+            equal_images=EqualImagesCache(),
         )  # fmt: skip
 
     def __enter__(self) -> Bench:
@@ -300,6 +306,59 @@ def test_staged_images_are_not_fetched_and_do_not_reach_the_part(bench: Bench) -
     assert bench.column("uri") == uris
     assert bench.column("content_hash")[1] == hashlib.sha256(colour("red")).hexdigest()
     assert "_bytes" not in bench.rows()[0]
+
+
+class TestOfAStore:
+    """Items of a job that fills a store."""
+
+    def submit(self, bench: Bench, uris: Sequence[str], known: Sequence[bytes | None], **store: Any) -> Job:
+        target = StoreTarget(**{"uri": "/store", "store_id": "1" * 32, "listed_at": LISTED_AT, **store})
+        hashes = [image and hashlib.sha256(image).hexdigest() for image in known]
+        columns = {name: pa.nulls(len(uris), pa.string()) for name in ("_version", "_etag", "_last_modified")}
+        columns |= {"_digest": pa.array(range(len(uris))), "_content_hash": pa.array(hashes, pa.string())}
+        values = {"task": Task.EMBED, "labels": (), "store": target}
+        values["source"] = {"kind": "csv", "uri": "/list.csv"}
+        job = bench.submit(uris, values, **columns)
+        bench.ledger.submit(job)
+        return job
+
+    def test_images_that_the_store_has_are_neither_decoded_nor_encoded(self, bench: Bench) -> None:
+        uris = bench.colours(4)
+        contents = [cast(bytes, bench.places.contents[uri]) for uri in uris]
+
+        result = bench.run(self.submit(bench, uris, [contents[0], contents[1], contents[3], None]))
+
+        assert bench.column("status") == ["same", "same", "ok", "ok"]
+        assert bench.column("content_hash") == [hashlib.sha256(one).hexdigest() for one in contents]
+        assert bench.column("_size_bytes") == [len(one) for one in contents]
+        assert bench.column("_digest") == [0, 1, 2, 3]
+        assert [row["embedding"] is None for row in bench.rows()] == [True, True, False, False]
+        assert result.counts == PartCounts(4, 0, {}, same=2)
+        assert bench.encoder.images == 2
+
+    def test_the_first_model_is_that_of_the_jobs_vectors(self, bench: Bench) -> None:
+        job = self.submit(bench, bench.colours(2), [None, None])
+        bench.run(job)
+
+        mine = bench.encoder.fingerprint_for(job.decode, job.exif)
+        assert bench.ledger.pin_model(job.job_id) == mine
+        assert bench.column("model_fingerprint") == [mine, mine]
+
+    def test_a_model_of_other_weights_writes_nothing(self, bench: Bench) -> None:
+        job = self.submit(bench, bench.colours(2), [None, None])
+        bench.ledger.pin_model(job.job_id, "f" * 16)
+
+        with pytest.raises(ModelMismatchError, match="f" * 16):
+            bench.run(job)
+        bench.nothing_is_left()
+
+    def test_a_chunk_that_is_given_up_has_the_columns_of_a_store(self, bench: Bench) -> None:
+        job = self.submit(bench, bench.colours(2), [None, None])
+
+        bench.run(job, failures=MAX_FAILURES)
+
+        assert bench.column("error_code") == ["chunk_failed"] * 2
+        assert bench.column("_digest") == [0, 1]
 
 
 class TestAheadOfTheModel:

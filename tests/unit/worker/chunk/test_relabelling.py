@@ -50,9 +50,11 @@ from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.score.head_cache import HeadCache
 from clipfleet_worker.score.scoring_threads import ScoringThreads
 from clipfleet_worker.score.text_matrices import TextMatrices
+from clipfleet_worker.stores.equal_images import EqualImagesCache
 from tests.support.heads import head_file
 from tests.support.jobs import JOB_ID, make_claim, make_job
 from tests.support.memory_sink import MemorySink
+from tests.support.recording_ledger import RecordingLedger
 from tests.support.stored_vectors import fingerprint_of, place_vectors, stored_vectors, vector_rows
 
 LABELS = tuple(COLOURS)
@@ -103,7 +105,8 @@ class Bench:
                 models=models, batcher=self.batcher, scoring_threads=ScoringThreads(),
                 text_matrices=matrices, heads=heads,
             ),
-            open_items=self.open_items, fetch_deadline_seconds=1, decode_seconds=1,
+            open_items=self.open_items, fetch_deadline_seconds=1, decode_seconds=1, ledger=RecordingLedger(),
+            equal_images=EqualImagesCache(),
         )  # fmt: skip
 
     def load(self) -> LoadedModel:

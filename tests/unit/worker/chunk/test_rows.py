@@ -13,7 +13,7 @@ from clipfleet.contract.columns import LABEL_COLUMNS, accepted_column, label_col
 from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet.contract.parts import PART_COLUMNS, PartCounts, count_rows, part_schema
 from clipfleet_worker.chunk.rows import part_table
-from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.outcomes import EqualImage, Outcomes, Validators
 from clipfleet_worker.score.accepting import Acceptance
 from clipfleet_worker.score.label_columns import label_columns_of, placed
 from clipfleet_worker.score.ranking import Ranking
@@ -93,6 +93,59 @@ class TestEmbedding:
         row = part(THREE, outcomes).to_pylist()[1]
 
         assert (row["width"], row["height"], row["content_hash"]) == (5, 6, "bb")
+
+
+class TestOfAStore:
+    """Rows that a store takes."""
+
+    ITEMS = items("/a.jpg", "/b.jpg", "/c.jpg", note=["x", None, "z"])
+    STAGED = (
+        ITEMS.append_column("_version", pa.array(["5 v1", None, "7 v2"]))
+        .append_column("_digest", pa.array([1, 2, 3]))
+        .append_column("_etag", pa.array(['"old"', None, None]))
+        .append_column("_last_modified", pa.nulls(3, pa.string()))
+        .append_column("_content_hash", pa.array(["aa", None, None]))
+    )
+
+    def test_rows_have_what_the_store_needs_and_not_what_was_known(self) -> None:
+        outcomes = Outcomes(3)
+        outcomes.keep(0, "aa")
+        outcomes.fail(1, NOT_FOUND)
+        outcomes.validators[2] = Validators('"new"', "Mon, 02 Nov 2026 00:00:00 GMT")
+        outcomes.sizes_bytes[2], outcomes.content_hashes[2] = 99, "cc"
+        outcomes.copy(2, EqualImage(VECTORS[0].astype(np.float16), 31, 17))
+
+        table = part(self.STAGED, outcomes, fills_a_store=True)
+
+        assert table.schema == part_schema(4, [pa.field("note", pa.string())], fills_a_store=True)
+        wanted = (
+            "status", "content_hash", "_version", "_digest", "_etag", "_size_bytes", "_is_copied", "width",
+        )  # fmt: skip
+        assert [tuple(row[name] for name in wanted) for row in table.to_pylist()] == [
+            ("same", "aa", "5 v1", 1, None, None, False, None),
+            ("failed", None, None, 2, None, None, False, None),
+            ("ok", "cc", "7 v2", 3, '"new"', 99, True, 31),
+        ]  # fmt: skip
+        assert table["_last_modified"].to_pylist() == [None, None, "Mon, 02 Nov 2026 00:00:00 GMT"]
+        assert table["embedding"].to_pylist() == [None, None, VECTORS[0].astype(np.float16).tolist()]
+        assert table["model_fingerprint"].to_pylist() == [None, None, "f00d"]
+        assert count_rows(table) == PartCounts(2, 1, {"not_found": 1}, same=1, copied=1)
+
+    def test_a_chunk_that_is_given_up_has_the_columns_too(self) -> None:
+        outcomes = Outcomes(3)
+        outcomes.keep(0, "aa")
+        outcomes.fail_all(NOT_FOUND)
+
+        table = part(self.STAGED, outcomes, fills_a_store=True, model_fingerprint=None)
+
+        assert table["status"].to_pylist() == ["failed"] * 3
+        assert table["_digest"].to_pylist() == [1, 2, 3]
+        assert count_rows(table) == PartCounts(0, 3, {"not_found": 3})
+
+    def test_a_column_of_such_a_name_stays_in_another_job(self, outcomes: Outcomes) -> None:
+        rows = items("/a.jpg", "/b.jpg", "/c.jpg", _etag=["1", "2", "3"])
+
+        assert part(rows, outcomes)["_etag"].to_pylist() == ["1", "2", "3"]
 
 
 OK = np.array([0, 2])

@@ -20,18 +20,21 @@ from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
+from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.finish.committing import StoreCommits
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.heads import head_file
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 
 TTL_SECONDS = 3600
+NO_LOCKS = cast(Locks, None)  # no job of these fills a store
 ENDS = (objects.LAYOUT.errors, objects.MANIFEST, objects.SUCCESS)
 
 
@@ -113,7 +116,9 @@ class Bench(HeldLease):
     def run(self, output: FolderOutput | None = None) -> str:
         output = output or self.output
         context = JobContext(self.job, output, PartSink(output), StagedReader(output, job_id=JOB_ID))
-        return Finisher(cast(Ledger, self), TTL_SECONDS).finish(make_finish_claim(self.job), context, self)
+        ledger = cast(Ledger, self)
+        finisher = Finisher(ledger, TTL_SECONDS, StoreCommits(ledger, NO_LOCKS))
+        return finisher.finish(make_finish_claim(self.job), context, self)
 
     def manifest(self) -> dict[str, Any]:
         self.run()

@@ -25,6 +25,7 @@ from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
+from clipfleet_worker.finish.committing import NoStoreExtraError, StoreBusyError
 from clipfleet_worker.hints.tasks import Tasks, register
 from clipfleet_worker.models.cache import Models
 from tests.support.doubles import Clock
@@ -272,6 +273,8 @@ class TestFinishing:
             (OutputAway("disk full"), [("postpone", JOB_ID, "5", "disk full")], True),
             (OutputTooNewError("update it"), [("postpone", JOB_ID, "0")], True),
             (ChunkInterrupted("the worker drains"), [("postpone", JOB_ID, "0")], False),
+            (StoreBusyError("busy"), [("postpone", JOB_ID, "2")], True),
+            (NoStoreExtraError(), [("postpone", JOB_ID, "0")], True),
             (OutputConflictError("of job x"), [("fail", JOB_ID, "output_conflict: of job x")], True),
         ],
         ids=named,

@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 from clipfleet import __version__
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure, TransientFailure
+from clipfleet_worker.fetch.conditions import Inquiry, UnchangedError, present_inquiry, validators_of
 from clipfleet_worker.fetch.host_breaker import HostBreaker
 from clipfleet_worker.fetch.http.address_guard import AddressGuard
 from clipfleet_worker.fetch.http.body import ArrivingBytes, BodyReader
@@ -131,15 +132,16 @@ class HttpFetcher:
         """The body of a 200 response, after at most `max_redirects` redirects; it may be empty.
 
         Raises:
+            UnchangedError: the present inquiry has a condition, and a server says so.
             ItemFailure: anything else.
         """
-        return await self._follow(target_of(uri), must_be_allowed=True)
+        return await self._follow(target_of(uri), present_inquiry(), must_be_allowed=True)
 
     async def _rules_at(self, url: str) -> bytes:
         """A robots.txt, which needs no permission."""
-        return await self._follow(target_of(url), must_be_allowed=False)
+        return await self._follow(target_of(url), None, must_be_allowed=False)
 
-    async def _follow(self, target: Target, *, must_be_allowed: bool) -> bytes:
+    async def _follow(self, target: Target, inquiry: Inquiry | None, *, must_be_allowed: bool) -> bytes:
         loop = asyncio.get_running_loop()
         seconds = self._limits.fetch_timeout_seconds
         for _ in range(self._limits.max_redirects + 1):
@@ -149,7 +151,9 @@ class HttpFetcher:
             async with self.turns.at(target.host):
                 started = loop.time()
                 with self._breaker.watch(target.origin, target.text):
-                    answer = await self._hop(target, seconds, must_be_allowed)
+                    answer = await self._hop(target, inquiry, seconds, must_be_allowed)
+            if answer is None:
+                raise UnchangedError
             if isinstance(answer, bytes):
                 return answer
             seconds -= loop.time() - started
@@ -159,23 +163,29 @@ class HttpFetcher:
             f"more than {self._limits.max_redirects}, the last one to {target.host}",
         )
 
-    async def _hop(self, target: Target, seconds: float, must_be_allowed: bool) -> bytes | str:
-        """The body, or the location of a redirect."""
+    async def _hop(
+        self, target: Target, inquiry: Inquiry | None, seconds: float, must_be_allowed: bool
+    ) -> bytes | str | None:
+        """The body, or the location of a redirect; None: the image is unchanged."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange(target, must_be_allowed)
+                return await self._exchange(target, inquiry, must_be_allowed)
         except TimeoutError:
             limit = self._limits.fetch_timeout_seconds
             detail = f"{target.host}: not finished within {limit:g} s"
             raise TransientFailure(ErrorCode.TIMEOUT, detail) from None
 
-    async def _exchange(self, target: Target, must_be_allowed: bool) -> bytes | str:
+    async def _exchange(
+        self, target: Target, inquiry: Inquiry | None, must_be_allowed: bool
+    ) -> bytes | str | None:
         if self._session is None:
             raise RuntimeError("HttpFetcher.start was not called")
         # aiohttp keeps any number of idle connections: with images on very many hosts, too many file
         # descriptors. So no connection is kept once there are as many open sockets as turns.
         kept_or_used = len(self._sockets) - self.turns.slow
-        headers = _CLOSE if kept_or_used > self._limits.total_connections else None
+        headers = {} if inquiry is None else inquiry.headers
+        if kept_or_used > self._limits.total_connections:
+            headers = headers | _CLOSE
         try:
             response = await self._session.get(target.url, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -183,17 +193,19 @@ class HttpFetcher:
         try:
             if must_be_allowed:
                 self._require_no_refusal(target.host, response)
-            return await self._answer(target.host, response)
+            return await self._answer(target.host, inquiry, response)
         finally:
             # A no-op if the whole body has arrived: that connection is in the pool again.
             response.close()
 
     def _require_no_refusal(self, host: str, response: aiohttp.ClientResponse) -> None:
         refusal = refusal_of(response.headers.getall("X-Robots-Tag", ()))
-        if refusal is not None and self._respects_robots_tag and response.status == 200:
+        if refusal is not None and self._respects_robots_tag and response.status in (200, 304):
             raise ItemFailure(ErrorCode.ROBOTS_REFUSED, f"{host}: X-Robots-Tag says {refusal}")
 
-    async def _answer(self, host: str, response: aiohttp.ClientResponse) -> bytes | str:
+    async def _answer(
+        self, host: str, inquiry: Inquiry | None, response: aiohttp.ClientResponse
+    ) -> bytes | str | None:
         source = self._sockets.behind(response)
         head_bytes = sum(len(name) + len(value) + 4 for name, value in response.raw_headers)
         if head_bytes > self._limits.max_head_bytes:
@@ -201,10 +213,13 @@ class HttpFetcher:
                 ErrorCode.HTTP_ERROR, f"{host}: a header of more than {self._limits.max_head_bytes} bytes"
             )
         status = response.status
-        if status == 200:
-            body = await self._bodies.read(host, response, source)
+        is_unchanged = status == 304 and inquiry is not None and inquiry.is_conditional
+        if status == 200 or is_unchanged:
+            body = None if is_unchanged else await self._bodies.read(host, response, source)
             if source is not None:
                 source.start_anew()
+            if inquiry is not None:
+                inquiry.answer = validators_of(response.headers)
             return body
         if status in _REDIRECTS and (location := response.headers.get("Location")):
             return location

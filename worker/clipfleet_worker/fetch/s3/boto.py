@@ -30,10 +30,13 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3.client import SCHEME, S3Connection, goes_through_proxy
 from clipfleet.s3.failures import S3Problem, explain, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.fetch.conditions import validators_of
+from clipfleet_worker.outcomes import Validators
 
 _READ_BYTES = 1 << 20
 _SAFE_IN_KEYS = "/~"
 _AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/, ]+/[0-9]{8}/([^/, ]+)/s3/aws4_request,")
+NOT_MODIFIED = 304
 CHECKSUM_MODE = "x-amz-checksum-mode"
 _UNDERSTOOD = frozenset({CHECKSUM_MODE, "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -106,10 +109,18 @@ class S3Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """An object, and where it came from."""
+class S3Answer:
+    """An object, and what the store says of its version."""
 
-    data: bytes
+    data: bytes | None  # None: it has the ETag that was sent
+    validators: Validators
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An answer, and where it came from."""
+
+    answer: S3Answer
     place: S3Place | None  # None: objects of its bucket have to come through boto3
 
 
@@ -129,23 +140,27 @@ class BotoReader:
         self._tls: ssl.SSLContext | None = None
         self._sent = threading.local()  # `request`: the last one of this thread's call
 
-    def get(self, bucket: str, key: str, byte_range: str) -> Learned:
-        """An object, or a range of its bytes, as the header `Range` puts it.
+    def get(self, bucket: str, key: str, byte_range: str, known_etag: str = "") -> Learned:
+        """An object, or a range of its bytes, as the header `Range` puts it, unless it has a known ETag.
 
         Raises:
             ItemFailure: it cannot be read.
             SourceUnavailableError: no object can be read now.
         """
         ends = time.monotonic() + self._limits.fetch_timeout_seconds
-        wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
+        wanted = {"Bucket": bucket, "Key": key, "Range": byte_range, "IfNoneMatch": known_etag}
+        wanted = {name: value for name, value in wanted.items() if value}
         self._sent.request = None
         try:
             answer = self._connected().client.get_object(**wanted)
             with closing(answer["Body"]) as body:
                 if (answer.get("ContentLength") or 0) > self._limits.max_image_bytes:
                     raise too_many_bytes(self._limits.max_image_bytes)
-                return Learned(self._read_all(body, ends), self._place(key))
+                found = S3Answer(self._read_all(body, ends), _validators(answer))
+                return Learned(found, self._place(key))
         except failures_of_calls() as error:
+            if known_etag and isinstance(error, ClientError) and _status(error.response) == NOT_MODIFIED:
+                return Learned(S3Answer(None, _validators(error.response)), self._place(key))
             raise failure_of_call(bucket, error) from error
 
     def credentials(self) -> ReadOnlyCredentials:
@@ -210,6 +225,16 @@ class BotoReader:
                     cafile=None if is_folder else path, capath=path if is_folder else None
                 )
             return self._tls
+
+
+def _status(answer: Any) -> int:
+    found: int = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return found
+
+
+def _validators(answer: Any) -> Validators:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return validators_of(headers, etag="etag", last_modified="last-modified")  # in lower case here
 
 
 def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavailableError:

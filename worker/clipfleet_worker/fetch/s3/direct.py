@@ -23,8 +23,11 @@ from yarl import URL
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.s3.failures import CREDENTIAL_CODES, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.fetch.conditions import validators_of
 from clipfleet_worker.fetch.s3.boto import (
     CHECKSUM_MODE,
+    NOT_MODIFIED,
+    S3Answer,
     S3Limits,
     S3Place,
     failure_of_call,
@@ -96,8 +99,10 @@ class DirectReader:
             await self._session.close()
             self._session = None
 
-    async def get(self, place: S3Place, bucket: str, key: str, byte_range: str) -> bytes:
-        """An object, or a range of its bytes, as the header `Range` puts it.
+    async def get(
+        self, place: S3Place, bucket: str, key: str, byte_range: str, known_etag: str = ""
+    ) -> S3Answer:
+        """An object, or a range of its bytes, as the header `Range` puts it, unless it has a known ETag.
 
         Raises:
             PlaceOutdatedError: boto3 has to read it.
@@ -108,6 +113,8 @@ class DirectReader:
             raise RuntimeError("start comes first")
         url = place.url_of(key)
         headers = signed_headers(place, url, byte_range, await self._current(bucket), time.time())
+        if known_etag:
+            headers["if-none-match"] = known_etag  # not signed: it need not be
         try:
             response = await self._session.get(
                 URL(url, encoded=True), headers=headers, allow_redirects=False, ssl=place.tls or True
@@ -115,6 +122,8 @@ class DirectReader:
         except (aiohttp.ClientError, OSError) as error:
             raise _failure_before_answer(place.host, error) from error
         try:
+            if known_etag and response.status == NOT_MODIFIED:
+                return S3Answer(None, validators_of(response.headers))
             if response.status not in (200, 206):
                 raise await self._refusal(bucket, response)
             data = await self._body(place.host, response)
@@ -126,7 +135,7 @@ class DirectReader:
             response.close()
         if response.status == 200:
             _require_same(place.host, data, response.headers)
-        return data
+        return S3Answer(data, validators_of(response.headers))
 
     def forget_credentials(self) -> None:
         """Load credentials again for the next object."""

@@ -17,9 +17,10 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3.client import SCHEME, S3Connection, split_s3_uri
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
 from clipfleet_worker.fetch import archive_member
+from clipfleet_worker.fetch.conditions import UnchangedError, present_inquiry
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.lane_turns import LaneTurns
-from clipfleet_worker.fetch.s3.boto import BotoReader, S3Limits, S3Place
+from clipfleet_worker.fetch.s3.boto import BotoReader, S3Answer, S3Limits, S3Place
 from clipfleet_worker.fetch.s3.direct import DirectReader, PlaceOutdatedError
 from clipfleet_worker.process.shortages import LenientThreadPool
 
@@ -69,10 +70,17 @@ class S3Fetcher:
         """Read an object. The key is taken literally, not percent-decoded.
 
         Raises:
+            UnchangedError: the present inquiry has an ETag, and the object has it still.
             ItemFailure: the object cannot be read.
             SourceUnavailableError: no object can: the store has been down for half a minute.
         """
-        return await self._fetch(uri, "")
+        inquiry = present_inquiry()
+        answer = await self._fetch(uri, "", "" if inquiry is None else inquiry.known.etag)
+        if inquiry is not None:
+            inquiry.answer = answer.validators
+        if answer.data is None:
+            raise UnchangedError
+        return answer.data
 
     async def fetch_member(self, uri: str) -> bytes:
         """An image in a tar archive, see `clipfleet.contract.tar_member`; otherwise like `fetch`.
@@ -86,18 +94,20 @@ class S3Fetcher:
         if member.size_bytes == 0:
             return b""
         last = member.offset_bytes + member.size_bytes - 1
-        data = await self._fetch(member.archive, f"bytes={member.offset_bytes}-{last}")
+        # An ETag would be that of the archive.
+        answer = await self._fetch(member.archive, f"bytes={member.offset_bytes}-{last}")
+        data = answer.data or b""
         if len(data) != member.size_bytes:
             detail = f"{len(data)} of {member.size_bytes} bytes: the archive was changed"
             raise ItemFailure(ErrorCode.INCOMPLETE_BODY, detail)
         return data
 
-    async def _fetch(self, uri: str, byte_range: str) -> bytes:
+    async def _fetch(self, uri: str, byte_range: str, known_etag: str = "") -> S3Answer:
         bucket, key = self._target(uri)
         if self._pool is None:
             raise RuntimeError("start comes first")
         try:
-            return await self._in_turn(uri, bucket, key, byte_range)
+            return await self._in_turn(uri, bucket, key, byte_range, known_etag)
         except (HostLeftAlone, TransientFailure) as failure:
             # While the whole store is down, this is no failure of the object, and no attempt of its own.
             refusal = failure if isinstance(failure, HostLeftAlone) else self._breaker.refusal(_STORE)
@@ -109,31 +119,35 @@ class S3Fetcher:
                 raise
             raise refusal from failure
 
-    async def _in_turn(self, uri: str, bucket: str, key: str, byte_range: str) -> bytes:
+    async def _in_turn(self, uri: str, bucket: str, key: str, byte_range: str, known_etag: str) -> S3Answer:
         await self._turns.take()
         with ExitStack() as turn:
             turn.callback(self._turns.release)
             with self._breaker.watch(_STORE, uri):
                 try:
                     async with asyncio.timeout(self._limits.fetch_timeout_seconds):
-                        return await self._get(turn, bucket, key, byte_range)
+                        return await self._get(turn, bucket, key, byte_range, known_etag)
                 except TimeoutError:
                     raise self._boto.too_late() from None
 
-    async def _get(self, turn: ExitStack, bucket: str, key: str, byte_range: str) -> bytes:
+    async def _get(
+        self, turn: ExitStack, bucket: str, key: str, byte_range: str, known_etag: str
+    ) -> S3Answer:
         place = self.places.get(bucket)
         if place is not None:
             try:
-                return await self._direct.get(place, bucket, key, byte_range)
+                return await self._direct.get(place, bucket, key, byte_range, known_etag)
             except PlaceOutdatedError:
                 self._direct.forget_credentials()
                 if self.places.get(bucket) is place:
                     del self.places[bucket]
-        return await self._get_through_boto(turn, bucket, key, byte_range)
+        return await self._get_through_boto(turn, bucket, key, byte_range, known_etag)
 
-    async def _get_through_boto(self, turn: ExitStack, bucket: str, key: str, byte_range: str) -> bytes:
+    async def _get_through_boto(
+        self, turn: ExitStack, bucket: str, key: str, byte_range: str, known_etag: str
+    ) -> S3Answer:
         future = asyncio.get_running_loop().run_in_executor(
-            self._pool, self._boto.get, bucket, key, byte_range
+            self._pool, self._boto.get, bucket, key, byte_range, known_etag
         )
         # From here on the turn ends with the thread's call, also after a cancellation: otherwise calls would
         # pile up in the pool.
@@ -142,7 +156,7 @@ class S3Fetcher:
         learned = await asyncio.shield(future)
         if learned.place is not None:
             self.places[bucket] = learned.place
-        return learned.data
+        return learned.answer
 
     def _target(self, uri: str) -> tuple[str, str]:
         try:

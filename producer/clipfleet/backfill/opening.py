@@ -1,0 +1,79 @@
+"""Which store a backfill fills, and with which vectors."""
+
+from __future__ import annotations
+
+from clipfleet.backfill.options import BackfillOptions
+from clipfleet.contract.jobs import DEFAULT_MODEL
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.errors import OutputConflictError, UsageError, usage_errors
+from clipfleet.outputs import open_output
+from clipfleet.outputs.job_file import job_of
+from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace, store_place
+
+_OF_THE_VECTORS = ("model", "precision", "decode", "exif")
+
+
+def open_place(text: str) -> StorePlace:
+    """The place of a store that is there, or is to be made.
+
+    Raises:
+        UsageError: it is none, or holds the results of a job.
+        OutputUnavailableError: it cannot be read now.
+    """
+    place = store_place(text)
+    if place.read_if_there() is None and job_of(open_output(place.uri)) is not None:
+        raise OutputConflictError(
+            f"{place.uri} holds the results of a job: name another folder or prefix for the store"
+        )
+    return place
+
+
+def listed_source(source: SourceLike, options: BackfillOptions) -> Source:
+    """Open a source, with items that are named by their URIs where they have no ids. See `source_of`."""
+    asked = ReadOptions(options.url_column, options.id_column, options.base_uri, named_by_uri=True)
+    return source_of(source, asked)
+
+
+def wanted_vectors(options: BackfillOptions) -> EmbeddedBy:
+    """What makes the vectors of a new store, or of a migration."""
+    given = {name: value for name, value in _given(options).items() if name != "model"}
+    with usage_errors():
+        return EmbeddedBy(model=normalise_model(options.model or DEFAULT_MODEL), **given)
+
+
+def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
+    """What makes the vectors after a migration: as now, but for the options that are given.
+
+    Raises:
+        UsageError: none is given.
+    """
+    given = _given(options)
+    if not given:
+        raise UsageError("a migration needs to know to which vectors: give a `model=`")
+    with usage_errors():
+        if "model" in given:
+            given["model"] = normalise_model(given["model"])
+        return EmbeddedBy(**{name: getattr(current, name) for name in _OF_THE_VECTORS} | given)
+
+
+def require_same_vectors(options: BackfillOptions, store: StoreFile, uri: str) -> None:
+    """Raise `UsageError` for an option that differs from what the store has."""
+    for name, value in _given(options).items():
+        has = getattr(store.current, name)
+        wanted = normalise_model(value) if name == "model" else value
+        if wanted != has:
+            raise UsageError(
+                f"{uri} has vectors with `{name}=` {has}, not {wanted}: leave the option out, or fill the "
+                "store with other vectors by `migrate=True`"
+            )
+
+
+def is_filled_by(current: EmbeddedBy, wanted: EmbeddedBy) -> bool:
+    """Whether a dataset has the vectors that are wanted."""
+    return all(getattr(current, name) == getattr(wanted, name) for name in _OF_THE_VECTORS)
+
+
+def _given(options: BackfillOptions) -> dict[str, str]:
+    values = {name: getattr(options, name) for name in _OF_THE_VECTORS}
+    return {name: value for name, value in values.items() if value is not None}

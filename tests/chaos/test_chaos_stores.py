@@ -1,0 +1,24 @@
+"""`make chaos-stores` in small: broken nights, a broken migration and races end as promised."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.documents import ROOT
+
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(600), pytest.mark.usefixtures("chaos_servers")]
+
+
+def test_stores_equal_fresh_ones_over_the_same_source(tmp_path: Path) -> None:
+    few = ("--seed", "3", "--kills", "6", "--races", "2")
+    result = subprocess.run(
+        [sys.executable, "-m", "ops.chaos.stores.run", "--folder", tmp_path, *few],
+        cwd=ROOT, text=True, capture_output=True, timeout=500, check=False,
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    print(result.stdout)

@@ -1,0 +1,351 @@
+"""A night of a store: what it runs, commits and counts, and what becomes of one that was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from clipfleet.backfill.opening import open_place
+from clipfleet.backfill.outcome import BackfillResult
+from clipfleet.backfill.rounds import submit_lock
+from clipfleet.contract.jobs import JobState
+from clipfleet.errors import JobConflictError, OutputConflictError, SourceError, UsageError
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.sources import ReadOptions, source_of
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import EmbeddedBy, StoreFile
+from tests.support.backfills import FINGERPRINTS, Nights, uris
+from tests.support.jobs import make_job, place_job
+from tests.support.store_rows import ListedItems, item
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    return Nights(tmp_path / "store")
+
+
+def counts(result: BackfillResult) -> dict[str, int]:
+    """Those that are not zero, without the version."""
+    names = ("new", "changed", "same", "gone", "failed", "copied", "left")
+    return {name: getattr(result, name) for name in names if getattr(result, name)}
+
+
+def listed(ids: str, **versions: str | None) -> ListedItems:
+    """An item per letter; `versions` of some of them."""
+    return ListedItems([item(name, versions.get(name, "5 v1")) for name in ids])
+
+
+def test_the_first_night_makes_the_store(nights: Nights) -> None:
+    result = nights.night(listed("abcd")).wait()
+
+    assert counts(result) == {"new": 4}
+    assert (result.version, result.store, result.ran) == (2, nights.place.uri, 4)
+    assert (result.fetched_bytes, result.state) == (400, JobState.COMPLETED)
+    assert nights.ids() == [*"abcd"]
+    assert nights.place.read().current.fingerprint == FINGERPRINTS["demo"]
+
+
+def test_the_next_night_runs_only_what_is_new_or_changed(nights: Nights) -> None:
+    nights.night(listed("abcd")).wait()
+    nights.fetched.clear()
+    nights.images["s3://bucket/b"] = "another image"
+
+    result = nights.night(listed("abdef", b="6 v2", d="5 v2")).wait()
+
+    assert counts(result) == {"new": 2, "changed": 1, "same": 2, "gone": 1}
+    assert nights.fetched == uris("bdef")
+    assert nights.ids() == [*"abdef"]
+
+
+def test_a_night_without_changes_has_no_job_and_makes_no_version(nights: Nights) -> None:
+    before = nights.night(listed("abcd")).wait()
+
+    night = nights.night(listed("abcd"))
+    night.begin()
+    result = night.wait()
+
+    assert night.job is None
+    assert counts(result) == {"same": 4}
+    assert (result.version, result.job_id, result.ran) == (before.version, None, 0)
+
+
+def test_what_is_gone_is_committed_without_a_job(nights: Nights) -> None:
+    nights.night(listed("abcd")).wait()
+
+    result = nights.night(listed("bd")).wait()
+
+    assert (counts(result), result.job_id, result.version) == ({"same": 2, "gone": 2}, None, 3)
+    assert nights.ids() == ["b", "d"]
+
+
+def test_gone_items_are_kept_for_some_days(nights: Nights) -> None:
+    nights.night(listed("abc")).wait()
+    gone = nights.night(listed("ab"), keep_gone_days=1).wait()
+    assert (counts(gone), nights.ids()) == ({"same": 2, "gone": 1}, ["a", "b", "c"])
+
+    assert nights.night(listed("ab"), keep_gone_days=1).wait().version == gone.version
+    assert counts(nights.night(listed("ab")).wait()) == {"same": 2}  # they have been gone for long enough
+    assert nights.ids() == ["a", "b"]
+
+
+def test_items_without_a_version_are_asked_each_night(nights: Nights) -> None:
+    source = ListedItems([item(name, None) for name in "abc"])
+    first = nights.night(source).wait()
+    nights.images["s3://bucket/c"] = "another image"
+
+    assert counts(first) == {"new": 3}
+    assert counts(nights.night(source).wait()) == {"changed": 1, "same": 2}
+    assert counts(nights.night(source).wait()) == {"same": 3}
+
+
+def test_failed_items_are_tried_again_and_keep_what_they_had(nights: Nights) -> None:
+    nights.night(listed("ab")).wait()
+    nights.images = dict.fromkeys(uris("bc"))
+
+    result = nights.night(listed("abc", b="5 v2")).wait()
+    again = nights.night(listed("abc", b="5 v2")).wait()
+    nights.images.clear()
+    after = nights.night(listed("abc", b="5 v2")).wait()
+
+    assert counts(result) == counts(again) == {"same": 1, "failed": 2}
+    assert (result.state, result.ran) == (JobState.COMPLETED_WITH_ERRORS, 2)
+    assert result.errors_file == f"{nights.place.uri}/_jobs/{result.job_id}/_errors.jsonl"
+    assert counts(after) == {"same": 2, "new": 1}
+    assert nights.ids() == [*"abc"]
+
+
+def test_where_everything_fails_there_is_no_dataset(nights: Nights) -> None:
+    nights.images = dict.fromkeys(uris("ab"))
+
+    assert (counts(nights.night(listed("ab")).wait()), nights.place.read().current.fingerprint) == (
+        {"failed": 2}, None,
+    )  # fmt: skip
+
+
+def test_a_night_may_be_limited(nights: Nights) -> None:
+    results = [nights.night(listed("abcde"), max_items=2).wait() for _ in range(4)]
+
+    assert [counts(one) for one in results] == [
+        {"new": 2, "left": 3}, {"new": 2, "same": 2, "left": 1}, {"new": 1, "same": 4}, {"same": 5},
+    ]  # fmt: skip
+
+
+def test_a_plan_changes_nothing(nights: Nights) -> None:
+    plan = nights.night(listed("abc")).plan()
+    assert (plan.items, plan.new, plan.to_run, nights.place.read_if_there()) == (3, 3, 3, None)
+
+    nights.night(listed("abc")).wait()
+    plan = nights.night(listed("abd", b="5 v2")).plan()
+
+    assert (plan.items, plan.new, plan.to_run, plan.same, len(plan.gone)) == (3, 1, 2, 1, 1)
+    assert (len(nights.ledger.jobs()), nights.ids()) == (1, [*"abc"])
+
+
+class Broken(ListedItems):
+    """A source that cannot be read to its end."""
+
+    def batches(self) -> Any:
+        yield from super().batches()
+        raise SourceError("the listing broke off")
+
+
+def test_a_listing_that_fails_half_way_changes_nothing(nights: Nights) -> None:
+    with pytest.raises(SourceError, match="broke off"):
+        nights.night(Broken([item("a")])).wait()
+    assert nights.place.read_if_there() is None
+
+    nights.night(listed("abc")).wait()
+    with pytest.raises(SourceError, match="broke off"):
+        nights.night(Broken([item("a"), item("d")])).wait()
+    assert nights.ids() == [*"abc"]
+    assert len(nights.ledger.jobs()) == 1
+
+
+def test_images_without_a_name_are_refused(nights: Nights) -> None:
+    options = ReadOptions(named_by_uri=True)
+    with pytest.raises(SourceError, match="images without an id"):
+        nights.night(source_of([b"image"], options)).wait()
+
+    assert counts(nights.night(source_of([{"id": "one", "bytes": b"image"}], options)).wait()) == {"new": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "new:one"}, "has vectors with `model=` demo, not new:one: leave the option out"),
+        ({"precision": "fp32"}, "`precision=` auto, not fp32"),
+        ({"decode": "exact"}, "`decode=` fast, not exact"),
+    ],
+)
+def test_options_that_differ_from_the_store_are_refused(
+    nights: Nights, options: Mapping[str, Any], words: str
+) -> None:
+    nights.night(listed("a")).wait()
+
+    with pytest.raises(UsageError, match=words):
+        nights.night(listed("a"), **options).begin()
+
+
+def test_a_store_keeps_its_options(nights: Nights) -> None:
+    nights.night(listed("a"), precision="fp32", exif="apply").wait()
+
+    result = nights.night(listed("ab"), model=None).wait()
+
+    assert counts(result) == {"same": 1, "new": 1}
+    job = nights.ledger.job(result.job_id or "")
+    assert (job.model, job.precision, job.exif, job.lane) == ("demo", "fp32", "apply", "normal")
+
+
+def test_the_results_of_a_job_are_no_store(tmp_path: Path) -> None:
+    place = open_place(str(tmp_path))
+    place_job(FolderOutput(tmp_path), make_job(tmp_path))
+
+    with pytest.raises(OutputConflictError, match="holds the results of a job: name another folder"):
+        open_place(str(tmp_path))
+    assert place.read_if_there() is None
+
+
+# --- several backfills, interrupted ones ---
+
+
+def test_a_job_id_stands_for_its_night(nights: Nights) -> None:
+    first = nights.night(listed("ab"), job_id="monday").wait()
+    nights.night(listed("abc"), job_id="tuesday").wait()
+
+    again = nights.night(listed("xyz"), job_id="monday").wait()
+
+    assert replace(again, seconds=first.seconds) == first
+    assert nights.ids() == [*"abc"]
+
+
+def test_a_job_id_of_another_store_is_refused(nights: Nights) -> None:
+    nights.ledger.submit(make_job(job_id="monday"))
+
+    with pytest.raises(JobConflictError, match="job monday does not fill"):
+        nights.night(listed("ab"), job_id="monday").wait()
+
+
+def test_a_night_with_the_id_of_one_in_progress_joins_it(nights: Nights) -> None:
+    nights.night(listed("ab"), job_id="monday").begin()
+
+    night = nights.night(listed("abc"), job_id="monday")
+    night.begin()
+
+    assert (night.job and night.job.job_id, night.is_another) == ("monday", False)
+    assert counts(night.wait()) == {"new": 2}
+
+
+def test_a_night_waits_for_the_one_before(nights: Nights) -> None:
+    nights.night(listed("ab")).begin()
+
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.is_another
+    result = night.wait()
+
+    assert (counts(result), nights.ids()) == ({"same": 2, "new": 1}, [*"abc"])
+    assert nights.fetched == uris("abc")
+    assert "is in progress: waiting for it" in nights.said[0]
+
+
+class KilledError(Exception):
+    """Stands for a SIGKILL."""
+
+
+def interrupt(nights: Nights, monkeypatch: pytest.MonkeyPatch, source: ListedItems, **options: Any) -> None:
+    """A backfill that is killed when all is staged but the end of the list."""
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object, **__: object) -> None:
+            raise KilledError
+
+        patch.setattr(nights.ledger, "seal", killed)
+        with pytest.raises(KilledError):
+            nights.night(source, **options).wait()
+
+
+@pytest.mark.parametrize("options", [{}, {"job_id": "monday"}])
+def test_an_interrupted_submit_is_replaced(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, options: Mapping[str, str]
+) -> None:
+    interrupt(nights, monkeypatch, listed("ab"), **options)
+
+    result = nights.night(listed("bc"), **options).wait()
+
+    assert (counts(result), nights.ids()) == ({"new": 2}, ["b", "c"])
+    assert "was cancelled: its submit was interrupted" in nights.said[0]
+    states = sorted(one.state for one in nights.ledger.jobs())
+    assert states == [JobState.CANCELLED, JobState.COMPLETED]
+    if options:
+        assert result.job_id == "monday-2"
+        again = nights.night(listed("x"), **options).wait()
+        assert replace(again, seconds=result.seconds) == result
+
+
+def test_a_submit_in_progress_is_waited_for(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(nights, monkeypatch, listed("ab"), job_id="monday")
+    lock = submit_lock(nights.place.read().store_id, "monday")
+    nights.locks.taken.add(lock)
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.is_another
+
+    nights.locks.taken.remove(lock)
+
+    assert counts(night.wait()) == {"new": 3}
+
+
+def test_a_job_that_was_cancelled_commits_nothing(nights: Nights) -> None:
+    nights.night(listed("ab")).wait()
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.job is not None
+    nights.ledger.cancel(night.job.job_id, ttl_seconds=60)
+
+    result = night.wait()
+
+    assert (result.state, result.is_complete, result.version) == (JobState.CANCELLED, False, 2)
+    assert nights.ids() == ["a", "b"]
+
+
+def test_a_night_that_another_one_has_overtaken_is_repeated(nights: Nights) -> None:
+    nights.night(listed("ab")).wait()
+    nights.images = dict.fromkeys(uris("ab"), "another image")
+
+    def overtake() -> None:
+        uri = nights.place.dataset_uri(FINGERPRINTS["demo"])
+        dataset = VectorDataset.open(uri)
+        rows = next(dataset.batches(dataset.schema.names, where="item_id = 'b'", with_address=True))
+        position = rows.schema.get_field_index("listed_at")
+        later = [one + timedelta(days=1) for one in rows["listed_at"].to_pylist()]
+        fresh = rows.set_column(position, "listed_at", pa.array(later, rows["listed_at"].type))
+        dataset.replace(
+            rows["_rowaddr"].to_numpy(), [fresh.select(dataset.schema.names).cast(dataset.schema)], {}
+        )
+
+    nights.meanwhile = overtake
+    result = nights.night(listed("abc", a="5 v2", b="5 v2")).wait()
+
+    assert counts(result) == {"new": 1, "changed": 1, "same": 2}
+    assert len(nights.ledger.jobs()) > 2
+
+
+def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -> None:
+    nights.night(listed("ab")).wait()
+
+    def switch() -> None:
+        other = EmbeddedBy(model="new:one", fingerprint=FINGERPRINTS["new:one"], dimension=4)
+        nights.place.change(lambda store: store.model_copy(update={"current": other}))
+
+    nights.meanwhile = switch
+    result = nights.night(listed("abc"), model=None).wait()
+
+    store: StoreFile = nights.place.read()
+    assert (counts(result), store.current.fingerprint) == ({"new": 3}, FINGERPRINTS["new:one"])
+    assert (nights.ids(), nights.ids("new:one")) == (["a", "b"], [*"abc"])

@@ -1,0 +1,208 @@
+"""`clipfleet backfill`: what it prints, its exit codes, and the mistakes of its callers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from clipfleet import commands as cli
+from clipfleet.backfill.migrating import StoreMigration, abandon_migration
+from clipfleet.backfill.night import Backfill
+from clipfleet.backfill.opening import listed_source
+from clipfleet.commands.stores import backfill
+from clipfleet.ledger.values import WorkerFacts
+from tests.support.backfills import FINGERPRINTS, Nights
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class FakeClient:
+    """A client without Redis, whose jobs run when they are waited for."""
+
+    def __init__(self, nights: Nights) -> None:
+        self._nights = nights
+        self.facts: list[WorkerFacts] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def workers(self) -> list[WorkerFacts]:
+        return self.facts
+
+    def backfill(self, source: str, store: str, *, options: Any, on_listed: Any) -> Backfill:
+        opened = partial(listed_source, source, options)
+        return Backfill(self._nights.services, self._nights.place, opened, options, on_listed)
+
+    def migrate(
+        self, source: str, store: str, *, options: Any, most_failed: float | None, on_listed: Any
+    ) -> StoreMigration:
+        opened = partial(listed_source, source, options)
+        return StoreMigration(
+            self._nights.services, self._nights.place, opened, options, most_failed, on_listed
+        )
+
+    def abandon_migration(self, store: str) -> bool:
+        return abandon_migration(self._nights.services, self._nights.place)
+
+
+@pytest.fixture
+def nights(folder: Path) -> Nights:
+    """A store beside a folder `photos` with three files; the third one fails."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for name in "abc":
+        (photos / f"{name}.jpg").write_bytes(name.encode())
+    nights = Nights(folder / "store")
+    nights.images[f"{photos}/c.jpg"] = None
+    return nights
+
+
+@pytest.fixture
+def client(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    made = FakeClient(nights)
+    monkeypatch.setattr(backfill, "open_client", lambda: made)
+    return made
+
+
+@pytest.fixture
+def run(client: FakeClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `clipfleet backfill WORDS --store store`; returns its exit code and what it prints."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipfleet", "backfill", *words, "--store", "store"])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets one of its own
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_the_numbers_of_a_night(run: Run, nights: Nights) -> None:
+    code, out, err = run("photos", "-m", "demo", "--json")
+
+    found = json.loads(out)
+    assert (code, err) == (3, "")
+    assert found.pop("seconds") >= 0
+    assert found == {
+        "store": nights.place.uri, "version": 2, "new": 2, "changed": 0, "same": 0, "gone": 0, "failed": 1,
+        "copied": 0, "fetched_bytes": 200, "left": 0, "job_id": nights.ledger.jobs()[0].job_id,
+        "state": "completed_with_errors",
+    }  # fmt: skip
+
+
+def test_a_night_in_words(run: Run, nights: Nights) -> None:
+    code, out, err = run("photos", "-m", "demo")
+
+    done, failed = err.splitlines()
+    assert (code, out) == (3, "")
+    assert done.startswith("Done in ")
+    assert done.endswith(
+        f": 2 new, 0 changed, 0 the same, 0 gone, 1 failed. {nights.place.uri} has version 2"
+    )
+    assert failed.startswith("failed items keep the vectors they had, and are tried again next time: ")
+    assert Path(failed.split()[-1]).read_text() == '{"item_id": "c.jpg"}\n'
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("any", 3), ("never", 0), ("0.3", 3), ("0.34", 0), ("1", 0), ("0", 3)]
+)
+def test_failures_end_it_with_code_3_if_they_matter(run: Run, fail_on: str, code: int) -> None:
+    assert run("photos", "-m", "demo", "--fail-on", fail_on)[0] == code
+
+
+def test_a_limited_night_says_so(run: Run) -> None:
+    code, _, err = run("photos", "-m", "demo", "--max-items", "2")
+
+    assert (code, err.splitlines()[-1]) == (0, "1 item above --max-items: run it again for them")
+
+
+def test_a_dry_run(run: Run, nights: Nights) -> None:
+    code, out, _ = run("photos", "-m", "demo", "--dry-run", "--json")
+    assert (code, json.loads(out)) == (
+        0, {"store": "store", "items": 3, "new": 3, "to_check": 0, "same": 0, "gone": 0, "left": 0}
+    )  # fmt: skip
+
+    err = run("photos", "-m", "demo", "--dry-run", "--max-items", "1")[2]
+    assert err == (
+        "would run 3 items of 3: 3 new, 0 that may have changed, 2 of them in another night; 0 the same, "
+        "0 gone; nothing was changed\n"
+    )
+    assert (nights.place.read_if_there(), nights.ledger.jobs()) == (None, [])
+
+
+def test_without_waiting_it_prints_the_job(run: Run, nights: Nights, client: FakeClient) -> None:
+    client.facts = [WorkerFacts("w", "host", 1, ("demo",))]
+    code, out, err = run("photos", "-m", "demo", "--no-wait", "--json")
+
+    job_id = nights.ledger.jobs()[0].job_id
+    found = {"store": nights.place.uri, "job_id": job_id, "is_another": False}
+    assert (code, json.loads(out)) == (0, found)
+    assert "no connected worker can commit to a store: install the extra" in err
+
+    client.facts = [WorkerFacts("w", "host", 1, ("demo",), fills_stores=True)]
+    err = run("photos", "-m", "demo", "--no-wait")[2]
+    assert err.startswith("an earlier backfill is in progress, run this one after it: follow job ")
+    assert "no connected worker" not in err
+
+
+def test_a_job_that_was_cancelled(run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nights, "work", lambda job: nights.ledger.cancel(job.job_id, ttl_seconds=60))
+
+    code, _, err = run("photos", "-m", "demo")
+
+    assert (code, "is cancelled: nothing was committed; run it again" in err) == (4, True)
+
+
+def test_a_migration(run: Run, nights: Nights) -> None:
+    run("photos", "-m", "demo")
+    nights.images[f"{nights.place.uri.removesuffix('store')}photos/b.jpg"] = None
+
+    code, out, err = run("photos", "--migrate", "-m", "new:one", "--json")
+    assert (code, json.loads(out)["switched"]) == (3, False)
+
+    code, _, err = run("photos", "--migrate", "-m", "new:one", "--fail-on", "0.5")
+    assert code == 0
+    assert "store has the new vectors now" in err
+    assert nights.place.read().current.fingerprint == FINGERPRINTS["new:one"]
+
+
+def test_a_migration_is_abandoned(run: Run, nights: Nights) -> None:
+    run("photos", "-m", "demo")
+    nights.images = dict.fromkeys(
+        [f"{nights.place.uri.removesuffix('store')}photos/{name}.jpg" for name in "abc"]
+    )
+    assert run("photos", "--migrate", "-m", "new:one")[0] == 3
+
+    assert run("--abandon-migration", "--json")[1] == '{"store": "store", "abandoned": true}\n'
+    assert run("--abandon-migration")[2] == "there is no migration\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "SOURCE is missing: give a folder"),
+        (("photos", "--fail-on", "some"), "--fail-on 'some' is neither never, any nor a share from 0 to 1"),
+        (("photos", "--fail-on", "1.5"), "--fail-on '1.5' is neither"),
+        (("photos", "--migrate", "--no-wait"), "--no-wait does not go with --migrate"),
+        (("photos", "--migrate", "--max-items", "3"), "--max-items does not go with --migrate"),
+        (("none",), "does not exist"),
+    ],
+)
+def test_mistakes(run: Run, words: tuple[str, ...], message: str) -> None:
+    code, out, err = run(*words)
+
+    assert (code, out) == (2, "")
+    assert message in err

@@ -1,0 +1,153 @@
+"""What a vacuum removes, and what it spares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from clipfleet.contract.jobs import Job, StoreVersion
+from clipfleet.errors import OutputUnavailableError
+from clipfleet.outputs import open_output
+from clipfleet.store.dataset import VectorDataset, VersionConflictError
+from clipfleet.store.maintenance.vacuum import Vacuumed, vacuum
+from clipfleet.store.place import EmbeddedBy, Migration, StorePlace
+from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, make_store
+from tests.support.jobs import make_job, place_job
+from tests.support.store_rows import NO_ADDRESSES, item, make_dataset, stored_rows
+
+KEEP = timedelta(days=7)
+NOW = datetime.now(UTC)
+IN_A_MONTH = NOW + timedelta(days=30)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> StorePlace:
+    """A store with versions 1 to 4."""
+    return make_store(tmp_path / "store", "ab", "c", "d")
+
+
+def current(place: StorePlace) -> VectorDataset:
+    return VectorDataset.open(place.dataset_uri(MINE))
+
+
+def run(place: StorePlace, *jobs: Job, keep: timedelta = KEEP, now: datetime = IN_A_MONTH) -> Vacuumed:
+    return vacuum(held(place, *jobs), keep, now)
+
+
+def test_old_versions_go_and_the_rows_stay(place: StorePlace) -> None:
+    done = run(place)
+
+    assert done.versions == 3
+    assert [*current(place).times()] == [4, 5], "the newest one, and that of the vacuum"
+    assert current(place).properties == {"kind": "vacuum"}
+    assert item_ids(current(place)) == [*"abcd"]
+    assert run(place).versions == 1
+
+
+def test_what_is_young_stays(place: StorePlace) -> None:
+    assert run(place, now=NOW + timedelta(days=6)) == Vacuumed()
+    assert run(place, keep=timedelta(0), now=NOW + timedelta(minutes=50)) == Vacuumed()
+    assert len(current(place).times()) == 6
+
+
+def test_versions_that_jobs_need_stay(place: StorePlace) -> None:
+    labelling = StoreVersion(
+        uri=place.uri, store_id=place.read().store_id, version=3, model_fingerprint=MINE, dimension=4
+    )
+    labels = make_job(labels=("cat",), vectors=labelling)
+
+    assert run(place, labels).versions == 2
+    assert [*current(place).times()] == [3, 4, 5]
+
+
+def test_a_job_that_fills_the_store_keeps_what_it_was_compared_with_and_what_came_later(
+    place: StorePlace,
+) -> None:
+    """One of the later ones may have its commit."""
+    assert run(place, filling_job(place, base_version=3)).versions == 2
+    assert [*current(place).times()] == [3, 4, 5]
+    assert run(place, filling_job(place, base_version=3, fingerprint=OTHER)).versions == 2
+
+
+def test_vectors_of_earlier_models_go_once_they_are_old(place: StorePlace) -> None:
+    make_dataset(place.dataset_uri(OTHER), [item("a")])
+
+    assert run(place, now=NOW + timedelta(days=6)).models == []
+    assert run(place, filling_job(place, fingerprint=None)).models == []
+    assert run(place, filling_job(place, fingerprint=OTHER)).models == []
+    assert run(place, filling_job(place)).models == [OTHER]
+    assert not Path(place.dataset_uri(OTHER)).exists()
+    assert item_ids(current(place)) == [*"abcd"]
+
+
+def test_a_migration_keeps_its_vectors(place: StorePlace) -> None:
+    make_dataset(place.dataset_uri(OTHER), [item("a")])
+    to = EmbeddedBy(model="new", fingerprint=OTHER, dimension=4)
+    migration = Migration(migration_id="d" * 32, to=to, began_at=NOW)
+    place.change(lambda store: store.model_copy(update={"migration": migration}))
+
+    assert run(place).models == []
+    assert item_ids(VectorDataset.open(place.dataset_uri(OTHER))) == ["a"]
+
+
+def test_a_removal_that_was_killed_goes_on(place: StorePlace) -> None:
+    make_dataset(place.dataset_uri(OTHER), [item("a")])
+    for manifest in Path(place.dataset_uri(OTHER), "_versions").iterdir():
+        manifest.unlink()
+
+    assert run(place).models == [OTHER]
+    assert not Path(place.dataset_uri(OTHER)).exists()
+
+
+def test_outputs_of_ended_jobs_go_and_those_of_others_stay(place: StorePlace) -> None:
+    ended, running = filling_job(place, "ended"), filling_job(place, "running", base_version=4)
+    for job in (ended, running):
+        place_job(open_output(job.output), job)
+
+    assert run(place, running, now=NOW + timedelta(days=6)).jobs == []
+    assert run(place, running).jobs == ["ended"]
+    assert not Path(ended.output).exists()
+    assert Path(running.output, "_clipfleet", "job.json").exists()
+    assert Path(place.uri, "store.json").exists()
+
+
+def test_files_of_killed_commits_go_an_hour_later(place: StorePlace) -> None:
+    left = Path(place.dataset_uri(MINE), "data", "0101.lance")
+    left.write_bytes(b"rows")
+
+    vacuum(held(place), KEEP)
+    assert left.exists(), "another program may be about to commit it"
+    two_hours_ago = (NOW - timedelta(hours=2)).timestamp()
+    os.utime(left, (two_hours_ago, two_hours_ago))
+    vacuum(held(place), KEEP)
+
+    assert not left.exists()
+    assert item_ids(current(place)) == [*"abcd"]
+
+
+def test_a_commit_that_stood_still_meanwhile_is_refused(place: StorePlace) -> None:
+    """Its files may be gone."""
+    stale = current(place)
+
+    def rows_and_a_vacuum() -> Iterator[pa.RecordBatch]:
+        yield from stored_rows([item("z")]).to_batches()
+        run(place)
+
+    with pytest.raises((VersionConflictError, OutputUnavailableError)):
+        stale.replace(NO_ADDRESSES, rows_and_a_vacuum(), {})
+    assert item_ids(current(place)) == [*"abcd"]
+
+
+def test_scratch_files_go(place: StorePlace) -> None:
+    scratch = Path(place.uri, "_clipfleet", "tmp", "x")
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_bytes(b"x")
+
+    run(place)
+
+    assert not scratch.exists()

@@ -1,0 +1,33 @@
+"""Whether a worker's model makes the vectors of a job that fills a store.
+
+A store has vectors of one model, in any precision. The first worker that loads the model of a job decides
+which one that is, unless the store has decided before.
+"""
+
+from __future__ import annotations
+
+from clipfleet.contract.jobs import Job
+from clipfleet.contract.stores import StoreTarget
+from clipfleet.ledger.jobs import Ledger
+from clipfleet_worker.failures import ChunkInterrupted, ModelMismatchError
+from clipfleet_worker.models.loaded import LoadedModel
+
+
+def pin_model(ledger: Ledger, job: Job, target: StoreTarget, model: LoadedModel) -> None:
+    """Return if the model makes the job's vectors; decides it if nothing has. Idempotent.
+
+    Raises:
+        ModelMismatchError: they are of another model.
+        ChunkInterrupted: the job is no longer there.
+        RedisUnavailableError: nothing can be decided now.
+    """
+    mine = model.fingerprint_for(job.decode, job.exif)
+    wanted = target.fingerprint or ledger.pin_model(job.job_id, mine)
+    if not wanted:
+        raise ChunkInterrupted("the job is gone")
+    if not model.has_made(wanted, job.decode, job.exif):
+        holder = f"the store {target.uri}" if target.fingerprint else f"job {job.job_id}"
+        raise ModelMismatchError(
+            f"{holder} has vectors with the fingerprint {wanted}, those of {job.model} have {mine} here: use "
+            "the weights that made them, or move the store to these with `clipfleet backfill --migrate`"
+        )
