@@ -6,13 +6,13 @@ Items are matched by their ids. Vectors of different models are not comparable, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.columns import LABEL_COLUMNS, label_columns
 from clipfleet.labels.metrics import unit
 from clipfleet.results.rows import RowReader
 from clipfleet.search.nearest import Nearest
@@ -20,10 +20,13 @@ from clipfleet.search.queries import fingerprints_of
 from clipfleet.search.spool import Spool, spooled
 from clipfleet.store.rows import id_hashes
 
-NEIGHBOURS = 10
+NEIGHBOURS = 10  # of an item, that are compared
 _ROWS_AT_ONCE = 8192
-_ID, _HASH = "item_id", "content_hash"
-_95_PERCENT = 1.96
+_ID, _HASH, _VECTORS = "item_id", "content_hash", "embedding"
+_NORMAL_95_PERCENT = 1.96
+
+Progress = Callable[[float], object]
+LabelPair = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +42,52 @@ class LabelChanges:
     """How a column of labels differs, over the items that both have."""
 
     changed: int
-    pairs: tuple[
-        tuple[str | None, str | None, int], ...
-    ]  # label here, label there, items: frequent ones first
+    pairs: tuple[tuple[LabelPair, int], ...]  # labels here and there, items; frequent ones first
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """How many of the nearest neighbours of an item are the same, for a sample of the items that both have."""
+    """How many of the nearest neighbours are the same, for a sample of the items that both have."""
 
-    queries: int
-    agreement: float  # mean share of the nearest `NEIGHBOURS`
-    interval: tuple[float, float]  # 95 %
+    sampled: int
+    count: int  # neighbours of each: `NEIGHBOURS`, or all where there are fewer
+    agreement: float  # mean share of them
+    interval: tuple[float, float]  # of the mean, 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """How vectors of one model differ, over the items that both have."""
+
+    changed: int
+    mean_cosine: float  # of the changed ones; 1 if there are none
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """See the module."""
+    """See the module. Of several items with one id in an output the first counts."""
 
-    common: int  # items, by their ids; of several with one id the first counts
+    fingerprints: tuple[tuple[str, ...], tuple[str, ...]]  # of the models of both
+    common: int  # items
     only_first: int
     only_second: int
     only_first_ids: tuple[str, ...]  # some of them
     only_second_ids: tuple[str, ...]
-    changed_images: int  # of the common ones: files with other bytes
+    changed_files: int  # of the common items: those with other bytes
     labels: Mapping[str, LabelChanges]  # by column
-    is_comparable: bool  # whether the vectors are: of one model
-    neighbours: Neighbours | None  # None: one of both has no vectors, or there is no neighbour
+    vectors: Vectors | None  # None: they are of different models, or one of both has none
+    neighbours: Neighbours | None  # None: one of both has no vectors, or no item has a neighbour
     moved: tuple[Moved, ...]  # those that moved most, first; of different models only of the sample
 
 
-def difference(first: RowReader, second: RowReader, *, top: int, sample: int) -> Difference:
+def difference(
+    first: RowReader,
+    second: RowReader,
+    *,
+    top: int,
+    sample: int,
+    on_progress: Progress = lambda share: None,
+) -> Difference:
     """Compare all rows that are ok, in bounded memory.
 
     Args:
@@ -77,73 +95,91 @@ def difference(first: RowReader, second: RowReader, *, top: int, sample: int) ->
         second: of another one, or of another version.
         top: items, and pairs of labels, that are named.
         sample: items whose neighbours are compared.
+        on_progress: called with the share of the common items that have been compared.
 
     Raises:
         UsageError: see `spooled`.
     """
-    with_vectors = _keeps_vectors(first) and _keeps_vectors(second)
     labels = _label_columns(first, second)
     columns = [_ID, _HASH, *labels]
+    has_vectors = _keeps_vectors(first) and _keeps_vectors(second)
+    made_by = fingerprints_of(first), fingerprints_of(second)
+    is_one_model = has_vectors and bool({*made_by[0]} & {*made_by[1]})
     with (
-        spooled(first, columns, with_vectors=with_vectors) as one,
-        spooled(second, columns, with_vectors=with_vectors) as other,
+        spooled(first, columns, with_vectors=has_vectors) as here,
+        spooled(second, columns, with_vectors=has_vectors) as there,
     ):
-        pairs, alone_here, alone_there = _matched(one, other)
-        is_comparable = with_vectors and _is_one_model(first, second, pairs)
+        pairs, alone_here, alone_there = _matched(here, there)
         found = _Compared(labels, top)
-        for here, there in pairs.blocks():
-            found.add(one.take(here), other.take(there))
-            if is_comparable:
-                found.add_vectors(one, here, other, there)
-        neighbours, moved = _neighbours(pairs, top, sample) if with_vectors else (None, ())
+        near = _Near(pairs, sample) if has_vectors and len(pairs) > 1 else None
+        for start, some in pairs.blocks():
+            found.add(some)
+            if is_one_model:
+                found.add_vectors(some)
+            if near is not None:
+                near.add(start, some)
+            on_progress((start + len(some)) / len(pairs))
+        moved = found.moved if is_one_model else [] if near is None else near.moved(top)
         return Difference(
-            common=len(pairs), only_first=len(alone_here), only_second=len(alone_there),
-            only_first_ids=_ids(one, alone_here[:top]), only_second_ids=_ids(other, alone_there[:top]),
-            changed_images=found.changed_images, labels=found.label_changes(), is_comparable=is_comparable,
-            neighbours=neighbours, moved=tuple(found.moved) if is_comparable else moved,
+            fingerprints=made_by, common=len(pairs), only_first=len(alone_here),
+            only_second=len(alone_there), only_first_ids=_ids(here, alone_here[:top]),
+            only_second_ids=_ids(there, alone_there[:top]), changed_files=found.changed_files,
+            labels=found.label_changes(), vectors=found.vectors() if is_one_model else None,
+            neighbours=None if near is None else near.agreement(), moved=tuple(moved),
         )  # fmt: skip
 
 
 def _keeps_vectors(reader: RowReader) -> bool:
+    """Whether rows have vectors: the column may be there without any."""
     job = reader.job()
-    return job is None or job.keeps_embeddings
+    return _VECTORS in reader.read().schema.names and (job is None or job.keeps_embeddings)
 
 
 def _label_columns(first: RowReader, second: RowReader) -> list[str]:
-    """The columns of the best label that both have, of any label set."""
-    here, there = first.read().schema, second.read().schema
-    both = [name for name in here.names if name in there.names]
-    return [
-        name
-        for name in both
-        if (name == "label" or name.startswith("label_"))
-        and pa.types.is_string(here.field(name).type)
-        and pa.types.is_string(there.field(name).type)
-    ]
+    """The columns of best labels that both have: of label sets, and of heads."""
+    here, there = _own_label_columns(first), _own_label_columns(second)
+    return [name for name in here if name in there]
+
+
+def _own_label_columns(reader: RowReader) -> list[str]:
+    job, there = reader.job(), reader.read().schema.names
+    names = [LABEL_COLUMNS[0]]
+    if job is not None:
+        names += [label_columns(one.name)[0] for one in job.named_label_sets]
+        names += [one.columns[0] for one in job.heads]
+    return [name for name in names if name in there]
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """The rows of the items that both have, in the order of the first."""
+    """The rows of items that both have."""
 
     first: Spool
-    here: np.ndarray  # int64, positions
+    here: np.ndarray  # int64, positions, ascending
     second: Spool
     there: np.ndarray
 
     def __len__(self) -> int:
         return len(self.here)
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The positions of a few thousand pairs at a time."""
+    def take(self, places: np.ndarray | slice) -> _Pairs:
+        """Some of them."""
+        return _Pairs(self.first, self.here[places], self.second, self.there[places])
+
+    def blocks(self) -> Iterator[tuple[int, _Pairs]]:
+        """A few thousand at a time, with the place of the first one."""
         for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield self.here[start : start + _ROWS_AT_ONCE], self.there[start : start + _ROWS_AT_ONCE]
+            yield start, self.take(slice(start, start + _ROWS_AT_ONCE))
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.first.vectors[self.here], self.second.vectors[self.there]
 
 
 def _matched(first: Spool, second: Spool) -> tuple[_Pairs, np.ndarray, np.ndarray]:
-    """The pairs, and the rows that only one of both has.
+    """The pairs, and the rows of items that only one of both has.
 
-    Ids are compared by 64 bits of their hashes: two of 10 million and 10 million clash once in 190,000 times.
+    Ids are compared by hashes of 64 bits: among 10 million there and 10 million here, two different ones are
+    taken for one item in one of 190,000 comparisons.
     """
     (hashes, rows), (others, other_rows) = _by_id(first), _by_id(second)
     _, here, there = np.intersect1d(hashes, others, assume_unique=True, return_indices=True)
@@ -154,24 +190,13 @@ def _matched(first: Spool, second: Spool) -> tuple[_Pairs, np.ndarray, np.ndarra
 
 def _by_id(spool: Spool) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of the ids, each once, and the first row of each."""
-    hashes, rows = np.unique(
-        np.concatenate([id_hashes(batch[_ID]) for _, batch in spool.batches()]), return_index=True
-    )
-    return hashes, rows
+    hashes = np.concatenate([id_hashes(batch[_ID]) for _, batch in spool.batches()])
+    found, rows = np.unique(hashes, return_index=True)
+    return found, rows
 
 
 def _ids(spool: Spool, rows: np.ndarray) -> tuple[str, ...]:
     return tuple(spool.take(rows)[_ID].to_pylist()) if len(rows) else ()
-
-
-def _is_one_model(first: RowReader, second: RowReader, pairs: _Pairs) -> bool:
-    """Whether vectors are comparable: those of one model in two precisions are, though fingerprints differ."""
-    if pairs.first.vectors.shape[1] != pairs.second.vectors.shape[1]:
-        return False
-    if {*fingerprints_of(first)} & {*fingerprints_of(second)}:
-        return True
-    job, other = first.job(), second.job()
-    return job is not None and other is not None and job.model == other.model
 
 
 class _Compared:
@@ -180,67 +205,88 @@ class _Compared:
     def __init__(self, labels: Sequence[str], top: int) -> None:
         self._labels = labels
         self._top = top
-        self._changes: dict[str, Counter[tuple[str | None, str | None]]] = {one: Counter() for one in labels}
-        self._seen: set[str] = set()  # columns with a label
-        self.changed_images = 0
+        self._changes: dict[str, Counter[LabelPair]] = {one: Counter() for one in labels}
+        self._labelled: dict[str, set[int]] = {one: set() for one in labels}  # sides that have a label
+        self._changed_vectors, self._sum_of_cosines = 0, 0.0
+        self.changed_files = 0
         self.moved: list[Moved] = []  # least similar first
 
-    def add(self, here: pa.Table, there: pa.Table) -> None:
-        """Compare the columns of some pairs."""
-        changed = pc.not_equal(here[_HASH], there[_HASH])
-        self.changed_images += pc.sum(changed).as_py() or 0
+    def add(self, pairs: _Pairs) -> None:
+        """Compare columns."""
+        sides = pairs.first.take(pairs.here), pairs.second.take(pairs.there)
+        self.changed_files += pc.sum(pc.not_equal(sides[0][_HASH], sides[1][_HASH])).as_py() or 0
         for name in self._labels:
-            pairs = Counter(zip(here[name].to_pylist(), there[name].to_pylist(), strict=True))
-            if any(one is not None for pair in pairs for one in pair):
-                self._seen.add(name)
-            self._changes[name].update({pair: count for pair, count in pairs.items() if pair[0] != pair[1]})
+            here, there = (side[name] for side in sides)
+            self._labelled[name].update(
+                number for number, side in enumerate((here, there)) if side.null_count < len(side)
+            )
+            counts = Counter(zip(here.to_pylist(), there.to_pylist(), strict=True))
+            self._changes[name].update({pair: count for pair, count in counts.items() if pair[0] != pair[1]})
 
-    def add_vectors(self, first: Spool, here: np.ndarray, second: Spool, there: np.ndarray) -> None:
-        """Compare the vectors of some pairs."""
-        cosines = np.einsum("ij,ij->i", unit(first.vectors[here]), unit(second.vectors[there]))
+    def add_vectors(self, pairs: _Pairs) -> None:
+        """Compare vectors of one model."""
+        here, there = pairs.vectors()
+        differing = np.flatnonzero((here != there).any(axis=1))
+        if not len(differing):
+            return
+        cosines = np.einsum("ij,ij->i", unit(here[differing]), unit(there[differing]))
         cosines = np.where(np.isfinite(cosines), cosines, -1)
+        self._changed_vectors += len(differing)
+        self._sum_of_cosines += float(cosines.sum())
         lowest = np.argsort(cosines, kind="stable")[: self._top]
-        named = zip(_ids(first, here[lowest]), cosines[lowest].tolist(), strict=True)
-        self.moved += [Moved(item_id, cosine) for item_id, cosine in named]
+        ids = _ids(pairs.first, pairs.here[differing[lowest]])
+        self.moved += map(Moved, ids, cosines[lowest].tolist())
         self.moved = sorted(self.moved, key=lambda one: one.agreement)[: self._top]
 
     def label_changes(self) -> dict[str, LabelChanges]:
-        """Of each column in which an item has a label."""
+        """Of each column in which both have labels."""
         return {
-            name: LabelChanges(
-                counts.total(), tuple((*pair, count) for pair, count in counts.most_common(self._top))
-            )
+            name: LabelChanges(counts.total(), tuple(counts.most_common(self._top)))
             for name, counts in self._changes.items()
-            if name in self._seen
+            if len(self._labelled[name]) == 2
         }
 
-
-def _neighbours(pairs: _Pairs, top: int, sample: int) -> tuple[Neighbours | None, tuple[Moved, ...]]:
-    """Compare the nearest neighbours of some items among those that both have."""
-    count = min(NEIGHBOURS, len(pairs) - 1)
-    if count < 1:
-        return None, ()
-    chosen = np.sort(np.random.default_rng(0).permutation(len(pairs))[:sample])
-    here = Nearest(pairs.first.vectors[pairs.here[chosen]], count + 1)
-    there = Nearest(pairs.second.vectors[pairs.there[chosen]], count + 1)
-    start = 0
-    for some, others in pairs.blocks():
-        here.add(start, pairs.first.vectors[some])
-        there.add(start, pairs.second.vectors[others])
-        start += len(some)
-    shares = np.array(
-        [
-            len(_others(one, own, count) & _others(other, own, count)) / count
-            for own, one, other in zip(chosen, here.positions(), there.positions(), strict=True)
-        ]
-    )
-    mean, half = float(shares.mean()), _95_PERCENT * float(shares.std()) / len(shares) ** 0.5
-    lowest = np.argsort(shares, kind="stable")[:top]
-    ids = _ids(pairs.first, pairs.here[chosen[lowest]])
-    moved = tuple(Moved(item_id, share) for item_id, share in zip(ids, shares[lowest].tolist(), strict=True))
-    return Neighbours(len(chosen), mean, (max(0.0, mean - half), min(1.0, mean + half))), moved
+    def vectors(self) -> Vectors:
+        changed = self._changed_vectors
+        return Vectors(changed, self._sum_of_cosines / changed if changed else 1.0)
 
 
-def _others(found: np.ndarray, own: int, count: int) -> set[int]:
-    """The neighbours of an item, which may be its own nearest one."""
-    return {*[one for one in found.tolist() if one != own][:count]}
+class _Near:
+    """The nearest neighbours of a sample of the pairs, here and there, among all pairs."""
+
+    def __init__(self, pairs: _Pairs, sample: int) -> None:
+        self._count = min(NEIGHBOURS, len(pairs) - 1)
+        self._chosen = np.sort(np.random.default_rng(0).permutation(len(pairs))[:sample])
+        self._sampled = pairs.take(self._chosen)
+        # Each item is among its own nearest ones, unless that many others equal it.
+        self._nearest = [Nearest(vectors, self._count + 1) for vectors in self._sampled.vectors()]
+
+    def add(self, start: int, pairs: _Pairs) -> None:
+        for nearest, vectors in zip(self._nearest, pairs.vectors(), strict=True):
+            nearest.add(start, vectors)
+
+    def agreement(self) -> Neighbours:
+        shares = self._shares()
+        mean = float(shares.mean())
+        half = _NORMAL_95_PERCENT * float(shares.std()) / len(shares) ** 0.5
+        return Neighbours(len(shares), self._count, mean, (max(0.0, mean - half), min(1.0, mean + half)))
+
+    def moved(self, top: int) -> list[Moved]:
+        shares = self._shares()
+        lowest = np.argsort(shares, kind="stable")[:top]
+        lowest = lowest[shares[lowest] < 1]
+        ids = _ids(self._sampled.first, self._sampled.here[lowest])
+        return [*map(Moved, ids, shares[lowest].tolist())]
+
+    def _shares(self) -> np.ndarray:
+        """For each sampled pair the share of its neighbours that are the same, float64."""
+        positions = [nearest.positions() for nearest in self._nearest]
+        return np.array(
+            [
+                len({*self._neighbours(own, here)} & {*self._neighbours(own, there)}) / self._count
+                for own, here, there in zip(self._chosen, *positions, strict=True)
+            ]
+        )
+
+    def _neighbours(self, own: int, found: np.ndarray) -> list[int]:
+        return [one for one in found.tolist() if one not in (own, -1)][: self._count]
