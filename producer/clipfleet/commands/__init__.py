@@ -6,6 +6,7 @@ from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
 from clipfleet.commands.one_source import OneSourceCommand
+from clipfleet.commands.searching.diff import diff
 from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search
 from clipfleet.commands.stores.backfill import backfill
@@ -39,6 +40,7 @@ for _function, _example in (
     (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
     (search, "clipfleet search 'a red car' s3://vectors/photos --top 50"),
     (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),
+    (diff, "clipfleet diff s3://vectors/photos@2026-11-30 s3://vectors/photos"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),

@@ -47,15 +47,21 @@ def made_by(reader: RowReader) -> MadeBy:
     job = reader.job()
     if job is None:
         raise UsageError(f"{reader.uri}: no job has this output, so its model is not known")
+    found = fingerprints_of(reader)
+    if not found:
+        raise UsageError(f"{reader.uri}: no row has a vector: embed its source with `clipfleet embed`")
+    return MadeBy(ModelOptions.of_job(job), found)
+
+
+def fingerprints_of(reader: RowReader) -> tuple[str, ...]:
+    """The model fingerprints of the first rows, and at least one if any row has one."""
     found, rows = dict[str, None](), 0
     for batch in reader.read(["model_fingerprint"]).batches:
         found.update(dict.fromkeys(filter(None, batch["model_fingerprint"].unique().to_pylist())))
         rows += batch.num_rows
         if found and rows >= _MOST_COMPARED:
             break
-    if not found:
-        raise UsageError(f"{reader.uri}: no row has a vector: embed its source with `clipfleet embed`")
-    return MadeBy(ModelOptions.of_job(job), tuple(found))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, batches_with_vectors
 
@@ -60,21 +62,22 @@ class Spool:
 
 
 @contextmanager
-def spooled(reader: RowReader, columns: Sequence[str]) -> Iterator[Spool]:
+def spooled(reader: RowReader, columns: Sequence[str], *, with_vectors: bool = True) -> Iterator[Spool]:
     """Copy the rows that have a vector into scratch files, which are removed at the end.
 
     Args:
         reader: of an output or a store.
         columns: beside the vectors.
+        with_vectors: else all rows that are ok are copied, and their vectors, if there are any, are not.
 
     Raises:
-        UsageError: no row has a vector, or the disk of the temporary files is full. Otherwise see
+        UsageError: there is no such row, or the disk of the temporary files is full. Otherwise see
             `RowReader.read`.
     """
     with tempfile.TemporaryDirectory(prefix="clipfleet-") as name:
         folder = Path(name)
         try:
-            yield _written(reader, columns, folder)
+            yield _written(reader, columns, folder, with_vectors=with_vectors)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -84,23 +87,36 @@ def spooled(reader: RowReader, columns: Sequence[str]) -> Iterator[Spool]:
             ) from error
 
 
-def _written(reader: RowReader, columns: Sequence[str], folder: Path) -> Spool:
-    starts, kind = [0], None
+def _written(reader: RowReader, columns: Sequence[str], folder: Path, *, with_vectors: bool) -> Spool:
+    starts, kind = [0], pa.list_(pa.float16(), 0)
     writer: pa.RecordBatchFileWriter | None = None
     with (folder / "vectors").open("wb") as vectors, (folder / "columns").open("wb") as sink:
-        for batch in batches_with_vectors(reader.read([*columns, _VECTORS])):
-            kind = batch.schema.field(_VECTORS).type
-            vectors.write(memoryview(batch[_VECTORS].flatten().to_numpy()))
+        for batch in _rows(reader, columns, with_vectors=with_vectors):
+            if with_vectors:
+                kind = batch.schema.field(_VECTORS).type
+                vectors.write(memoryview(batch[_VECTORS].flatten().to_numpy()))
             beside = batch.select([*columns])
             writer = writer or pa.ipc.new_file(sink, beside.schema)
             writer.write_batch(beside)
             starts.append(starts[-1] + batch.num_rows)
         if writer is not None:
             writer.close()
-    if kind is None:
-        raise UsageError(f"{reader.uri}: no row has a vector: embed its source with `clipfleet embed`")
-    matrix = np.memmap(
-        folder / "vectors", kind.value_type.to_pandas_dtype(), "r", shape=(starts[-1], kind.list_size)
+    if writer is None:
+        what = "has a vector: embed its source with `clipfleet embed`" if with_vectors else "is ok"
+        raise UsageError(f"{reader.uri}: no row {what}")
+    shape, number = (starts[-1], kind.list_size), kind.value_type.to_pandas_dtype()
+    matrix = (
+        np.memmap(folder / "vectors", number, "r", shape=shape) if with_vectors else np.empty(shape, number)
     )
     beside_them = pa.ipc.open_file(pa.memory_map(str(folder / "columns")))
     return Spool(matrix, beside_them, np.array(starts), folder)
+
+
+def _rows(reader: RowReader, columns: Sequence[str], *, with_vectors: bool) -> Iterator[pa.RecordBatch]:
+    if with_vectors:
+        yield from batches_with_vectors(reader.read([*columns, _VECTORS]))
+        return
+    for batch in reader.read([*dict.fromkeys([*columns, "status"])]).batches:
+        ok = batch.filter(pc.equal(batch["status"], ItemStatus.OK.value))
+        if ok.num_rows:
+            yield ok

@@ -7,7 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
 from clipfleet.store.committing.of_job import KIND, MIGRATION
 from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.place import StoreFile, StorePlace
+from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
+
+_NOT_KNOWN = "unknown"  # model of a dataset that is not, or no longer, the current one
 
 
 def current_dataset(place: StorePlace, as_of: str | None = None) -> tuple[StoreFile, VectorDataset]:
@@ -42,6 +44,30 @@ def current_dataset_if_there(place: StorePlace) -> tuple[StoreFile, VectorDatase
             if store == before:  # else a migration has ended, and the earlier dataset was removed
                 raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
     return store, None
+
+
+def dataset_of(place: StorePlace, fingerprint: str) -> tuple[StoreFile, VectorDataset]:
+    """The newest version of the vectors of a model, which need not be the current one.
+
+    Returns:
+        The store as if that model were current, and its dataset.
+
+    Raises:
+        UsageError: there is no store, or it has no vectors of this model (any more).
+        OutputUnavailableError: the store cannot be read.
+    """
+    store = place.read()
+    try:
+        dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{place.uri} has no vectors of fingerprint {fingerprint} (any more); those of its current model "
+            f"have {store.current.fingerprint or 'none yet'}"
+        ) from None
+    if store.current.fingerprint != fingerprint:
+        other = EmbeddedBy(model=_NOT_KNOWN, fingerprint=fingerprint)
+        store = store.model_copy(update={"current": other})
+    return store, dataset
 
 
 def version_at(dataset: VectorDataset, text: str) -> VectorDataset:

@@ -14,7 +14,9 @@ import pytest
 
 from clipfleet import commands as cli
 from clipfleet.outputs.folder import FolderOutput
-from tests.support.store_rows import item, make_store
+from clipfleet.results.store_rows import store_rows
+from clipfleet.store.place import store_place
+from tests.support.store_rows import commit_gone, item, make_dataset, make_store
 from tests.support.stored_vectors import place_vectors, unit_vectors, vector_rows
 
 FINGERPRINT = "0123456789abcdef"
@@ -150,5 +152,77 @@ class TestSearch:
         monkeypatch.delenv("CLIPFLEET_REDIS_URL", raising=False)
 
         code, out, err = run("search", *words)
+        assert (code, out) == (2, "")
+        assert error in err
+
+
+class TestDiff:
+    @pytest.fixture(autouse=True)
+    def _placed(self, folder: Path) -> None:
+        vectors = unit_vectors(1, 60, 64)
+        place(folder / "before", vectors)
+        vectors[31] = -vectors[31]
+        place(folder / "after", vectors[:58])
+        items = [item("a"), item("b"), item("c")]
+        commit_gone(store_rows(make_store(folder / "store", items)).dataset, items[1:2])
+
+    def test_as_json(self, run: Run, folder: Path) -> None:
+        code, out, _ = run("diff", "before", "after", "--sample", "20", "--json")
+
+        found = json.loads(out)
+        assert code == 0
+        assert found["first"] == {
+            "source": str(folder / "before"), "fingerprints": [FINGERPRINT], "only_here": 2,
+            "only_here_ids": ["item-00000058", "item-00000059"],
+        }  # fmt: skip
+        assert (found["common"], found["second"]["only_here"], found["labels"]) == (58, 0, {})
+        assert found["vectors"] == {"changed": 1, "mean_cosine": pytest.approx(-1, abs=1e-3)}
+        assert [one["item_id"] for one in found["moved"]] == ["item-00000031"]
+        assert 0 < found["neighbours"]["agreement"] <= 1
+        assert found["neighbours"]["sampled"] == 20
+
+    def test_as_lines(self, run: Run, folder: Path) -> None:
+        lines = run("diff", "before", "after")[1].splitlines()
+
+        assert lines[0] == f"A  {folder}/before  (model fingerprint {FINGERPRINT})"
+        assert lines[2] == "items       58 in both, 2 only in A, 0 only in B"
+        assert lines[3] == "  only in A: item-00000058, item-00000059"
+        assert "vectors     1 differ, whose mean cosine is -1.0000" in lines
+        assert lines[-2:] == ["moved most, by the cosine of the two vectors", "  -1.0000  item-00000031"]
+
+    @pytest.mark.parametrize("earlier", ["store@2", "store@2100-01-01", f"store@{FINGERPRINT}"])
+    def test_versions_of_a_store(self, run: Run, folder: Path, earlier: str) -> None:
+        found = json.loads(run("diff", earlier, "store", "--json")[1])
+
+        was_newest = not earlier.endswith("@2")
+        assert found["common"] == 2
+        assert found["first"]["only_here_ids"] == ([] if was_newest else ["b"])
+        assert found["first"]["source"] == f"{folder}/store@{3 if was_newest else 2}"
+
+    def test_an_earlier_model_of_a_store(self, run: Run, folder: Path) -> None:
+        place = store_place(str(folder / "store"))
+        make_dataset(place.dataset_uri("f" * 16), [item("a"), item("c"), item("d")])
+
+        found = json.loads(run("diff", f"store@{'f' * 16}", "store", "--json")[1])
+        assert found["first"]["fingerprints"] == ["f" * 16]
+        assert (found["common"], found["first"]["only_here_ids"]) == (2, ["d"])
+        assert found["vectors"] is None
+
+    @pytest.mark.parametrize(
+        ("name", "error"),
+        [
+            ("store@9", "has no version 9 (any more)"),
+            ("store@yesterday", "'yesterday' is neither a version nor a date"),
+            ("store@", "'' is neither a version nor a date"),
+            (f"store@{'e' * 16}", f"has no vectors of fingerprint {'e' * 16} (any more)"),
+            ("nothing@2", "no folder 'nothing@2' here"),
+        ],
+    )
+    def test_what_is_not_there(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+    ) -> None:
+        monkeypatch.delenv("CLIPFLEET_REDIS_URL", raising=False)
+
+        code, out, err = run("diff", name, "store")
         assert (code, out) == (2, "")
         assert error in err
