@@ -26,6 +26,7 @@ BENCHES = (
     "latency",
     "relabel",
     "store_memory",
+    "search",
     "gpu",
 )
 
