@@ -27,6 +27,7 @@ BENCHES = (
     "relabel",
     "backfill",
     "store_memory",
+    "search",
     "gpu",
 )
 

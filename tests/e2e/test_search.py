@@ -1,24 +1,16 @@
-"""Search by texts, images and items, over an output and a store, with the vectors that workers make."""
+"""Search, duplicates and differences of an output and of a store that a backfill has filled."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results.part_rows import PartRows
-from clipfleet.store.dataset import VectorDataset
-from clipfleet.store.place import EmbeddedBy, store_place
-from clipfleet.store.rows import store_schema
 from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
-from tests.support.store_rows import LISTED_AT, NO_ADDRESSES
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +23,8 @@ def places(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             shutil.copyfile(images / sample.file, folder / "images" / sample.file)
     answer = cluster.run_json("embed", folder / "images", "--model", "demo", "--output", folder / "vectors")
     assert answer["failed"] == 0
-    make_store(folder)
+    cluster.run_json("backfill", folder / "images", "--store", folder / "store", "--model", "demo")
     yield folder
-
-
-def make_store(folder: Path) -> None:
-    """Fill a store with the rows of the output."""
-    rows = pa.Table.from_batches([*PartRows(FolderOutput(folder / "vectors")).read().batches])
-    fingerprint = rows["model_fingerprint"][0].as_py()
-    place = store_place(str(folder / "store"))
-    place.create(
-        EmbeddedBy(model="demo", fingerprint=fingerprint, dimension=rows["embedding"].type.list_size)
-    )
-    schema = store_schema(rows["embedding"].type.list_size)
-    known = {name: rows[name] for name in rows.column_names if name in schema.names}
-    known["listed_at"] = pa.array([LISTED_AT] * len(rows), schema.field("listed_at").type)
-    known["digest"] = pa.array(range(len(rows)), pa.int64())
-    columns = [known.get(field.name, pa.nulls(len(rows), field.type)) for field in schema]
-    table = pa.table(columns, schema=schema)
-    dataset = VectorDataset.create(place.dataset_uri(fingerprint), schema)
-    dataset.replace(NO_ADDRESSES, table.to_batches(), {})
 
 
 @pytest.mark.parametrize("place", ["vectors", "store"])
@@ -90,14 +64,81 @@ def test_an_image_that_is_none(cluster: Cluster, places: Path) -> None:
     assert "text.jpg' cannot be embedded: not_an_image" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["vectors", "store"])
+def test_what_is_like_an_item_is_shown_on_a_page(
+    cluster: Cluster, places: Path, place: str, tmp_path: Path
+) -> None:
+    words = ("--like", "cherries.png", "--top", "4", "--exact", "--html", tmp_path / "hits.html")
+    hits = cluster.run_json("search", places / place, *words)["hits"]
+
+    assert hits[0]["item_id"] == "cherries.png"
+    page = (tmp_path / "hits.html").read_text()
+    assert [f'src="file://{hit["uri"]}"' in page for hit in hits] == [True] * 4
+
+
+@pytest.mark.parametrize("place", ["vectors", "store"])
+@pytest.mark.parametrize("where", ["uri = N'x'", "uri = $$", "colour = 1"])
+def test_a_condition_that_is_invalid(cluster: Cluster, places: Path, place: str, where: str) -> None:
+    result = cluster.run("search", places / place, "--like", "cherries.png", "--where", where)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: the condition {where!r} is invalid: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_duplicates_of_files(cluster: Cluster, places: Path) -> None:
     images = places / "twice"
     shutil.copytree(places / "images", images)
     shutil.copyfile(images / "cherries.png", images / "same.png")
     cluster.run_json("embed", images, "--model", "demo", "--output", places / "with-copies")
+    cluster.run_json("backfill", images, "--store", places / "store-with-copies", "--model", "demo")
 
-    result = cluster.run("duplicates", places / "with-copies", "--threshold", "0.9999", "--json")
+    for place in ("with-copies", "store-with-copies"):
+        found = cluster.run_json("duplicates", places / place, "--threshold", "0.9999")
+        (group,) = found["groups"]
+        assert group["equal"]
+        assert [one["item_id"] for one in group["items"]] == ["cherries.png", "same.png"]
 
-    (group,) = json.loads(result.stdout)["groups"]
-    assert group["equal"]
-    assert [one["item_id"] for one in group["items"]] == ["cherries.png", "same.png"]
+
+def test_differences_of_two_nights(cluster: Cluster, places: Path) -> None:
+    images, store = places / "nights", places / "store-of-nights"
+    shutil.copytree(places / "images", images)
+    first, second, third, *_ = sorted(path.name for path in images.iterdir())
+    cluster.run_json("backfill", images, "--store", store, "--model", "demo")
+    version = cluster.run_json("store", "info", store)["version"]
+    shutil.copyfile(images / second, images / "another.png")
+    shutil.copyfile(images / second, images / first)
+    (images / third).unlink()
+    cluster.run_json("backfill", images, "--store", store)
+
+    found = cluster.run_json("diff", f"{store}@{version}", store)
+
+    assert found["first"]["only_here_ids"] == [third]
+    assert found["second"]["only_here_ids"] == ["another.png"]
+    assert (found["changed_files"], found["vectors"]["changed"]) == (1, 1)
+    assert [one["item_id"] for one in found["moved"]] == [first]
+    assert 0.5 < found["neighbours"]["agreement"] < 1
+
+
+def test_an_output_and_a_store_of_the_same_images_are_alike(cluster: Cluster, places: Path) -> None:
+    result = cluster.run("diff", places / "vectors", places / "store")
+
+    count = len(list((places / "images").iterdir()))
+    assert result.returncode == 0, result.stderr
+    assert f"items       {count:,} in both, 0 only in A, 0 only in B" in result.stdout
+    assert "vectors     0 differ" in result.stdout
+    assert "neighbours  100.0% of the 10 nearest are the same" in result.stdout
+
+
+def test_labels_that_change(cluster: Cluster, places: Path) -> None:
+    for name, labels in (("fruit", "cherries,beer"), ("drinks", "wine,beer")):
+        cluster.run_json(
+            "relabel", places / "store", "--labels", labels, "--output", places / f"labels-{name}"
+        )
+
+    found = cluster.run_json("diff", places / "labels-fruit", places / "labels-drinks")
+
+    changes = found["labels"]["label"]
+    assert 0 < changes["changed"] <= found["common"]
+    assert {pair["second"] for pair in changes["pairs"]} <= {"wine", "beer"}
+    assert found["neighbours"] is None

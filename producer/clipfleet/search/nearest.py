@@ -7,6 +7,7 @@ import numpy as np
 from clipfleet.labels.metrics import unit
 
 _ROWS_AT_ONCE = 1024  # so that their vectors, as float32, stay in the cache of a CPU
+_FEW = 4  # queries: the products of more of them are left to BLAS
 
 
 class Nearest:
@@ -30,11 +31,19 @@ class Nearest:
         A vector of length 0, or with a number that is not finite, is never near.
         """
         for start in range(0, len(vectors), _ROWS_AT_ONCE):
-            block = unit(vectors[start : start + _ROWS_AT_ONCE])
-            with np.errstate(invalid="ignore"):
-                cosines = self._queries @ block.T
+            block = np.asarray(vectors[start : start + _ROWS_AT_ONCE], np.float32)
+            lengths = np.sqrt(np.einsum("ij,ij->i", block, block))  # the products are fewer than the numbers
+            with np.errstate(invalid="ignore", divide="ignore"):
+                cosines = self._products(block) / lengths
             positions = np.arange(first_position + start, first_position + start + len(block))
             self._merge(np.where(np.isfinite(cosines), cosines, -np.inf), positions)
+
+    def _products(self, block: np.ndarray) -> np.ndarray:
+        if len(self._queries) > _FEW:
+            whole: np.ndarray = self._queries @ block.T
+            return whole
+        # BLAS takes all cores, and each product waits for the slowest: too long where it is short.
+        return np.stack([np.einsum("ij,j->i", block, query) for query in self._queries])
 
     def _merge(self, cosines: np.ndarray, positions: np.ndarray) -> None:
         better = cosines > self._scores[:, -1:]

@@ -13,6 +13,7 @@ from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, batches_with_vectors
 from clipfleet.results.store_rows import StoreRows
 from clipfleet.search.nearest import Nearest
+from clipfleet.store.conditions import whole
 from clipfleet.store.dataset import SIMILARITY, rows_where
 from clipfleet.store.extra import require_store
 
@@ -60,11 +61,13 @@ def search(reader: RowReader, vector: np.ndarray, wanted: Wanted, *, exact: bool
     if not isinstance(reader, StoreRows):
         return Hits(_in_rows(reader, vector, wanted), is_exact=True)
     dataset = reader.dataset
-    wanted.require_columns([name for name in dataset.schema.names if name != _VECTORS])
-    conditions = [f"({one})" for one in (reader.where, wanted.where) if one is not None]
-    (rows,) = dataset.nearest(
-        vector[None], wanted.top, wanted.columns, where=" AND ".join(conditions) or None, exact=exact
-    )
+    beside = [field for field in dataset.schema if field.name != _VECTORS]
+    wanted.require_columns([field.name for field in beside])
+    where = wanted.where or reader.where
+    if wanted.where is not None and reader.where is not None:
+        _columns_of(wanted.where, pa.schema(beside))  # here an error names what the user wrote
+        where = f"{whole(wanted.where)} AND {whole(reader.where)}"
+    (rows,) = dataset.nearest(vector[None], wanted.top, wanted.columns, where=where, exact=exact)
     return Hits(rows.select([SIMILARITY, *wanted.columns]), is_exact=exact or dataset.index_facts() is None)
 
 

@@ -29,6 +29,7 @@ from clipfleet.errors import (
 )
 from clipfleet.s3.client import SCHEME
 from clipfleet.s3.object_store import storage_options
+from clipfleet.store.conditions import not_read, whole, words_of
 
 if TYPE_CHECKING:
     import lance
@@ -161,8 +162,8 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with lance_errors(self.uri), self._condition(where):
-            return int(self._dataset.count_rows(filter=where))
+        with lance_errors(self.uri), self._condition(where) as condition:
+            return int(self._dataset.count_rows(filter=condition))
 
     def batches(
         self,
@@ -184,13 +185,13 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with lance_errors(self.uri), self._condition(where):
+        with lance_errors(self.uri), self._condition(where) as condition:
             fragments = None if other_than is None else self._fragments_unlike(other_than)
             if fragments == []:
                 return
             scanner = self._dataset.scanner(
                 columns=[*columns],
-                filter=where,
+                filter=condition,
                 batch_size=_ROWS_PER_BATCH,
                 io_buffer_size=_BYTES_AHEAD,
                 batch_readahead=4,
@@ -255,14 +256,14 @@ class VectorDataset:
         found: list[pa.Table] = []
         for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
             some = wanted[start : start + _QUERIES_AT_A_TIME]
-            with lance_errors(self.uri), self._condition(where):
+            with lance_errors(self.uri), self._condition(where) as condition:
                 scanner = self._dataset.scanner(
                     columns=[*columns, _DISTANCE],
                     nearest={
                         "column": _VECTORS, "q": some if len(some) > 1 else some[0], "k": k,
                         "metric": _METRIC, "use_index": not exact, "refine_factor": _REFINE_FACTOR,
                     },
-                    filter=where,
+                    filter=condition,
                     prefilter=True,
                     io_buffer_size=_BYTES_AHEAD,
                     disable_scoring_autoprojection=True,
@@ -475,24 +476,23 @@ class VectorDataset:
             return self._properties(self.version)
 
     @contextmanager
-    def _condition(self, where: str | None) -> Iterator[None]:
-        """Report an invalid condition as the user's mistake."""
+    def _condition(self, where: str | None) -> Iterator[str | None]:
+        """The condition as Lance is given it; an invalid one is reported as the user's mistake."""
         if where is None:
-            yield
+            yield None
             return
         try:
-            yield
+            yield whole(where)
         except (ValueError, OSError) as error:
-            text = str(error).splitlines()[0]
-            if any(word in text for word in _OF_CONDITIONS):
+            text = words_of(error, where)
+            # Subclasses of ValueError are of Arrow, which has them for files, too.
+            if type(error) is ValueError or any(word in text for word in _OF_CONDITIONS):
                 columns = ", ".join(self.schema.names)
                 raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
             raise
         except BaseException as error:
             if type(error).__name__ == _PANIC or str(error) == _ABORTED:
-                raise UsageError(
-                    f"the condition {where!r} is invalid: write texts as 'x', and give all values"
-                ) from error
+                raise not_read(where) from error
             raise
 
     # --- Maintenance: of files, the rows stay the same ---

@@ -10,10 +10,11 @@ from clipfleet.search.nearest import Nearest
 from tests.support.stored_vectors import unit_vectors
 
 
+@pytest.mark.parametrize("count", [1, 9])
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 @pytest.mark.parametrize("block", [7, 1000, 5000])
-def test_they_are_those_of_a_whole_product(kind: type, block: int) -> None:
-    vectors, queries = unit_vectors(1, 5000, 16).astype(kind), unit_vectors(2, 9, 16) * 3
+def test_they_are_those_of_a_whole_product(kind: type, block: int, count: int) -> None:
+    vectors, queries = unit_vectors(1, 5000, 16).astype(kind), unit_vectors(2, count, 16) * 3
     nearest = Nearest(queries, 20)
 
     for start in range(0, 5000, block):
