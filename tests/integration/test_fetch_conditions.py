@@ -91,19 +91,32 @@ def test_an_unchanged_image_may_have_another_etag_by_now() -> None:
         assert over_http([(uri, Validators(etag=ETAG))]) == [(UNCHANGED, Validators(etag='W/"v1"'))]
 
 
-def test_conditions_are_kept_over_redirects_and_not_sent_for_robots_txt() -> None:
+def test_conditions_are_sent_to_the_address_of_the_item_only_and_not_for_robots_txt() -> None:
     known = Validators(ETAG, MONDAY)
     with HttpSite() as site:
         site.robots_txt = "User-agent: *\nAllow: /\n"
-        target = site.url("/redirect?" + urlencode({"to": "/echo"}))
-        again = site.url("/redirect?" + urlencode({"to": versioned(site, etag=ETAG, modified=MONDAY)}))
+        here, there = site.url("/echo"), site.url("/redirect?" + urlencode({"to": "/echo"}))
 
-        (body, _), (unchanged, _) = over_http([(target, known), (again, known)], robots_txt=RobotsTxt())
+        direct, redirected = over_http([(here, known), (there, known)], robots_txt=RobotsTxt())
 
-        headers = json.loads(body)["headers"]
+        headers, others = (json.loads(body)["headers"] for body, _ in (direct, redirected))
         assert (headers["If-None-Match"], headers["If-Modified-Since"]) == (ETAG, MONDAY)
-        assert unchanged == UNCHANGED
+        assert not {"If-None-Match", "If-Modified-Since"}.intersection(others)
         assert site.requests["/robots.txt"] == 1
+
+
+def test_an_image_behind_a_redirect_is_read_and_has_no_validators() -> None:
+    """The address may lead to another image tomorrow, whose server says that it has not changed."""
+    with HttpSite() as site:
+        image = versioned(site, etag=ETAG, modified=MONDAY)
+        there = site.url("/redirect?" + urlencode({"to": image}))
+        not_asked = site.url("/redirect?" + urlencode({"to": "/status/304"}))
+
+        found = over_http(
+            [(there, NOTHING), (there, Validators(ETAG, MONDAY)), (not_asked, Validators(ETAG))]
+        )
+
+        assert found == [(IMAGE, NOTHING), (IMAGE, NOTHING), (ErrorCode.HTTP_ERROR, NOTHING)]
 
 
 @pytest.mark.parametrize("bad", ['"a\r\nX-Evil: 1"', '"ä"', f'"{"x" * 300}"'])

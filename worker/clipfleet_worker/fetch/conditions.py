@@ -33,7 +33,7 @@ class Inquiry:
     """One image that is asked for."""
 
     known: Validators  # without any, the request has no condition
-    answer: Validators = NOTHING  # of the last answer
+    answer: Validators = NOTHING  # of the last answer that the address of the item gave itself
 
     @property
     def is_conditional(self) -> bool:
