@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,7 +29,7 @@ from tests.support.s3 import S3Bucket
 
 IMAGE = b"picture"
 UNCHANGED = "unchanged"
-MONDAY = "Mon, 02 Nov 2026 10:00:00 GMT"
+MONDAY = "Mon, 02 Nov 2020 10:00:00 GMT"
 ETAG = '"v1"'
 
 
@@ -141,6 +144,7 @@ def test_a_site_that_refuses_by_its_header_refuses_unchanged_images_too() -> Non
 
 def test_an_image_without_validators_has_none(tmp_path: Any) -> None:
     (tmp_path / "a.png").write_bytes(IMAGE)
+    os.utime(tmp_path / "a.png", (0, 0))
     with HttpSite(tmp_path) as site:
         (bare, _), (body, of_file) = over_http(
             [(site.url("/bare/a.png"), NOTHING), (site.url("/files/a.png"), NOTHING)]
@@ -149,6 +153,17 @@ def test_an_image_without_validators_has_none(tmp_path: Any) -> None:
 
     assert (bare, body, again) == (IMAGE, IMAGE, UNCHANGED)
     assert of_file.etag and of_file.last_modified
+
+
+def test_an_image_that_has_just_changed_is_not_asked_for_by_that_time() -> None:
+    """It may change again in the same second."""
+    now = format_datetime(datetime.now(UTC), usegmt=True)
+    with HttpSite() as site:
+        found = over_http(
+            [(versioned(site, modified=now), NOTHING), (versioned(site, modified=MONDAY), NOTHING)]
+        )
+
+    assert found == [(IMAGE, NOTHING), (IMAGE, Validators(last_modified=MONDAY))]
 
 
 @pytest.mark.long
