@@ -16,6 +16,7 @@ import redis
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.scripts import LuaScripts
 from clipfleet.redis.connection import connect
+from clipfleet.redis.patience import Patience, patient
 
 LOCK_SCRIPTS = ("lock",)
 TTL_SECONDS = 60.0
@@ -38,6 +39,7 @@ class Locks:
     def __init__(
         self, url: str, *, client: redis.Redis | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
+        self._url = url
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, LOCK_SCRIPTS).run
         self._monotonic = monotonic
@@ -45,6 +47,10 @@ class Locks:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def with_patience(self, patience: Patience) -> Locks:
+        """The same locks on the same connections, whose calls wait while Redis is unavailable."""
+        return Locks(self._url, client=patient(self._redis, patience), monotonic=self._monotonic)
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
