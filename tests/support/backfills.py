@@ -40,10 +40,11 @@ FINGERPRINTS = {"demo": "a" * 16, "new:one": "b" * 16}
 
 
 class MemoryLocks:
-    """Locks of one process; `taken` has their names."""
+    """Locks of one process; `taken` has their names, and `alive` is called for each sign of life."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
+        self.alive: Callable[[str], object] = lambda name: None
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
@@ -53,7 +54,7 @@ class MemoryLocks:
             wait()
         self.taken.add(name)
         try:
-            yield lambda: None
+            yield lambda: self.alive(name)
         finally:
             self.taken.remove(name)
 

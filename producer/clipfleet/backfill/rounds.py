@@ -16,7 +16,7 @@ from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import RoundResult
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.stores import StoreTarget
-from clipfleet.errors import JobConflictError
+from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Alive, LockLostError, Locks
@@ -132,7 +132,8 @@ def submit(
 ) -> JobHandle:  # fmt: skip
     """Submit the job of the items to run, or resume that submit.
 
-    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted.
+    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted. A
+    submit that has lost it resumes.
 
     Raises:
         JobConflictError: another backfill has taken the submit for an interrupted one.
@@ -143,15 +144,23 @@ def submit(
         precision=embedded_by.precision, decode=embedded_by.decode, exif=embedded_by.exif, lane=lane,
         chunk_size=options.chunk_size,
     )  # fmt: skip
-    try:
-        with held(services, submit_lock(target.store_id, job_id)) as alive:
-            items = ComparedItems(compared.items.path, compared.items.description, alive)
-            return services.submit(items, described, target, compared.gone)
-    except LockLostError:
-        raise JobConflictError(
-            f"job {job_id}: this program stood still for too long, and another backfill has replaced it: "
-            "run it again"
-        ) from None
+    while True:
+        try:
+            with held(services, submit_lock(target.store_id, job_id)) as alive:
+                items = ComparedItems(compared.items.path, compared.items.description, alive)
+                return services.submit(items, described, target, compared.gone)
+        except LockLostError:
+            _require_open(services, job_id)
+
+
+def _require_open(services: Services, job_id: str) -> None:
+    """Raise `JobConflictError` if a job whose submit has not ended is over."""
+    with suppress(JobNotFoundError):  # it is submitted anew
+        if services.ledger.status(job_id).state.is_final:
+            raise JobConflictError(
+                f"job {job_id}: Redis was away, or this program stood still, and another backfill has "
+                "replaced it: run it again"
+            )
 
 
 def submit_lock(store_id: str, job_id: str) -> str:

@@ -24,7 +24,6 @@ from clipfleet.ledger.answers import (
 from clipfleet.ledger.arguments import brief_argument, rate_argument
 from clipfleet.ledger.chunks import ChunkLedger
 from clipfleet.ledger.drafts import Drafts
-from clipfleet.ledger.locks import Locks
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import (
@@ -66,10 +65,6 @@ class Ledger(ChunkLedger):
     def with_patience(self, patience: Patience) -> Ledger:
         """The same ledger on the same connections, whose calls wait while Redis is unavailable."""
         return Ledger(self._url, client=patient(self._redis, patience), quota=self.quota)
-
-    def locks(self) -> Locks:
-        """Locks in the same Redis, on the same connections; they wait as this ledger does."""
-        return Locks(self._url, client=self._redis)
 
     def submit(
         self, job: Job, retention: Retention = DEFAULT_RETENTION, traceparent: str = ""

@@ -16,6 +16,7 @@ from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.backfill.rounds import submit_lock
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputConflictError, SourceError, UsageError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.store.dataset import VectorDataset
@@ -299,6 +300,25 @@ def test_a_submit_in_progress_is_waited_for(nights: Nights, monkeypatch: pytest.
     nights.locks.taken.remove(lock)
 
     assert counts(night.wait()) == {"new": 3}
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_submit_that_has_lost_its_lock_resumes(nights: Nights, is_replaced: bool) -> None:
+    def lost(name: str) -> None:
+        nights.locks.alive = lambda name: None
+        if is_replaced:  # another backfill took it for an interrupted one
+            nights.ledger.cancel("monday", ttl_seconds=60)
+        raise LockLostError(name)
+
+    nights.locks.alive = lost
+    night = nights.night(listed("abc"), job_id="monday")
+
+    if is_replaced:
+        with pytest.raises(JobConflictError, match="another backfill has replaced it: run"):
+            night.wait()
+    else:
+        assert counts(night.wait()) == {"new": 3}
+    assert [one.job_id for one in nights.ledger.jobs()] == ["monday"]
 
 
 def test_a_job_that_was_cancelled_commits_nothing(nights: Nights) -> None:
