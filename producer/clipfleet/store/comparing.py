@@ -107,7 +107,7 @@ class Comparing:
         self._require_types(batch.schema)
         versions, batch = _with_versions(batch)
         known, hashes = self._known, id_hashes(batch["item_id"])
-        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch, LISTED_VERSION))
+        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch))
         places = known.places(hashes)
         is_known = places >= 0
         self._note(batch, hashes, places)
@@ -209,9 +209,9 @@ def _own(schema: pa.Schema) -> list[pa.Field[Any]]:
     return [one for one in schema if one.name not in (*ITEM_COLUMNS, INLINE_COLUMN, VERSION_COLUMN)]
 
 
-def _digested(batch: pa.RecordBatch, version: str) -> Sequence[str]:
+def _digested(batch: pa.RecordBatch) -> Sequence[str]:
     """The columns that a digest covers; of inline images the version has the hash."""
-    return ["item_id", "uri", version, *(one.name for one in _own(batch.schema))]
+    return ["item_id", "uri", LISTED_VERSION, *(one.name for one in _own(batch.schema))]
 
 
 def _with_versions(batch: pa.RecordBatch) -> tuple[pa.Array, pa.RecordBatch]:

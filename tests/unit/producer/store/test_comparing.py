@@ -114,6 +114,14 @@ def test_a_change_of_a_name_or_of_an_own_column_is_a_change(
     assert compare([item("a", shelf=1) | change], dataset).ids == ["a"]
 
 
+def test_the_order_of_the_columns_is_no_change(compare: Any, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "u.lance", [item("a", shelf=1, row=2)])
+
+    assert compare([item("a", row=2, shelf=1)], dataset).ids == []
+    assert compare([item("a", row=1, shelf=2)], dataset).ids == ["a"]
+    assert compare([item("a", row=2, board=1)], dataset).ids == ["a"]  # another name
+
+
 def test_an_item_that_was_gone_and_is_back_runs_and_is_not_gone_again(compare: Any, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "u.lance", [item("a"), item("b")], gone_at=LISTED_AT)
 
