@@ -180,7 +180,7 @@ class StoreMigration:
         with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
             compared = compare(
                 self._source(), open_dataset(place, migration.to), Path(folder),
-                listed_at=services.ledger.now(), most_items=None, on_listed=self._on_listed,
+                now=services.ledger.now(), most_items=None, on_listed=self._on_listed,
             )  # fmt: skip
             target = target_of(place, store.store_id, migration.to, compared, options, migration.migration_id)
             if not compared.comparison.to_run:

@@ -165,7 +165,7 @@ class Backfill:
             self._source(),
             open_dataset(self._place, embedded_by),
             folder,
-            listed_at=self._services.ledger.now(),
+            now=self._services.ledger.now(),
             most_items=self._options.max_items,
             on_listed=self._on_listed,
         )
