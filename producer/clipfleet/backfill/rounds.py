@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,17 +107,6 @@ def compare(
         comparison = comparing.run(ListedItems(source, on_listed), path)
     items = ComparedItems(path, source.description)
     return Compared(comparison, comparing, items, dataset, bool(known.is_gone.any()), listed_at)
-
-
-def open_dataset(
-    place: StorePlace, embedded_by: EmbeddedBy, version: int | None = None
-) -> VectorDataset | None:
-    """The dataset of these vectors; None: there is none yet. Raises like `VectorDataset.open`."""
-    if embedded_by.fingerprint is None or version == 0:
-        return None
-    with suppress(FileNotFoundError):
-        return VectorDataset.open(place.dataset_uri(embedded_by.fingerprint), version)
-    return None
 
 
 def target_of(

@@ -17,14 +17,21 @@ from clipfleet.backfill.opening import open_place
 from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.backfill.rounds import submit_lock
 from clipfleet.contract.jobs import JobState
-from clipfleet.errors import JobConflictError, OutputConflictError, SourceError, UsageError
+from clipfleet.errors import (
+    JobConflictError,
+    OutputConflictError,
+    OutputDamagedError,
+    SourceError,
+    UsageError,
+)
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StoreFile
+from clipfleet.store.rows import store_schema
 from tests.support.backfills import FINGERPRINTS, Nights, uris
 from tests.support.jobs import make_job, place_job
-from tests.support.store_rows import ListedItems, item
+from tests.support.store_rows import DIMENSION, ListedItems, item
 
 SOON = time.time() + 60  # of files: all tests here are within the tick of their last change
 
@@ -204,6 +211,24 @@ def test_a_store_keeps_its_options(nights: Nights) -> None:
     assert counts(result) == {"same": 1, "new": 1}
     job = nights.ledger.job(result.job_id or "")
     assert (job.model, job.precision, job.exif, job.lane) == ("demo", "fp32", "apply", "normal")
+
+
+def test_vectors_that_are_gone_are_not_made_anew(nights: Nights, tmp_path: Path) -> None:
+    """Their disk is not mounted, perhaps."""
+    nights.night(listed("ab")).wait()
+    folder, elsewhere = Path(nights.place.dataset_uri(FINGERPRINTS["demo"])), tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+
+    night = nights.night(listed("abc"))
+    for call in (night.plan, night.wait):
+        with pytest.raises(
+            OutputDamagedError, match=r"\.lance is gone, though .*store\.json names it: bring"
+        ):
+            call()
+    assert len(nights.ledger.jobs()) == 1
+
+    elsewhere.rename(folder)
+    assert counts(night.wait()) == {"new": 1, "same": 2}
 
 
 def test_the_results_of_a_job_are_no_store(tmp_path: Path) -> None:
@@ -407,7 +432,8 @@ def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -
     nights.night(listed("ab")).wait()
 
     def switch() -> None:
-        other = EmbeddedBy(model="new:one", fingerprint=FINGERPRINTS["new:one"], dimension=4)
+        other = EmbeddedBy(model="new:one", fingerprint=FINGERPRINTS["new:one"], dimension=DIMENSION)
+        VectorDataset.create(nights.place.dataset_uri(FINGERPRINTS["new:one"]), store_schema(DIMENSION))
         nights.place.change(lambda store: store.model_copy(update={"current": other}))
 
     nights.meanwhile = switch
