@@ -25,6 +25,7 @@ from clipfleet.sources.file_states import MISSING, file_states
 from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.known import KnownItems
 from clipfleet.store.rows import TIME_TYPE, digests, id_hashes, store_column_name, stored_type
+from clipfleet.store.signed_urls import lead_to_the_same
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,7 @@ class Comparing:
         versions, found = versions.take(pa.array(wanted)), found[wanted]
         # A digest that no later listing gives: the item is asked again.
         found = np.where(self._is_young(versions), ~found, found)
-        return _joined(taken, versions, found, self._facts(places[wanted]))
+        return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"]))
 
     def _is_young(self, versions: pa.Array) -> np.ndarray:
         """Which files were changed so lately that their versions may stand for two contents."""
@@ -148,18 +149,26 @@ class Comparing:
         found: np.ndarray = pc.fill_null(is_young, False).to_numpy(zero_copy_only=False)
         return found
 
-    def _facts(self, places: np.ndarray) -> dict[str, pa.Array]:
-        """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not."""
+    def _facts(self, places: np.ndarray, uris: pa.Array) -> dict[str, pa.Array]:
+        """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not.
+
+        Validators mean something only where they came from; the hash is that of bytes, wherever they are.
+        """
         import numpy as np
 
         is_known = places >= 0
         if self._dataset is None or not is_known.any():
             return {name: pa.nulls(len(places), pa.string()) for name in _OF_THE_STORE}
-        rows = self._dataset.take(self._known.addresses[places[is_known]], [*_OF_THE_STORE.values()])
+        rows = self._dataset.take(self._known.addresses[places[is_known]], ["uri", *_OF_THE_STORE.values()])
+        pairs = zip(rows["uri"].to_pylist(), uris.filter(pa.array(is_known)).to_pylist(), strict=True)
+        is_there = pa.array([lead_to_the_same(was, now) for was, now in pairs], pa.bool_())
         at = np.full(len(places), -1)
         at[is_known] = np.arange(int(is_known.sum()))
         indexes = pa.array(at, mask=~is_known)
-        return {name: rows[column].combine_chunks().take(indexes) for name, column in _OF_THE_STORE.items()}
+        found = {name: rows[column].combine_chunks() for name, column in _OF_THE_STORE.items()}
+        for name in (KNOWN_ETAG, KNOWN_LAST_MODIFIED):
+            found[name] = pc.if_else(is_there, found[name], None)
+        return {name: values.take(indexes) for name, values in found.items()}
 
     def _note(self, batch: pa.RecordBatch, hashes: np.ndarray, places: np.ndarray) -> None:
         """Note which rows of the store are in the source; raise for an id that was there already."""

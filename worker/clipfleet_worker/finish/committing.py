@@ -59,7 +59,7 @@ class StoreCommits:
 
         Raises:
             StoreBusyError: another program holds the lock of the store, or has taken it.
-            OutputConflictError: there is no such store any more.
+            OutputConflictError: there is no such store any more, or a column has another type in it.
             OutputUnavailableError: the store cannot be read or written now.
         """
         fingerprint = target.fingerprint or self._ledger.pin_model(context.job.job_id)

@@ -54,7 +54,7 @@ def commit_job(
 
     Raises:
         SupersededError: the store has changed its model meanwhile.
-        OutputConflictError: another store is there by now.
+        OutputConflictError: another store is there by now, or a column has another type in it.
         OutputUnavailableError: a part, or the store, cannot be read or written.
     """
     target = job.store

@@ -93,6 +93,26 @@ def test_an_item_without_a_version_is_asked_every_time(compare: Any, tmp_path: P
     assert {one["_last_modified"] for one in found.to_run} == {"Mon"}
 
 
+def test_another_uri_is_not_asked_with_the_validators_of_the_earlier_one(
+    compare: Any, tmp_path: Path
+) -> None:
+    presigned = "https://host/{}?X-Amz-Credential=A&X-Amz-Signature={}"
+    stored = [item(name, None) | {"uri": presigned.format(name, 1)} for name in "abc"]
+    dataset = make_dataset(tmp_path / "u.lance", stored, etag='"1"', last_modified="Mon")
+    moved = {
+        "a": presigned.format("a", 2),
+        "b": "https://host/other",
+        "c": "https://host/c?size=2",
+        "d": "/d",
+    }
+
+    found = compare([item(name, None) | {"uri": uri} for name, uri in moved.items()], dataset)
+
+    asked = {one["item_id"]: (one["_etag"], one["_last_modified"]) for one in found.to_run}
+    assert asked == {"a": ('"1"', "Mon"), "b": (None, None), "c": (None, None), "d": (None, None)}
+    assert [one["_content_hash"] for one in found.to_run] == ["hash of a", "hash of b", "hash of c", None]
+
+
 @pytest.mark.parametrize(("age_seconds", "is_asked"), [(-5, True), (1, True), (3, False)])
 def test_a_file_that_was_young_when_it_was_listed_is_asked(
     compare: Any, tmp_path: Path, age_seconds: int, is_asked: bool
