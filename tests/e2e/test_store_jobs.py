@@ -68,7 +68,7 @@ class Nights:
         """Compare a source with the store, and submit what differs; there must be something."""
         store, dataset, path = self.place.read(), self.dataset, self.scratch / f"{name}.parquet"
         listed_at = self.ledger.now()
-        comparing = Comparing(dataset, known_items(dataset))
+        comparing = Comparing(dataset, known_items(dataset), began_at=listed_at)
         comparison = comparing.run(open_source(source, ReadOptions(named_by_uri=True)), path)
         target = StoreTarget(
             uri=self.place.uri, store_id=store.store_id, fingerprint=store.current.fingerprint,

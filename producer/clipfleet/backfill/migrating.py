@@ -24,7 +24,7 @@ from clipfleet.backfill.items import OnListed
 from clipfleet.backfill.opening import is_filled_by, other_vectors
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import BackfillResult, RoundResult
-from clipfleet.backfill.rounds import Services, commit, compare, held, open_dataset, submit, target_of
+from clipfleet.backfill.rounds import Services, commit, compare, held, submit, target_of
 from clipfleet.contract.jobs import new_job_id
 from clipfleet.errors import JobConflictError, OutputDamagedError, UsageError
 from clipfleet.job_handle import OnProgress
@@ -162,8 +162,21 @@ class StoreMigration:
         return now
 
     def _current_version(self, store: StoreFile) -> int:
-        dataset = open_dataset(self._place, self._current(store))
+        dataset = self._dataset(self._current(store))
         return 0 if dataset is None else dataset.version
+
+    def _dataset(self, embedded_by: EmbeddedBy) -> VectorDataset | None:
+        """The dataset of these vectors; None: there is none yet, or the store names it no more."""
+        fingerprint = embedded_by.fingerprint
+        if fingerprint is None:
+            return None
+        try:
+            return VectorDataset.open(self._place.dataset_uri(fingerprint))
+        except FileNotFoundError:
+            store = self._place.read()
+            if fingerprint in (store.current.fingerprint, store.migration and store.migration.to.fingerprint):
+                raise self._place.dataset_is_gone(fingerprint) from None
+            return None
 
     def _current(self, store: StoreFile) -> EmbeddedBy:
         """What the store has; its first job may have finished since."""
@@ -184,8 +197,8 @@ class StoreMigration:
         migration = self._migration(store)
         with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
             compared = compare(
-                self._source(), open_dataset(place, migration.to), Path(folder),
-                listed_at=services.ledger.now(), most_items=None, on_listed=self._on_listed,
+                self._source(), self._dataset(migration.to), Path(folder),
+                now=services.ledger.now(), most_items=None, on_listed=self._on_listed,
             )  # fmt: skip
             target = target_of(place, store.store_id, migration.to, compared, options, migration.migration_id)
             if not compared.comparison.to_run:
@@ -195,8 +208,8 @@ class StoreMigration:
 
     def _too_many_failed(self, store: StoreFile, done: RoundResult) -> bool:
         """Whether more items would lose their vectors than may."""
-        current = open_dataset(self._place, self._current(store))
-        new = open_dataset(self._place, self._migration(store).to)
+        current = self._dataset(self._current(store))
+        new = self._dataset(self._migration(store).to)
         if current is None or (self._most_failed is None and new is not None):
             return False
         rows = current.count(PRESENT)

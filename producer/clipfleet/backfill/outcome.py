@@ -31,6 +31,7 @@ class BackfillResult:
     fetched_bytes: int
     seconds: float
     left: int = 0  # items above the limit of one night
+    late: int = 0  # items that stay as other backfills have committed them meanwhile, again and again
     ran: int = 0  # items of the last job
     job_id: str | None = None  # of the last job; None: no item was to be run
     state: JobState = JobState.COMPLETED  # of that job
@@ -90,8 +91,8 @@ class RoundResult:
         counts = self.counts
         return BackfillResult(
             store, self.version, counts.new, counts.changed, self.same, counts.gone, counts.failed,
-            counts.copied, self.fetched_bytes, seconds, self.left, self.ran, self.job_id, self.state,
-            self.reason, switched,
+            counts.copied, self.fetched_bytes, seconds, self.left, counts.late, self.ran, self.job_id,
+            self.state, self.reason, switched,
         )  # fmt: skip
 
 
@@ -110,12 +111,14 @@ def of_job(job: Job, status: JobStatus | None) -> RoundResult:
         )  # fmt: skip
     found = _manifest(job)
     try:
-        of_store, counts = found["store"], Counts(**found["store"].get("counts", {}))
+        of_store = found["store"]
+        is_superseded = "superseded" in of_store
+        counts = Counts(late=int(found["total"])) if is_superseded else Counts(**of_store.get("counts", {}))
         state = JobState.COMPLETED_WITH_ERRORS if found["failed"] else JobState.COMPLETED
         return RoundResult(
             int(of_store.get("version", 0)), counts, target.same + counts.same, target.left,
             int(found["total"]), int(found["fetched_bytes"]), job.job_id, state,
-            is_superseded="superseded" in of_store,
+            is_superseded=is_superseded,
         )  # fmt: skip
     except (LookupError, TypeError, ValueError, AttributeError):
         raise OutputDamagedError(

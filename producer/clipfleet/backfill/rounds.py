@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from clipfleet.ledger.locks import Alive, LockLostError, Locks
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.redis.patience import OnTrouble
 from clipfleet.sources import Source
+from clipfleet.store.committing.commit import Counts
 from clipfleet.store.committing.of_job import SupersededError, commit_gone, lock_name
 from clipfleet.store.comparing import Comparing, Comparison
 from clipfleet.store.dataset import VectorDataset
@@ -77,35 +78,35 @@ def compare(
     dataset: VectorDataset | None,
     folder: Path,
     *,
-    listed_at: datetime,
+    now: datetime,
     most_items: int | None,
     on_listed: OnListed,
 ) -> Compared:
     """Compare the whole source with a dataset; the items to run go to a file in a local folder.
 
+    Args:
+        source: see `Comparing.run`.
+        dataset: see `Comparing`.
+        folder: for the file.
+        now: by the clock of Redis. The listing counts as later than all that the dataset has, though that
+            clock was ahead in an earlier night.
+        most_items: see `Comparing`.
+        on_listed: see `ListedItems`.
+
     Raises:
         SourceError: the source cannot be read to its end, or a store cannot hold it; nothing was changed.
         OutputUnavailableError: the dataset cannot be read, or the local disk is full.
     """
+    began_at = min(now, datetime.now(UTC))
     known = known_items(dataset)
-    comparing = Comparing(dataset, known, most_items=most_items)
+    listed_at = now if known.listed_at is None else max(now, known.listed_at + datetime.resolution)
+    comparing = Comparing(dataset, known, began_at=began_at, most_items=most_items)
     path = folder / "items.parquet"
     path.unlink(missing_ok=True)
     with output_errors(path):
         comparison = comparing.run(ListedItems(source, on_listed), path)
     items = ComparedItems(path, source.description)
     return Compared(comparison, comparing, items, dataset, bool(known.is_gone.any()), listed_at)
-
-
-def open_dataset(
-    place: StorePlace, embedded_by: EmbeddedBy, version: int | None = None
-) -> VectorDataset | None:
-    """The dataset of these vectors; None: there is none yet. Raises like `VectorDataset.open`."""
-    if embedded_by.fingerprint is None or version == 0:
-        return None
-    with suppress(FileNotFoundError):
-        return VectorDataset.open(place.dataset_uri(embedded_by.fingerprint), version)
-    return None
 
 
 def target_of(
@@ -179,7 +180,8 @@ def commit(services: Services, place: StorePlace, compared: Compared, target: St
                 done = commit_gone(place, target, compared.gone, alive)
                 return RoundResult(done.version, done.counts, same)
         except SupersededError:
-            return RoundResult(target.base_version, is_superseded=True)
+            late = Counts(late=len(compared.comparison.gone))
+            return RoundResult(target.base_version, late, is_superseded=True)
         except LockLostError:
             continue  # a repeated commit finds what the first one did
 

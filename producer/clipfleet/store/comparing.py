@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from clipfleet.sources.batches import Source
 from clipfleet.sources.file_states import MISSING, file_states
 from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.known import KnownItems
-from clipfleet.store.rows import digests, id_hashes, store_column_name, stored_type
+from clipfleet.store.rows import TIME_TYPE, digests, id_hashes, store_column_name, stored_type
 from clipfleet.store.signed_urls import lead_to_the_same
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ VALIDATORS = (
 )  # fmt: skip
 _OF_THE_STORE = {KNOWN_ETAG: "etag", KNOWN_LAST_MODIFIED: "last_modified", KNOWN_HASH: "content_hash"}
 _GONE_AT_A_TIME = 8192
+# A file may change again within one tick of its file system's clock, without a trace in size or time.
+_TICK = timedelta(seconds=2)
+_NANOSECONDS = r"^\d+ (?P<ns>\d{1,18}|[1-8]\d{18})$"  # of the version of a local file: size and mtime
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,26 @@ class Comparing:
     """One comparison, batch by batch."""
 
     def __init__(
-        self, dataset: VectorDataset | None, known: KnownItems, *, most_items: int | None = None
+        self,
+        dataset: VectorDataset | None,
+        known: KnownItems,
+        *,
+        began_at: datetime,
+        most_items: int | None = None,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             dataset: at the version that `known` is of; None: there is none yet.
             known: see `known_items`.
+            began_at: before the source is read, by a clock that is not ahead of those of its file systems.
             most_items: to run; others are left for another night.
         """
         import numpy as np
 
         self._dataset = dataset
         self._known = known
+        self._began_at = began_at
         self._most_items = most_items
         self._is_seen = np.zeros(len(known), bool)
         self._new: list[np.ndarray] = []  # hashes of ids that the store does not know
@@ -108,7 +119,7 @@ class Comparing:
         self._require_types(batch.schema)
         versions, batch = _with_versions(batch)
         known, hashes = self._known, id_hashes(batch["item_id"])
-        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch, LISTED_VERSION))
+        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch))
         places = known.places(hashes)
         is_known = places >= 0
         self._note(batch, hashes, places)
@@ -125,9 +136,18 @@ class Comparing:
         first, self._to_run = self._to_run, self._to_run + len(wanted)
         taken = batch.take(pa.array(wanted))
         taken = taken.set_column(0, "item_index", pa.arange(first, self._to_run))
-        return _joined(
-            taken, versions.take(pa.array(wanted)), found[wanted], self._facts(places[wanted], taken["uri"])
-        )
+        versions, found = versions.take(pa.array(wanted)), found[wanted]
+        # A digest that no later listing gives: the item is asked again.
+        found = np.where(self._is_young(versions), ~found, found)
+        return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"]))
+
+    def _is_young(self, versions: pa.Array) -> np.ndarray:
+        """Which files were changed so lately that their versions may stand for two contents."""
+        changed = pc.struct_field(pc.extract_regex(versions, _NANOSECONDS), "ns").cast(pa.int64())
+        latest = pa.scalar(self._began_at - _TICK, TIME_TYPE).cast(pa.int64())
+        is_young = pc.greater_equal(pc.divide(changed, 1000), latest)
+        found: np.ndarray = pc.fill_null(is_young, False).to_numpy(zero_copy_only=False)
+        return found
 
     def _facts(self, places: np.ndarray, uris: pa.Array) -> dict[str, pa.Array]:
         """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not.
@@ -220,9 +240,9 @@ def _own(schema: pa.Schema) -> list[pa.Field[Any]]:
     return [one for one in schema if one.name not in (*ITEM_COLUMNS, INLINE_COLUMN, VERSION_COLUMN)]
 
 
-def _digested(batch: pa.RecordBatch, version: str) -> Sequence[str]:
+def _digested(batch: pa.RecordBatch) -> Sequence[str]:
     """The columns that a digest covers; of inline images the version has the hash."""
-    return ["item_id", "uri", version, *(one.name for one in _own(batch.schema))]
+    return ["item_id", "uri", LISTED_VERSION, *(one.name for one in _own(batch.schema))]
 
 
 def _with_versions(batch: pa.RecordBatch) -> tuple[pa.Array, pa.RecordBatch]:

@@ -67,7 +67,7 @@ def commit_job(
             f"job {job.job_id} has {fingerprint or 'none'}"
         )
     night = _night(job, target, output, chunks)
-    dataset = _dataset(place, fingerprint, night)
+    dataset = _dataset(place, fingerprint, night, is_there=embedded_by.fingerprint is not None)
     if dataset is None:
         failed = sum(batch.num_rows for batch in night.rows())
         return JobCommit(0, "", Counts(failed=failed))
@@ -95,7 +95,7 @@ def commit_gone(
         raise SupersededError(f"{place.uri} has other vectors by now than those of {fingerprint}")
     night = Night(lambda: (), gone, target.listed_at, target.listed_at, target.keep_gone_days)
     properties = {KIND: _kind(target), "listed_at": target.listed_at.isoformat()}
-    dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+    dataset = _open(place, fingerprint)
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     return JobCommit(done.dataset.version, fingerprint, done.counts)
 
@@ -136,8 +136,28 @@ def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
     return Night(rows, lambda: read_gone(output), target.listed_at, job.created_at, target.keep_gone_days)
 
 
-def _dataset(place: StorePlace, fingerprint: str, night: Night) -> VectorDataset | None:
-    """The dataset of a model, created if there are rows for it; None: there is nothing to commit to."""
+def _open(place: StorePlace, fingerprint: str) -> VectorDataset:
+    """The dataset that `store.json` names."""
+    try:
+        return VectorDataset.open(place.dataset_uri(fingerprint))
+    except FileNotFoundError:
+        raise place.dataset_is_gone(fingerprint) from None
+
+
+def _dataset(place: StorePlace, fingerprint: str, night: Night, *, is_there: bool) -> VectorDataset | None:
+    """The dataset of a model, created if there are rows for its first version.
+
+    Args:
+        place: of the store.
+        fingerprint: of the model; empty: not known.
+        night: the first one, if the dataset is not there.
+        is_there: whether `store.json` names it.
+
+    Returns:
+        None if there is nothing to commit to.
+    """
+    if is_there:
+        return _open(place, fingerprint)
     if not fingerprint:
         return None
     uri = place.dataset_uri(fingerprint)

@@ -12,7 +12,7 @@ from clipfleet.backfill.migrating import StoreMigration, abandon_migration
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.contract.jobs import JobState
-from clipfleet.errors import JobConflictError, UsageError
+from clipfleet.errors import JobConflictError, OutputDamagedError, UsageError
 from clipfleet.ledger.locks import LockLostError
 from clipfleet.sources.batches import Source
 from clipfleet.store.place import EmbeddedBy, StorePlace
@@ -205,6 +205,17 @@ def test_a_job_that_was_cancelled_ends_it_without_a_switch(
     result = migration(nights, listed("abcd")).run()
 
     assert (result.switched, result.state, current(nights)) == (False, JobState.CANCELLED, OLD)
+
+
+@pytest.mark.parametrize("model", ["demo", "new:one"])
+def test_vectors_that_are_gone_are_an_error(nights: Nights, model: str) -> None:
+    nights.images = dict.fromkeys(uris("a"))
+    migration(nights, listed("abcd")).run()
+    Path(nights.place.dataset_uri(FINGERPRINTS[model])).rename(nights.place.dataset_uri("f" * 16))
+
+    with pytest.raises(OutputDamagedError, match=f"{FINGERPRINTS[model]}.lance is gone, though"):
+        migration(nights, listed("abcd")).run()
+    assert nights.place.read().migration is not None
 
 
 # --- interrupted, repeated, abandoned ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any, Self
 import pytest
 
 from clipfleet import commands as cli
+from clipfleet.backfill import outcome
 from clipfleet.backfill.migrating import StoreMigration, abandon_migration
 from clipfleet.backfill.night import Backfill
 from clipfleet.backfill.opening import listed_source
@@ -98,7 +100,7 @@ def test_the_numbers_of_a_night(run: Run, nights: Nights) -> None:
     assert found.pop("seconds") >= 0
     assert found == {
         "store": nights.place.uri, "version": 2, "new": 2, "changed": 0, "same": 0, "gone": 0, "failed": 1,
-        "copied": 0, "fetched_bytes": 200, "left": 0, "job_id": nights.ledger.jobs()[0].job_id,
+        "copied": 0, "fetched_bytes": 200, "left": 0, "late": 0, "job_id": nights.ledger.jobs()[0].job_id,
         "state": "completed_with_errors",
     }  # fmt: skip
 
@@ -127,6 +129,25 @@ def test_a_limited_night_says_so(run: Run) -> None:
     code, _, err = run("photos", "-m", "demo", "--max-items", "2")
 
     assert (code, err.splitlines()[-1]) == (0, "1 item above --max-items: run it again for them")
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("any", 3), ("never", 0), ("0.5", 0)])
+def test_items_that_other_backfills_were_faster_with_each_time(
+    run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch, fail_on: str, code: int
+) -> None:
+    nights.images.clear()
+    run("photos", "-m", "demo")
+    whole = outcome.of_job
+    monkeypatch.setattr(
+        outcome, "of_job", lambda *it: replace(found := whole(*it), counts=replace(found.counts, late=1))
+    )
+    words = ("photos", "--fail-on", fail_on)
+
+    code_of_json, out, _ = run(*words, "--json")
+    assert (code_of_json, json.loads(out)["late"]) == (code, 1)
+    code_of_words, _, err = run(*words)
+    assert code_of_words == code
+    assert err.splitlines()[-1].startswith("1 item of this night came late: other backfills have changed")
 
 
 def test_a_dry_run(run: Run, nights: Nights) -> None:

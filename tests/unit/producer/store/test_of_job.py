@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.store.committing.commit import Counts
-from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_job
+from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_gone, commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.gone_items import write_gone
 from clipfleet.store.place import EmbeddedBy, Migration, StoreFile, StorePlace, store_place
@@ -69,6 +69,19 @@ def test_nothing_is_committed_where_nothing_could_be_embedded(place: StorePlace)
         assert commit_job(place, job, output, 1, fingerprint) == JobCommit(0, "", Counts(failed=1))
 
     assert current(place).fingerprint is None
+
+
+def test_vectors_that_are_gone_are_not_replaced_by_those_of_one_night(place: StorePlace) -> None:
+    commit_job(place, *job_with(place, [[row("a"), row("b")]]), 1, MINE)
+    job, output = job_with(place, [[row("c")]], "second", fingerprint=MINE, base_version=2)
+    assert job.store is not None
+    Path(place.dataset_uri(MINE)).rename(place.dataset_uri(OTHER))
+
+    with pytest.raises(OutputDamagedError, match="is gone"):
+        commit_job(place, job, output, 1, MINE)
+    with pytest.raises(OutputDamagedError, match="is gone"):
+        commit_gone(place, job.store, lambda: ())
+    assert not Path(place.dataset_uri(MINE)).exists()
 
 
 def test_a_killed_commit_goes_on(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
