@@ -435,22 +435,22 @@ class VectorDataset:
             )
         return VectorDataset(made, self.uri)
 
-    def versions(self, *, after: int = 0) -> list[Version]:
-        """The versions that are left, oldest first, with what their commits were given.
+    def versions(self, *, after: int = 0) -> Iterator[Version]:
+        """The versions that are left, oldest first, with what their commits were given: each costs a read.
 
         Args:
-            after: without this version and earlier ones: each costs a read.
+            after: without this version and earlier ones.
         """
-        found = []
         for number, at in self.times().items():
             if number > after:
                 try:
                     with lance_errors(self.uri):
-                        found.append(Version(number, at, self._properties(number)))
+                        properties = self._properties(number)
                 except OutputDamagedError:
                     if number in self.times():  # else it was removed meanwhile
                         raise
-        return found
+                else:
+                    yield Version(number, at, properties)
 
     def times(self) -> Mapping[int, datetime]:
         """When each version that is left was committed (UTC), oldest first."""
