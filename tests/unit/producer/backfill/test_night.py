@@ -21,16 +21,20 @@ from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
     OutputDamagedError,
+    OutputUnavailableError,
     SourceError,
     UsageError,
 )
+from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources import ReadOptions, source_of
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, StoreFile
 from clipfleet.store.rows import store_schema
 from tests.support.backfills import FINGERPRINTS, Nights, uris
+from tests.support.held_stores import held
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import DIMENSION, ListedItems, item
 
@@ -462,3 +466,22 @@ def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -
     store: StoreFile = nights.place.read()
     assert (counts(result), store.current.fingerprint) == ({"new": 3}, FINGERPRINTS["new:one"])
     assert (nights.ids(), nights.ids("new:one")) == (["a", "b"], [*"abc"])
+
+
+def test_a_night_whose_items_are_forgotten_before_its_submit_says_so(nights: Nights) -> None:
+    """Its list of gone items needs the version that it was compared with."""
+    nights.night(listed("abx")).wait()
+    night, submit = nights.night(listed("abc")), nights.services.submit
+
+    def forget_and_submit(*arguments: Any) -> JobHandle:
+        forget(held(nights.place), ["x"])
+        return submit(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nights, "services", replace(nights.services, submit=forget_and_submit))
+        with pytest.raises(OutputUnavailableError, match=r"version 2 was removed meanwhile .*: run it again"):
+            nights.night(listed("abc")).begin()
+
+    assert nights.ids() == ["a", "b"]
+    assert counts(night.wait()) == {"new": 1, "same": 2}
+    assert nights.ids() == [*"abc"]

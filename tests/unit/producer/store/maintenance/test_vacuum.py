@@ -24,7 +24,7 @@ from clipfleet.store.maintenance.vacuum import Vacuumed, vacuum
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace
 from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, lost, make_store
 from tests.support.jobs import make_job, place_job
-from tests.support.store_rows import NO_ADDRESSES, item, make_dataset, stored_rows
+from tests.support.store_rows import NO_ADDRESSES, addresses_of, item, make_dataset, stored_rows
 from tests.support.waiting import wait_until
 
 KEEP = timedelta(days=7)
@@ -60,6 +60,43 @@ def test_what_is_young_stays(place: StorePlace) -> None:
     assert run(place, now=NOW + timedelta(days=6)) == Vacuumed()
     assert run(place, keep=timedelta(0), now=NOW + timedelta(minutes=50)) == Vacuumed()
     assert len(current(place).times()) == 6
+
+
+def test_a_version_is_as_old_as_the_one_after_it(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been the newest one for long when a search or a comparison began to read it."""
+    reader, days = current(place), {1: 1, 2: 2, 3: 3, 4: 4, 5: 29}
+    assert reader.version == 4
+    reader.replace(addresses_of(reader, [item("a")]), stored_rows([item("a")]).to_batches(), {})
+    times = VectorDataset.times
+    monkeypatch.setattr(
+        VectorDataset,
+        "times",
+        lambda dataset: {n: NOW + timedelta(days=days.get(n, 30)) for n in times(dataset)},
+    )
+
+    assert run(place).versions == 3
+
+    assert [*times(current(place))] == [4, 5, 6]
+    assert item_ids(reader) == [*"abcd"]
+
+
+def test_vectors_that_were_the_current_ones_until_now_stay(place: StorePlace) -> None:
+    make_dataset(place.dataset_uri(OTHER), [item("a")])
+    reader = current(place)
+    age(place)
+
+    place.change(lambda one: one.model_copy(update={"current": EmbeddedBy(model="new", fingerprint=OTHER)}))
+
+    assert run(place, now=NOW + timedelta(days=6)).models == []
+    assert item_ids(reader) == [*"abcd"]
+    assert run(place).models == [MINE]
+
+
+def age(place: StorePlace, days: int = 30) -> None:
+    """Let all files of a store be so old."""
+    then = (NOW - timedelta(days=days)).timestamp()
+    for path in Path(place.uri).rglob("*"):
+        os.utime(path, (then, then))
 
 
 def test_versions_that_jobs_need_stay(place: StorePlace) -> None:
