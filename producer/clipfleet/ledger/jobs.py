@@ -191,12 +191,21 @@ class Ledger(ChunkLedger):
             JobNotFoundError: no such job.
             JobUnreadableError: another version of clipfleet submitted it.
         """
+        return read_job(self.description(job_id))
+
+    def description(self, job_id: str) -> str:
+        """The JSON of a job as it was submitted, by any version.
+
+        Raises:
+            JobNotFoundError: no such job.
+            JobUnreadableError: clipfleet has not written what is there.
+        """
         with damage_of(job_id), redis_errors(self._url):
             spec: Any = self._redis.get(keys.job(job_id, keys.SPEC))
             spec = spec or self._redis.hget(keys.job(job_id), "spec")  # of an earlier version
         if spec is None:
             raise not_found(job_id)
-        return read_job(spec)
+        return str(spec)
 
     def status(self, job_id: str) -> JobStatus:
         """A snapshot of a job.
