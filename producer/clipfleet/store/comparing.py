@@ -23,6 +23,7 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.batches import Source
 from clipfleet.sources.file_states import MISSING, file_states
 from clipfleet.store.dataset import Alive, VectorDataset
+from clipfleet.store.drawing import Drawing
 from clipfleet.store.known import KnownItems
 from clipfleet.store.rows import TIME_TYPE, digests, id_hashes, store_column_name, stored_type
 from clipfleet.store.signed_urls import lead_to_the_same
@@ -78,10 +79,10 @@ class Comparing:
         self._dataset = dataset
         self._known = known
         self._began_at = began_at
-        self._most_items = most_items
+        self._drawing = None if most_items is None else Drawing(most_items, began_at)
         self._is_seen = np.zeros(len(known), bool)
         self._new: list[np.ndarray] = []  # hashes of ids that the store does not know
-        self._items = self._to_run = self._left = self._same = 0
+        self._items = self._wanted = self._to_run = self._same = 0
 
     def run(self, source: Source, path: Path, alive: Alive = lambda: None) -> Comparison:
         """Read the whole source; write the items that a job must run, in their order, to a Parquet file.
@@ -109,11 +110,14 @@ class Comparing:
                 alive()
         new = sum(map(len, self._new))
         self._require_new_ones_once(path)
+        if self._drawing is not None and self._to_run > self._drawing.most:
+            self._draw(self._drawing, path)
+        left = self._wanted - self._to_run
         gone = self._known.addresses[~self._is_seen & ~self._known.is_gone]
-        return Comparison(self._items, self._to_run, self._left, new, self._same, np.sort(gone))
+        return Comparison(self._items, self._to_run, left, new, self._same, np.sort(gone))
 
     def _compare(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of a batch that a job must run."""
+        """The rows of a batch that a job must run, or of which some will be drawn."""
         import numpy as np
 
         self._require_types(batch.schema)
@@ -129,10 +133,10 @@ class Comparing:
         wanted = np.flatnonzero(~is_same)
         self._items += batch.num_rows
         self._same += int(is_same.sum())
-        if self._most_items is not None and self._to_run + len(wanted) > self._most_items:
-            kept = self._most_items - self._to_run
-            self._left += len(wanted) - kept
-            wanted = wanted[:kept]
+        self._wanted += len(wanted)
+        if self._drawing is not None:
+            is_asked = self._is_asked(places[wanted], found[wanted])
+            wanted = wanted[self._drawing.offer(hashes[wanted], is_asked)]
         first, self._to_run = self._to_run, self._to_run + len(wanted)
         taken = batch.take(pa.array(wanted))
         taken = taken.set_column(0, "item_index", pa.arange(first, self._to_run))
@@ -140,6 +144,37 @@ class Comparing:
         # A digest that no later listing gives: the item is asked again.
         found = np.where(self._is_young(versions), ~found, found)
         return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"]))
+
+    def _is_asked(self, places: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Which items seem not to have changed: they are only asked, as that is not certain."""
+        import numpy as np
+
+        is_asked = places >= 0
+        at, digest = places[is_asked], found[is_asked]
+        had = self._known.digests[at]
+        is_asked[is_asked] = np.isin(had ^ digest, (0, -1)) & ~self._known.is_gone[at]
+        return is_asked
+
+    def _draw(self, drawing: Drawing, path: Path) -> None:
+        """Leave the items in the file that this night runs."""
+        every = path.with_suffix(".all")
+        path.rename(every)
+        drawing.close()
+        self._to_run = 0
+        with _spool(path) as write, pq.ParquetFile(every, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                for batch in file.read_row_group(group, use_threads=False).to_batches():
+                    drawn = self._drawn(drawing, batch)
+                    if drawn.num_rows:
+                        write(drawn)
+        every.unlink()
+
+    def _drawn(self, drawing: Drawing, batch: pa.RecordBatch) -> pa.RecordBatch:
+        hashes = id_hashes(batch["item_id"])
+        is_asked = self._is_asked(self._known.places(hashes), batch[DIGEST].to_numpy())
+        drawn = batch.filter(pa.array(drawing.is_drawn(hashes, is_asked)))
+        first, self._to_run = self._to_run, self._to_run + drawn.num_rows
+        return drawn.set_column(0, "item_index", pa.arange(first, self._to_run))
 
     def _is_young(self, versions: pa.Array) -> np.ndarray:
         """Which files were changed so lately that their versions may stand for two contents."""

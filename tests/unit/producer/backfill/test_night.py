@@ -38,7 +38,7 @@ from tests.support.held_stores import held
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import DIMENSION, ListedItems, item
 
-SOON = time.time() + 60  # of files: all tests here are within the tick of their last change
+SOON = time.time() + 3600  # of files: all tests here are within the tick of their last change
 
 
 @pytest.fixture
@@ -206,6 +206,25 @@ def test_options_that_differ_from_the_store_are_refused(
 
     with pytest.raises(UsageError, match=words):
         nights.night(listed("a"), **options).begin()
+
+
+def test_limited_nights_reach_everything_though_some_items_fail_each_time(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither items that fail nor those that are asked each night keep the others out."""
+    failing, names = "ab", "cdefghij"
+    source = ListedItems([item(name, None) for name in failing + names])
+    now = datetime(2020, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(nights.ledger, "now", lambda: now)
+    nights.images = dict.fromkeys(uris(failing))
+    for content in ("an image", "another image"):
+        nights.images |= dict.fromkeys(uris(names), content)
+        for _ in range(40):
+            now += timedelta(days=1)
+            assert nights.night(source, max_items=2).wait().ran == 2
+            if nights.place.read().current.fingerprint and contents(nights) == dict.fromkeys(names, content):
+                break
+        assert contents(nights) == dict.fromkeys(names, content)
 
 
 def test_a_store_keeps_its_options(nights: Nights) -> None:

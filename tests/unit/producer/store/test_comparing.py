@@ -194,7 +194,52 @@ def test_a_column_of_another_type_is_refused(compare: Any, tmp_path: Path) -> No
 def test_a_limit_leaves_the_rest_and_marks_nothing_of_it_as_gone(compare: Any, stored: VectorDataset) -> None:
     found = compare([*(item(name, "7 v9") for name in "abcd"), item("f")], stored, most_items=2)
 
-    assert (found.ids, found.comparison.left, found.gone) == (["a", "b"], 3, ["e"])
+    assert (len(found.ids), found.comparison.left, found.gone) == (2, 3, ["e"])
+
+
+def test_a_limit_takes_new_and_changed_items_before_those_that_are_only_asked(
+    compare: Any, tmp_path: Path
+) -> None:
+    stored = [item(f"u{number}", None) for number in range(40)]
+    dataset = make_dataset(tmp_path / "u.lance", stored)
+    source = [*stored[:30], item("u30", "5 v1"), item("n1"), *stored[31:], item("n2", None)]
+
+    found = compare(source, dataset, most_items=8)
+
+    assert {*found.ids} > {"u30", "n1", "n2"}
+    assert found.ids == [one["item_id"] for one in source if one["item_id"] in found.ids]  # in its order
+    assert {one["_content_hash"] for one in found.to_run} >= {None, "hash of u30"}
+    assert (found.comparison.to_run, found.comparison.left, found.comparison.new) == (8, 34, 2)
+
+
+def test_one_place_in_four_is_for_items_that_are_only_asked(compare: Any, tmp_path: Path) -> None:
+    stored = [item(f"u{number}", None) for number in range(40)]
+    dataset = make_dataset(tmp_path / "u.lance", stored)
+    source = [*stored, *(item(f"n{number}") for number in range(40))]
+
+    ids = compare(source, dataset, most_items=16).ids
+
+    assert sum(name.startswith("u") for name in ids) == 4
+    assert len(ids) == 16
+    alone = [
+        compare(source, dataset, most_items=1, began_at=LISTED_AT + timedelta(days=day)).ids[0][0]
+        for day in range(40)
+    ]
+    assert 0 < alone.count("u") < 20  # of 40 nights
+
+
+def test_a_limit_takes_others_each_night(compare: Any) -> None:
+    """Half of them: each one is reached within a few nights."""
+    source = [item(f"{number}") for number in range(100)]
+    missing = {one["item_id"] for one in source}
+    left = []
+    for day in range(10):
+        missing -= {*compare(source, most_items=50, began_at=LISTED_AT + timedelta(days=day)).ids}
+        left.append(len(missing))
+
+    assert left[0] == 50
+    assert 10 < left[1] < 40
+    assert left[-1] == 0
 
 
 def test_files_and_lists_have_versions_of_their_own(compare: Any, tmp_path: Path) -> None:
