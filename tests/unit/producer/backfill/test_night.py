@@ -17,11 +17,16 @@ from clipfleet.backfill.rounds import submit_lock
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputConflictError, SourceError, UsageError
 from clipfleet.ledger.locks import LockLostError
+from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.resume.rebuild import Rebuild
 from clipfleet.sources import ReadOptions, source_of
+from clipfleet.store.committing.of_job import commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StoreFile
 from tests.support.backfills import FINGERPRINTS, Nights, uris
+from tests.support.hints import CountedHints
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import ListedItems, item
 
@@ -369,3 +374,23 @@ def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -
     store: StoreFile = nights.place.read()
     assert (counts(result), store.current.fingerprint) == ({"new": 3}, FINGERPRINTS["new:one"])
     assert (nights.ids(), nights.ids("new:one")) == (["a", "b"], [*"abc"])
+
+
+def test_a_first_night_that_redis_loses_before_its_commit(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its rows are there, and only they say which model made them."""
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.job is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "_finish", lambda job: None)
+        nights.work(night.job.job)
+
+    ledger, output = MemoryLedger(), open_output(night.job.job.output)
+    assert Rebuild(ledger, CountedHints(), output, night.job.job, 60).run() is JobState.FINISHING
+
+    pinned = ledger.pin_model(night.job.job_id, FINGERPRINTS["new:one"])
+    assert pinned == FINGERPRINTS["demo"]
+    done = commit_job(nights.place, night.job.job, output, ledger.status(night.job.job_id).chunks, pinned)
+    assert (done.counts.new, nights.ids()) == (3, [*"abc"])
