@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import ItemStatus
-from clipfleet.errors import OutputConflictError
+from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.dataset import Alive
@@ -36,14 +36,16 @@ def model_of_rows(job: Job, output: Output, chunk_ids: Iterable[int], alive: Ali
     files = parts_of(job)
 
     def load(chunk_id: int) -> str:
-        with files.open(output, files.name(chunk_id)) as part:
-            identity, counts = part.footer()
-            if identity.job_id == job.job_id and counts.ok > counts.same:
-                for batch in part.batches(["status", MODEL_COLUMN]):
-                    for one in _models(batch):
-                        if one is not None:
-                            return one
-        return ""
+        name = files.name(chunk_id)
+        try:
+            with files.open(output, name) as part:
+                identity, counts = part.footer()
+                if identity.job_id != job.job_id or counts.ok == counts.same:
+                    return ""
+                found = (one for batch in part.batches(["status", MODEL_COLUMN]) for one in _models(batch))
+                return next(filter(None, found), "")
+        except FileNotFoundError as error:
+            raise OutputUnavailableError(f"{output.uri}/{name} was removed while it was read") from error
 
     with closing(read_ahead(load, chunk_ids, depth=files.footer_readers)) as loaded:
         for found in loaded:
