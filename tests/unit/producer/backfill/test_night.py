@@ -27,14 +27,19 @@ from clipfleet.errors import (
 )
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.locks import LockLostError
+from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.resume.rebuild import Rebuild
 from clipfleet.sources import ReadOptions, source_of
+from clipfleet.store.committing.of_job import commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, StoreFile
 from clipfleet.store.rows import store_schema
 from tests.support.backfills import FINGERPRINTS, Nights, uris
 from tests.support.held_stores import held
+from tests.support.hints import CountedHints
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import DIMENSION, ListedItems, item
 
@@ -504,3 +509,23 @@ def test_a_night_whose_items_are_forgotten_before_its_submit_says_so(nights: Nig
     assert nights.ids() == ["a", "b"]
     assert counts(night.wait()) == {"new": 1, "same": 2}
     assert nights.ids() == [*"abc"]
+
+
+def test_a_first_night_that_redis_loses_before_its_commit(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its rows are there, and only they say which model made them."""
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.job is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "_finish", lambda job: None)
+        nights.work(night.job.job)
+
+    ledger, output = MemoryLedger(), open_output(night.job.job.output)
+    assert Rebuild(ledger, CountedHints(), output, night.job.job, 60).run() is JobState.FINISHING
+
+    pinned = ledger.pin_model(night.job.job_id, FINGERPRINTS["new:one"])
+    assert pinned == FINGERPRINTS["demo"]
+    done = commit_job(nights.place, night.job.job, output, ledger.status(night.job.job_id).chunks, pinned)
+    assert (done.counts.new, nights.ids()) == (3, [*"abc"])
