@@ -23,7 +23,7 @@ class BackfillResult:
     store: str
     version: int  # of the store, with the night in it; 0: it has none yet
     new: int  # items that were embedded, or have the vector of an equal image
-    changed: int  # likewise
+    changed: int  # likewise, of those that the store had
     same: int
     gone: int
     failed: int  # they keep the vectors they had, and are tried again by the next night
@@ -75,14 +75,18 @@ class RoundResult:
         return self.counts.new + self.counts.changed + self.counts.gone
 
     def after(self, earlier: RoundResult) -> RoundResult:
-        """Both rounds in one: changes of both, all else as of this one."""
+        """Both rounds in one: changes of both, each item once; all else as of this one."""
         mine, theirs = self.counts, earlier.counts
-        summed = {
-            name: getattr(mine, name) + getattr(theirs, name) for name in ("new", "changed", "copied", "gone")
-        }
+        new, changed, copied, gone = (
+            getattr(mine, name) + getattr(theirs, name) for name in ("new", "changed", "copied", "gone")
+        )
+        there = mine.new + mine.changed + self.same  # after this round
+        # Those that were new in the earlier round and have changed in this one are new.
+        changed -= min(changed, max(0, new + changed - gone - there))
         return replace(
             self,
-            counts=replace(mine, **summed),
+            counts=replace(mine, new=new, changed=changed, copied=copied, gone=gone),
+            same=max(0, there - new - changed),
             fetched_bytes=self.fetched_bytes + earlier.fetched_bytes,
         )
 

@@ -20,7 +20,7 @@ from clipfleet.store.rows import OWN_COLUMNS, TIME_TYPE
 if TYPE_CHECKING:
     import numpy as np
 
-COUNTS = "counts"  # property of a version: `Counts` as JSON
+COUNTS = "counts"  # property of a version, as JSON: of a night its `Counts`
 _ROWS_AT_A_TIME = 4096
 
 

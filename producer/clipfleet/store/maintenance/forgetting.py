@@ -5,6 +5,7 @@ One that was killed goes on with the next one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.store.committing.commit import COUNTS
 from clipfleet.store.committing.of_job import KIND
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
 from clipfleet.store.maintenance.files import (
@@ -84,7 +86,9 @@ def _forget(held: HeldStore, dataset: VectorDataset, ids: pa.Array, done: Forgot
             # An index has vectors of its own. A version is made in any case: commits that began before are
             # refused, as files of no version are removed below.
             dataset = dataset.without_indexes()
-            dataset = dataset.without(ids, holding, {KIND: FORGET}, alive=held.alive)
+            counts = {"forgotten": len(set().union(*known.values()))}
+            properties = {KIND: FORGET, COUNTS: json.dumps(counts)}
+            dataset = dataset.without(ids, holding, properties, alive=held.alive)
         except VersionConflictError:
             held.alive()
             continue

@@ -54,7 +54,7 @@ def counts(result: BackfillResult) -> tuple[int, int, int, int]:
 def test_the_store_switches_when_all_is_there(nights: Nights) -> None:
     result = migration(nights, listed("abcd")).run()
 
-    assert (result.switched, counts(result)) == (True, (4, 0, 0, 0))
+    assert (result.switched, counts(result), result.same) == (True, (4, 0, 0, 0), 0)
     assert (current(nights), nights.place.read().migration) == (NEW, None)
     assert nights.fetched == uris("abcd")  # once
     assert nights.ids() == nights.ids("new:one") == [*"abcd"]
@@ -78,7 +78,7 @@ def test_a_night_in_between_is_in_the_new_vectors(nights: Nights) -> None:
 
     result = migration(nights, lambda: next(sources)).run()
 
-    assert (result.switched, counts(result)) == (True, (6, 0, 1, 0))
+    assert (result.switched, counts(result), result.same) == (True, (6, 0, 1, 0), 0)
     assert nights.ids() == nights.ids("new:one") == [*"bcdef"]
 
 
@@ -161,6 +161,7 @@ def test_a_source_that_never_rests_does_not_keep_it_from_its_end(nights: Nights)
     result = migration(nights, source).run()
 
     assert (result.switched, opened) == (True, 3)
+    assert (counts(result), result.same) == ((4, 0, 0, 0), 0)  # each item once
 
 
 # --- failures ---
@@ -179,7 +180,7 @@ def test_it_does_not_switch_where_items_would_lose_their_vectors(nights: Nights)
     nights.images = dict.fromkeys(uris("e"))
     again = migration(nights, listed("abcde")).run()
 
-    assert (again.switched, counts(again), current(nights)) == (True, (1, 0, 0, 1), NEW)
+    assert (again.switched, counts(again), again.same, current(nights)) == (True, (1, 0, 0, 1), 3, NEW)
     assert sorted({*nights.fetched}) == uris("ae")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +24,25 @@ from clipfleet.backfill.opening import listed_source
 from clipfleet.commands.stores import backfill
 from clipfleet.ledger.values import WorkerFacts
 from tests.support.backfills import FINGERPRINTS, Nights
+from tests.support.documents import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
+
+# The base install: the extra brings numpy, too.
+WITHOUT_LANCE = """
+import importlib.util, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lance", "numpy"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+whole = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "lance" else whole(name, package)
+from clipfleet.commands import main
+main()
+"""
 
 
 class FakeClient:
@@ -232,3 +250,15 @@ def test_mistakes(run: Run, words: tuple[str, ...], message: str) -> None:
 
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize("words", [("photos",), ("photos", "--migrate", "-m", "x"), ("--abandon-migration",)])
+def test_without_the_extra_it_says_how_to_get_it(folder: Path, words: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANCE, "backfill", *words, "--store", "store"],
+        capture_output=True, text=True, check=False, cwd=folder,
+        env=os.environ | {"CLIPFLEET_REDIS_URL": "redis://127.0.0.1:1/0", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert run.stderr == "error: stores need Lance: pip install 'clipfleet[store]'\n"
+    assert (run.returncode, run.stdout, [*folder.iterdir()]) == (2, "", [])

@@ -67,7 +67,7 @@ def test_an_item_goes_from_all_versions(place: StorePlace) -> None:
     assert files_with(place) == []
     assert item_ids(current(place)) == [*"abcd"]
     assert [*current(place).times()] == [1, 2, 3, 5], "versions that did not hold it stay"
-    assert current(place).properties == {"kind": "forget"}
+    assert current(place).properties == {"kind": "forget", "counts": '{"forgotten": 1}'}
 
 
 def test_one_that_was_deleted_already(place: StorePlace) -> None:
