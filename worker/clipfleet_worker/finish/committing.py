@@ -60,8 +60,8 @@ class StoreCommits:
 
         Raises:
             StoreBusyError: another program holds the lock of the store, or has taken it.
-            OutputConflictError: there is no such store any more, the rows are of several models, or a column has
-                another type in the store.
+            OutputConflictError: there is no such store any more, the rows are of several models, or a column
+                has another type in the store.
             OutputUnavailableError: the store cannot be read or written now.
         """
         fingerprint = target.fingerprint or self._pinned(context, chunks, alive)
