@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clipfleet.contract.jobs import MAX_CHUNK_SIZE, DecodeRoute, Exif, Lane, Precision
+from clipfleet.contract.stores import MAX_KEEP_GONE_DAYS
 from clipfleet.submit.options import Options
 
 
@@ -25,7 +26,8 @@ class BackfillOptions(Options):
     id_column: str | None = None
     base_uri: str | None = None  # prefix for bare keys and relative paths in a list
     max_items: Annotated[int | None, Field(ge=1)] = None  # to run; others are left for another night
-    keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
+    # How long rows stay whose items are gone.
+    keep_gone_days: Annotated[int, Field(ge=0, le=MAX_KEEP_GONE_DAYS)] = 0
 
 
 DEFAULT_BACKFILL = BackfillOptions()

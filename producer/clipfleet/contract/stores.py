@@ -12,6 +12,7 @@ from pydantic import Field
 
 from clipfleet.contract.label_sets import Fingerprint, FrozenModel
 
+MAX_KEEP_GONE_DAYS = 36_500  # as good as for ever
 STORE_ID_PATTERN = r"^[0-9a-f]{32}$"
 
 StoreId = Annotated[str, Field(pattern=STORE_ID_PATTERN)]
@@ -26,7 +27,8 @@ class StoreTarget(FrozenModel):
     fingerprint: Fingerprint | None = None  # of its vectors, in any precision; None: the first model decides
     base_version: Annotated[int, Field(ge=0)] = 0  # of the dataset; 0: there was none
     listed_at: datetime  # when the listing of the source began, by the clock of Redis
-    keep_gone_days: Annotated[int, Field(ge=0)] = 0  # how long rows stay whose items are gone
+    # How long rows stay whose items are gone.
+    keep_gone_days: Annotated[int, Field(ge=0, le=MAX_KEEP_GONE_DAYS)] = 0
     # Items of the source that the job does not run: those that are the same for certain, and those above the
     # limit of one night.
     same: Annotated[int, Field(ge=0)] = 0

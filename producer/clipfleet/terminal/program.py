@@ -11,10 +11,11 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from clipfleet import __version__
-from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.errors import ClipfleetError, UsageError, problem_text
 from clipfleet.settings import doubtful_variables
 from clipfleet.terminal.console import say, say_error
 from clipfleet.terminal.help import GENERAL, HELP_NAMES, Group, epilog
@@ -111,8 +112,9 @@ def discard_stdout() -> None:
 
 def _one_line(error: Exception) -> str:
     """Typer's message and the help command; empty if the help was printed instead."""
+    if isinstance(error.__cause__, ValidationError):
+        error.message = problem_text(error.__cause__.errors()[0])  # type: ignore[attr-defined]  # see above
     message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]  # see above
-    message = message.replace("Value error, ", "")  # pydantic's, through typer
     context = getattr(error, "ctx", None)
     return f"{message} (see `{context.command_path} --help`)" if message and context else message
 

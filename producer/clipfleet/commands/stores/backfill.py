@@ -17,6 +17,7 @@ from clipfleet.commands.following import EXIT_CANCELLED, EXIT_SOME_FAILED, inter
 from clipfleet.commands.interrupted import words_after_backfilling
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, not_empty
 from clipfleet.contract.jobs import DecodeRoute, Exif, JobState, Lane, Precision
+from clipfleet.contract.stores import MAX_KEEP_GONE_DAYS
 from clipfleet.errors import UsageError
 from clipfleet.terminal.console import say, say_trouble, with_options
 from clipfleet.terminal.help import MODEL, OUTPUT, ROWS, SCHEDULING
@@ -86,6 +87,7 @@ _KeepGone = Annotated[
         "--keep-gone",
         metavar="DAYS",
         min=0,
+        max=MAX_KEEP_GONE_DAYS,
         help="keep the rows of items that the source has no more for so many days, marked by gone_at",
         rich_help_panel=ROWS,
     ),

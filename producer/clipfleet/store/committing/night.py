@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -47,7 +47,10 @@ class Night:
     @property
     def kept_since(self) -> datetime:
         """Rows that were gone before this time are deleted."""
-        return self.listed_at - timedelta(days=self.keep_gone_days)
+        try:
+            return self.listed_at - timedelta(days=self.keep_gone_days)
+        except OverflowError:
+            return datetime.min.replace(tzinfo=UTC)
 
 
 def own_fields(part_schema: pa.Schema) -> list[pa.Field[Any]]:

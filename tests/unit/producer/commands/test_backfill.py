@@ -243,6 +243,8 @@ def test_a_migration_is_abandoned(run: Run, nights: Nights) -> None:
         (("photos", "--migrate", "--no-wait"), "--no-wait does not go with --migrate"),
         (("photos", "--migrate", "--max-items", "3"), "--max-items does not go with --migrate"),
         (("none",), "does not exist"),
+        (("photos", "--keep-gone", "99999999999"), "Invalid value for '--keep-gone': '99999999999' is more"),
+        (("photos", "--keep-gone", "0.5"), "Invalid value for '--keep-gone': '0.5' is not a whole number"),
     ],
 )
 def test_mistakes(run: Run, words: tuple[str, ...], message: str) -> None:

@@ -189,6 +189,10 @@ def test_what_is_gone_may_stay_for_days(stored: VectorDataset) -> None:
     kept, _ = commit(kept, back, "back")
     assert (rows_of(kept)["d"]["gone_at"], rows_of(kept)["e"]["gone_at"]) == (None, TONIGHT)
 
+    for_ever = night(gone=gone, listed_at=TONIGHT + timedelta(days=2, seconds=1), keep_gone_days=10**11)
+    kept, counts = commit(kept, for_ever, "for ever")
+    assert (counts.expired, sorted(rows_of(kept))) == (0, [*"abcde"])
+
     last = night([row("f")], listed_at=TONIGHT + timedelta(days=2, seconds=1), keep_gone_days=2)
     kept, counts = commit(kept, last, "last")
     assert (counts.expired, sorted(rows_of(kept))) == (1, [*"abcdf"])
