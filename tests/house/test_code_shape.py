@@ -21,6 +21,7 @@ MAY_SWALLOW = {
     ("clipfleet_worker/hints/tasks.py", "work"),
     ("clipfleet_worker/hints/tasks.py", "_work"),
     ("clipfleet_worker/hints/tasks.py", "finish_job"),
+    ("clipfleet_worker/hints/tasks.py", "_finish"),
 }
 
 

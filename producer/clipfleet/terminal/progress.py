@@ -95,7 +95,7 @@ class JobProgress:
 def missing_worker_words(
     status: JobStatus, workers: Sequence[WorkerFacts], *, fills_a_store: bool = False
 ) -> str | None:
-    """Why no worker can run, or finish, a job, and the way out; None if one can."""
+    """Why no worker can run, or finish, a job, and the way out; None if nothing is known to prevent it."""
     if status.state is JobState.PAUSED:
         reason = f" ({with_options(status.reason)})" if status.reason else ""
         return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
@@ -112,6 +112,10 @@ def missing_worker_words(
         return (
             "no connected worker can commit to a store: install the extra where one runs, "
             "pip install 'clipfleet[worker,store]', and restart it"
+        )
+    if status.state is JobState.FINISHING and status.reason:
+        return (
+            f"job {status.job_id} could not be finished yet, it is tried again: {with_options(status.reason)}"
         )
     return None
 

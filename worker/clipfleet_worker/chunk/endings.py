@@ -53,6 +53,7 @@ _INTERRUPTED: dict[str, ChunkEnd] = {  # by the reason of the interruption
 _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
+_FAULTY_FINISH_SECONDS = 600.0  # then the job is paused, and its user reads the reason
 _SHUN_SECONDS = 60.0  # for a job whose output this worker cannot reach
 _REFUSED_SECONDS = 15.0  # for one that it must not use: by then the others' heartbeats show what they refuse
 _MOST_REFUSED = 100  # jobs in a heartbeat
@@ -304,11 +305,31 @@ class Endings:
             self.shunned_jobs.add(claim.job_id)
         else:
             self.shunned_jobs.wait(claim.job_id)
+        self._postpone_finish(claim, error, str(error), self._outage_seconds, is_lasting=is_lasting)
+
+    def postpone_faulty_finish(self, claim: FinishClaim, error: BaseException) -> None:
+        """Leave the end of a job that fails unexpectedly to other workers; soon the job is paused.
+
+        `resume` tries again, after an update perhaps: nothing that was computed is lost.
+        """
+        self.shunned_jobs.add(claim.job_id)
+        seconds = min(self._outage_seconds, _FAULTY_FINISH_SECONDS)
+        self._postpone_finish(claim, error, f"{type(error).__name__}: {error}", seconds, is_lasting=False)
+
+    def _postpone_finish(
+        self,
+        claim: FinishClaim,
+        error: BaseException,
+        reason: str,
+        outage_seconds: float,
+        *,
+        is_lasting: bool,
+    ) -> None:
         word = self._ledger.postpone_finish(
             claim,
             _POSTPONE_SECONDS,
-            str(error)[:300],
-            outage_seconds=self._outage_seconds,
+            reason[:300],
+            outage_seconds=outage_seconds,
             ttl_seconds=self._job_ttl_seconds,
             is_lasting=is_lasting,
         )

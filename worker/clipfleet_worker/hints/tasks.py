@@ -109,7 +109,7 @@ class Tasks:
         except RedisUnavailableError as error:
             log.warning("no job finished: %s", error, extra={"action": "finish_failed"})
         except BaseException:
-            # Its lease expires, and a worker retries.
+            # Nothing is claimed, or the lease expires and a worker retries.
             job_id = claim.job_id if claim else "?"
             log.exception("job %s not finished", job_id, extra=_context("finish_failed", job_id))
         return False
@@ -134,6 +134,12 @@ class Tasks:
             self.endings.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
             self.endings.postpone_finish(claim, error)
+        except RedisUnavailableError:
+            raise
+        except BaseException as error:
+            log.exception("job %s not finished", claim.job_id, extra=_context("finish_failed", claim.job_id))
+            self.endings.postpone_faulty_finish(claim, error)
+            return False
         else:
             log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
         return True

@@ -247,6 +247,14 @@ class TestReasons:
         assert words in line
         assert f"clipfleet resume {JOB_ID}" in line
 
+    def test_a_finish_that_has_failed_says_why(self) -> None:
+        status = make_status(state=JobState.FINISHING, reason="ValueError: a bug")
+
+        assert missing_worker_words(status, [worker("demo")]) == (
+            f"job {JOB_ID} could not be finished yet, it is tried again: ValueError: a bug"
+        )
+        assert missing_worker_words(make_status(state=JobState.FINISHING), [worker("demo")]) is None
+
     def test_what_looks_like_markup_is_printed_as_it_is(self, said: Said) -> None:
         Bench().after(5, make_status(state=JobState.PAUSED, reason="[red]x[/blue] :smile:"))
 

@@ -288,6 +288,13 @@ def test_a_finish_without_its_output_is_postponed_and_its_job_shunned(
     assert bench.endings.shunned_jobs.current() == [JOB_ID]
 
 
+def test_a_finish_that_fails_unexpectedly_soon_pauses_its_job(bench: Bench) -> None:
+    bench.endings.postpone_faulty_finish(make_finish_claim(make_job()), ValueError("a bug"))
+
+    assert bench.ledger.told == [("postpone", JOB_ID, "5", "ValueError: a bug")]
+    assert bench.ledger.keywords("postpone_finish") == [LIMITS | {"outage_seconds": 600, "is_lasting": False}]
+
+
 class TestShunnedJobs:
     def test_a_job_that_waits_is_shunned_longer_each_time_up_to_a_bound(self) -> None:
         shunned, spans = ShunnedJobs(clock := Clock()), []

@@ -286,12 +286,13 @@ class TestFinishing:
         assert bench.ledger.told == told
 
     @pytest.mark.parametrize("error", [*OUR_BUGS, MemoryError()], ids=named)
-    def test_a_bug_is_logged_with_the_job_and_tried_again_after_the_lease(
+    def test_a_bug_is_logged_with_the_job_and_its_status_shows_the_reason(
         self, bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
     ) -> None:
         assert not self.finish(bench, error)
 
-        assert bench.ledger.told == []
+        assert bench.ledger.told == [("postpone", JOB_ID, "5", f"{named(error)}: {error}")]
+        assert bench.endings.shunned_jobs.current() == [JOB_ID]
         assert JOB_ID in caplog.text
         assert named(error) in caplog.text
 
