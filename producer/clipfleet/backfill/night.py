@@ -11,7 +11,12 @@ from pathlib import Path
 from clipfleet.backfill import outcome
 from clipfleet.backfill.earlier import EndedNight, end_of, same_night, unfinished_night
 from clipfleet.backfill.items import OnListed
-from clipfleet.backfill.opening import require_same_vectors, wanted_vectors
+from clipfleet.backfill.opening import (
+    require_same_vectors,
+    takes_any_vectors,
+    wanted_vectors,
+    with_wanted_vectors,
+)
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import BackfillResult, RoundResult
 from clipfleet.backfill.rounds import (
@@ -19,6 +24,7 @@ from clipfleet.backfill.rounds import (
     Services,
     commit,
     compare,
+    held,
     submit,
     target_of,
 )
@@ -27,6 +33,7 @@ from clipfleet.errors import JobNotFoundError
 from clipfleet.job_handle import JobHandle, OnProgress
 from clipfleet.redis.patience import OnTrouble
 from clipfleet.sources import Source
+from clipfleet.store.committing.of_job import lock_name
 from clipfleet.store.comparing import Comparison
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import StoreFile, StorePlace
@@ -90,7 +97,7 @@ class Backfill:
         if self._is_begun:
             return
         store = self._store()
-        other = None if store is None else unfinished_night(self._services, store.store_id)
+        other = None if store is None else self._unfinished(store)
         job_id, known = self._job_id(store)
         if isinstance(known, EndedNight):
             self._done = outcome.of_job(known.job, known.status)
@@ -146,17 +153,21 @@ class Backfill:
 
     def _store(self) -> StoreFile | None:
         store = self._place.read_if_there()
-        if store is not None:
-            require_same_vectors(self._options, store, self._place.uri)
-        return store
+        return None if store is None else with_wanted_vectors(self._options, store, self._place.uri)
+
+    def _unfinished(self, store: StoreFile) -> JobHandle | None:
+        """Another night of the store, which has vectors like this one."""
+        found = unfinished_night(self._services, store.store_id)
+        if found is not None:
+            require_same_vectors(self._options, self._place.read(), self._place.uri)
+        return found
 
     def _opened(self) -> tuple[StoreFile | None, VectorDataset | None]:
         """The store as it is now, and its vectors."""
         if self._store() is None:
             return None, None
         store, dataset = current_dataset_if_there(self._place)
-        require_same_vectors(self._options, store, self._place.uri)
-        return store, dataset
+        return with_wanted_vectors(self._options, store, self._place.uri), dataset
 
     def _job_id(self, store: StoreFile | None) -> tuple[str, EndedNight | JobHandle | None]:
         """The id of the job of this night, and the night if it was begun before."""
@@ -177,13 +188,23 @@ class Backfill:
 
     def _run(self, job_id: str, folder: Path) -> None:
         place, (store, dataset) = self._place, self._opened()
-        embedded_by = wanted_vectors(self._options) if store is None else store.current
         compared = self._compared(dataset, folder)
         if store is None:
-            store = place.create(embedded_by)  # now that the source was read
-            require_same_vectors(self._options, store, place.uri)
+            store = place.create(wanted_vectors(self._options))  # now that the source was read
+        if takes_any_vectors(store):
+            store = self._of_wanted_vectors(store)
+        embedded_by = store.current
         target = target_of(place, store.store_id, embedded_by, compared, self._options)
         if compared.comparison.to_run:
             self.job = submit(self._services, place, job_id, compared, target, embedded_by, self._options)
             return
         self._done = commit(self._services, place, compared, target)
+
+    def _of_wanted_vectors(self, store: StoreFile) -> StoreFile:
+        """Let `store.json` of a store without vectors name those of this night, if it names others."""
+        place = self._place
+        if place.read() == with_wanted_vectors(self._options, store, place.uri):
+            return store
+        with held(self._services, lock_name(store.store_id)) as alive:
+            self._unfinished(store)
+            return place.change(lambda now: with_wanted_vectors(self._options, now, place.uri), confirm=alive)

@@ -37,9 +37,8 @@ def listed_source(source: SourceLike, options: BackfillOptions) -> Source:
 
 def wanted_vectors(options: BackfillOptions) -> EmbeddedBy:
     """What makes the vectors of a new store, or of a migration."""
-    given = {name: value for name, value in _given(options).items() if name != "model"}
     with usage_errors():
-        return EmbeddedBy(model=normalise_model(options.model or DEFAULT_MODEL), **given)
+        return EmbeddedBy(**{"model": DEFAULT_MODEL} | _normalised(options))
 
 
 def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
@@ -48,25 +47,38 @@ def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
     Raises:
         UsageError: none is given.
     """
-    given = _given(options)
+    given = _normalised(options)
     if not given:
         raise UsageError("a migration needs to know to which vectors: give a `model=`")
     with usage_errors():
-        if "model" in given:
-            given["model"] = normalise_model(given["model"])
         return EmbeddedBy(**{name: getattr(current, name) for name in _OF_THE_VECTORS} | given)
 
 
 def require_same_vectors(options: BackfillOptions, store: StoreFile, uri: str) -> None:
     """Raise `UsageError` for an option that differs from what the store has."""
-    for name, value in _given(options).items():
+    for name, value in _normalised(options).items():
         has = getattr(store.current, name)
-        wanted = normalise_model(value) if name == "model" else value
-        if wanted != has:
+        if value != has:
             raise UsageError(
-                f"{uri} has vectors with `{name}=` {has}, not {wanted}: leave the option out, or fill the "
+                f"{uri} has vectors with `{name}=` {has}, not {value}: leave the option out, or fill the "
                 "store with other vectors by `migrate=True`"
             )
+
+
+def takes_any_vectors(store: StoreFile) -> bool:
+    """Whether a store has no vectors yet: those that it names are only those that it was made for."""
+    return store.current.fingerprint is None and store.migration is None
+
+
+def with_wanted_vectors(options: BackfillOptions, store: StoreFile, uri: str) -> StoreFile:
+    """The store as a night with these options fills it. Raises like `require_same_vectors`."""
+    if not takes_any_vectors(store):
+        require_same_vectors(options, store, uri)
+        return store
+    given = _normalised(options)
+    with usage_errors():
+        current = EmbeddedBy(**{name: getattr(store.current, name) for name in _OF_THE_VECTORS} | given)
+    return store if current == store.current else store.model_copy(update={"current": current})
 
 
 def is_filled_by(current: EmbeddedBy, wanted: EmbeddedBy) -> bool:
@@ -74,6 +86,11 @@ def is_filled_by(current: EmbeddedBy, wanted: EmbeddedBy) -> bool:
     return all(getattr(current, name) == getattr(wanted, name) for name in _OF_THE_VECTORS)
 
 
-def _given(options: BackfillOptions) -> dict[str, str]:
+def _normalised(options: BackfillOptions) -> dict[str, str]:
+    """The options of the vectors that are given."""
     values = {name: getattr(options, name) for name in _OF_THE_VECTORS}
-    return {name: value for name, value in values.items() if value is not None}
+    found = {name: value for name, value in values.items() if value is not None}
+    if "model" in found:
+        with usage_errors():
+            found["model"] = normalise_model(found["model"])
+    return found

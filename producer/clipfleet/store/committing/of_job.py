@@ -64,6 +64,7 @@ def commit_job(
     assert target is not None  # noqa: S101 - the caller knows
     fingerprint = target.fingerprint or fingerprint or model_of_rows(job, output, range(chunks), alive)
     embedded_by = _embedded_by(place.read(), target, place.uri)
+    _require_wanted(embedded_by, job, target, place.uri)
     if embedded_by.fingerprint not in (None, fingerprint):
         raise SupersededError(
             f"{place.uri} has vectors with the fingerprint {embedded_by.fingerprint} by now, "
@@ -77,7 +78,7 @@ def commit_job(
     properties = {KIND: _kind(target), "job_id": job.job_id}
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     dimension = dataset.schema.field(VECTOR_COLUMN).type.list_size
-    _note_model(place, target, fingerprint, dimension)
+    _note_model(place, job, target, fingerprint, dimension)
     return JobCommit(done.dataset.version, fingerprint, done.counts)
 
 
@@ -121,6 +122,16 @@ def _embedded_by(store: StoreFile, target: StoreTarget, uri: str) -> EmbeddedBy:
     if store.migration is None or store.migration.migration_id != target.migration_id:
         raise SupersededError(f"{uri}: the migration {target.migration_id} has ended")
     return store.migration.to
+
+
+def _require_wanted(embedded_by: EmbeddedBy, job: Job, target: StoreTarget, uri: str) -> None:
+    """Raise `SupersededError` if a store without vectors is to get other ones than those of a job."""
+    if target.migration_id is not None or embedded_by.fingerprint is not None:
+        return
+    wanted = embedded_by.model_copy(update={"dimension": None})
+    has = EmbeddedBy(model=job.model, precision=job.precision, decode=job.decode, exif=job.exif)
+    if wanted != has:
+        raise SupersededError(f"{uri} gets vectors of {wanted.model} by now, and has none of {job.model}")
 
 
 def _night(job: Job, target: StoreTarget, output: Output, chunks: int, fingerprint: str) -> Night:
@@ -177,11 +188,12 @@ def _dataset(place: StorePlace, fingerprint: str, night: Night, *, is_there: boo
         return None
 
 
-def _note_model(place: StorePlace, target: StoreTarget, fingerprint: str, dimension: int) -> None:
+def _note_model(place: StorePlace, job: Job, target: StoreTarget, fingerprint: str, dimension: int) -> None:
     """Let `store.json` say which vectors there are, once they are there."""
 
     def change(store: StoreFile) -> StoreFile:
         found = _embedded_by(store, target, place.uri)
+        _require_wanted(found, job, target, place.uri)
         if found.fingerprint is not None:
             return store
         found = found.model_copy(update={"fingerprint": fingerprint, "dimension": dimension})

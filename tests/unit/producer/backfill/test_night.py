@@ -149,6 +149,38 @@ def test_where_everything_fails_there_is_no_dataset(nights: Nights) -> None:
     )  # fmt: skip
 
 
+def test_a_store_without_vectors_takes_any_model(nights: Nights) -> None:
+    nights.images = dict.fromkeys(uris("ab"))
+    nights.night(listed("ab"), model="demo", precision="fp32").wait()
+    nights.images.clear()
+
+    assert counts(nights.night(listed("ab"), model=None).wait()) == {"new": 2}  # that it was made for
+    assert nights.place.read().current.model == "demo"
+
+
+def test_a_store_without_vectors_gets_those_of_the_next_night(nights: Nights) -> None:
+    nights.images = dict.fromkeys(uris("ab"))
+    nights.night(listed("ab"), precision="fp32").wait()
+    nights.images.clear()
+    other = nights.night(listed("ab"), model="new:one")
+    assert (other.plan().new, nights.place.read().current.model) == (2, "demo")
+
+    assert counts(other.wait()) == {"new": 2}
+    current = nights.place.read().current
+    assert (current.model, current.precision, current.fingerprint) == (
+        "new:one", "fp32", FINGERPRINTS["new:one"],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="has vectors with `model=` new:one, not demo"):
+        nights.night(listed("ab")).wait()
+
+
+def test_a_first_night_in_progress_keeps_its_model(nights: Nights) -> None:
+    nights.night(listed("ab")).begin()
+
+    with pytest.raises(UsageError, match="`model=` demo, not new:one"):
+        nights.night(listed("ab"), model="new:one").wait()
+
+
 def test_a_night_may_be_limited(nights: Nights) -> None:
     results = [nights.night(listed("abcde"), max_items=2).wait() for _ in range(4)]
 
@@ -200,6 +232,7 @@ def test_images_without_a_name_are_refused(nights: Nights) -> None:
     ("options", "words"),
     [
         ({"model": "new:one"}, "has vectors with `model=` demo, not new:one: leave the option out"),
+        ({"model": "nonsense"}, "model 'nonsense' does not name its weights: write NAME:PRETRAINED"),
         ({"precision": "fp32"}, "`precision=` auto, not fp32"),
         ({"decode": "exact"}, "`decode=` fast, not exact"),
     ],

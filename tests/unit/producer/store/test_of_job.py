@@ -138,6 +138,16 @@ def test_a_job_of_a_model_that_the_store_has_no_more_is_superseded(place: StoreP
     assert ids(place) == ["a"]
 
 
+def test_so_is_one_of_a_store_that_was_to_get_other_vectors_before_it_had_any(place: StorePlace) -> None:
+    other = current(place).model_copy(update={"model": "another:one"})
+    place.change(lambda store: store.model_copy(update={"current": other}))
+
+    with pytest.raises(SupersededError, match="gets vectors of another:one by now"):
+        commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
+
+    assert current(place) == other
+
+
 def test_a_migration_fills_its_own_dataset_and_leaves_the_current_one(place: StorePlace) -> None:
     commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
     migration = migrating(place)
