@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 
+from clipfleet.backfill.opening import VECTOR_OPTIONS, given_vectors
+from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import of_job
 from clipfleet.backfill.rounds import Services, submit_lock
-from clipfleet.contract.jobs import Job
+from clipfleet.contract.jobs import Job, SourceDescription
 from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.job_handle import JobHandle, OnProgress
 from clipfleet.ledger.jobs import JobStatus
@@ -19,6 +21,7 @@ from clipfleet.redis.patience import OnTrouble
 from clipfleet.store.in_use import unfinished_nights
 from clipfleet.store.place import StorePlace
 
+_READ_OPTIONS = ("url_column", "bytes_column", "id_column", "base_uri")  # of a source, without its state
 _LOOK_SECONDS = 5.0  # between looks at a submit that may be interrupted
 
 
@@ -79,6 +82,32 @@ def same_night(
         if is_whole and not of_job(found.job, found.status).is_superseded:
             return one, found
     raise AssertionError  # ids do not end
+
+
+def require_same_night(job: Job, source: SourceDescription, options: BackfillOptions) -> None:
+    """Raise `JobConflictError` unless a night that is repeated has this source and these options.
+
+    What the source holds, and the version of a list, may have changed since: the night keeps what it found.
+    """
+    assert job.store is not None  # noqa: S101 - it is a night
+    has = {name: getattr(job, name) for name in (*VECTOR_OPTIONS, "chunk_size")}
+    has["keep_gone_days"] = job.store.keep_gone_days
+    wanted: dict[str, object] = {"keep_gone_days": options.keep_gone_days, **given_vectors(options)}
+    if options.chunk_size is not None:
+        wanted["chunk_size"] = options.chunk_size
+    differing = [f"`{name}=`" for name, value in wanted.items() if value != has[name]]
+    if _without_state(source) != _without_state(job.source):
+        differing.insert(0, "source")
+    if differing:
+        raise JobConflictError(
+            f"job {job.job_id} is that of a night with another {', '.join(differing)}: choose another "
+            "`job_id=`"
+        )
+
+
+def _without_state(source: SourceDescription) -> tuple[str, str, dict[str, str]]:
+    options = {name: source.options[name] for name in _READ_OPTIONS if name in source.options}
+    return source.kind, source.uri, options
 
 
 def _ids(job_id: str) -> Iterator[str]:

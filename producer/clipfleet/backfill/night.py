@@ -9,7 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from clipfleet.backfill import outcome
-from clipfleet.backfill.earlier import EndedNight, end_of, same_night, unfinished_night
+from clipfleet.backfill.earlier import (
+    EndedNight,
+    end_of,
+    require_same_night,
+    same_night,
+    unfinished_night,
+)
 from clipfleet.backfill.items import OnListed
 from clipfleet.backfill.opening import (
     require_same_vectors,
@@ -91,7 +97,7 @@ class Backfill:
 
         Raises:
             SourceError: see `compare`.
-            UsageError: an option differs from what the store has.
+            UsageError: an option differs from what the store has, or from the night of this job id.
             WorldError: Redis, the store or the source is unavailable now.
         """
         if self._is_begun:
@@ -99,6 +105,8 @@ class Backfill:
         store = self._store()
         other = None if store is None else self._unfinished(store)
         job_id, known = self._job_id(store)
+        if known is not None:
+            require_same_night(known.job, self._source().description, self._options)
         if isinstance(known, EndedNight):
             self._done = outcome.of_job(known.job, known.status)
         elif known is not None:

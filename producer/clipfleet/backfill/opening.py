@@ -11,7 +11,7 @@ from clipfleet.outputs.job_file import job_of
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace, store_place
 
-_OF_THE_VECTORS = ("model", "precision", "decode", "exif")
+VECTOR_OPTIONS = ("model", "precision", "decode", "exif")
 
 
 def open_place(text: str) -> StorePlace:
@@ -38,7 +38,7 @@ def listed_source(source: SourceLike, options: BackfillOptions) -> Source:
 def wanted_vectors(options: BackfillOptions) -> EmbeddedBy:
     """What makes the vectors of a new store, or of a migration."""
     with usage_errors():
-        return EmbeddedBy(**{"model": DEFAULT_MODEL} | _normalised(options))
+        return EmbeddedBy(**{"model": DEFAULT_MODEL} | given_vectors(options))
 
 
 def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
@@ -47,16 +47,16 @@ def other_vectors(options: BackfillOptions, current: EmbeddedBy) -> EmbeddedBy:
     Raises:
         UsageError: none is given.
     """
-    given = _normalised(options)
+    given = given_vectors(options)
     if not given:
         raise UsageError("a migration needs to know to which vectors: give a `model=`")
     with usage_errors():
-        return EmbeddedBy(**{name: getattr(current, name) for name in _OF_THE_VECTORS} | given)
+        return EmbeddedBy(**{name: getattr(current, name) for name in VECTOR_OPTIONS} | given)
 
 
 def require_same_vectors(options: BackfillOptions, store: StoreFile, uri: str) -> None:
     """Raise `UsageError` for an option that differs from what the store has."""
-    for name, value in _normalised(options).items():
+    for name, value in given_vectors(options).items():
         has = getattr(store.current, name)
         if value != has:
             raise UsageError(
@@ -75,20 +75,20 @@ def with_wanted_vectors(options: BackfillOptions, store: StoreFile, uri: str) ->
     if not takes_any_vectors(store):
         require_same_vectors(options, store, uri)
         return store
-    given = _normalised(options)
+    given = given_vectors(options)
     with usage_errors():
-        current = EmbeddedBy(**{name: getattr(store.current, name) for name in _OF_THE_VECTORS} | given)
+        current = EmbeddedBy(**{name: getattr(store.current, name) for name in VECTOR_OPTIONS} | given)
     return store if current == store.current else store.model_copy(update={"current": current})
 
 
 def is_filled_by(current: EmbeddedBy, wanted: EmbeddedBy) -> bool:
     """Whether a dataset has the vectors that are wanted."""
-    return all(getattr(current, name) == getattr(wanted, name) for name in _OF_THE_VECTORS)
+    return all(getattr(current, name) == getattr(wanted, name) for name in VECTOR_OPTIONS)
 
 
-def _normalised(options: BackfillOptions) -> dict[str, str]:
-    """The options of the vectors that are given."""
-    values = {name: getattr(options, name) for name in _OF_THE_VECTORS}
+def given_vectors(options: BackfillOptions) -> dict[str, str]:
+    """The options of the vectors that are given, the model by its full name."""
+    values = {name: getattr(options, name) for name in VECTOR_OPTIONS}
     found = {name: value for name, value in values.items() if value is not None}
     if "model" in found:
         with usage_errors():

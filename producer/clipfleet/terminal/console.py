@@ -16,7 +16,11 @@ _COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 _COMMANDS_IN_A_LINE = re.compile(_COMMANDS.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 
 _OPTION = re.compile("`([a-z][a-z_]*)=(?:True)?`")
-_RENAMED = {"part_format": "format", "kind": "as"}  # the others are called alike
+_RENAMED = {
+    "part_format": "format",
+    "kind": "as",
+    "keep_gone_days": "keep_gone",
+}  # the others are called alike
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from clipfleet.backfill.opening import open_place
 from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.backfill.rounds import submit_lock
-from clipfleet.contract.jobs import JobState
+from clipfleet.contract.jobs import JobState, SourceDescription
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -313,6 +313,23 @@ def test_a_job_id_stands_for_its_night(nights: Nights) -> None:
 
     assert replace(again, seconds=first.seconds) == first
     assert nights.ids() == [*"abc"]
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_a_job_id_does_not_stand_for_another_night(nights: Nights, has_ended: bool) -> None:
+    night = nights.night(listed("ab"), job_id="monday", keep_gone_days=2)
+    night.begin()
+    if has_ended:
+        night.wait()
+    elsewhere = listed("ab")
+    elsewhere.description = SourceDescription(kind="test", uri="/another-list")
+    options: dict[str, Any] = {"job_id": "monday", "keep_gone_days": 2}
+
+    with pytest.raises(JobConflictError, match="job monday is that of a night with another source: choose"):
+        nights.night(elsewhere, **options).begin()
+    with pytest.raises(JobConflictError, match="another `keep_gone_days=`, `chunk_size=`: choose"):
+        nights.night(listed("ab"), job_id="monday", chunk_size=7).begin()
+    assert counts(nights.night(listed("abc"), **options).wait()) == {"new": 2}
 
 
 def test_a_job_id_of_another_store_is_refused(nights: Nights) -> None:
