@@ -29,7 +29,7 @@ from clipfleet.wording import counted
 if TYPE_CHECKING:
     from clipfleet.backfill.night import Backfill
     from clipfleet.backfill.outcome import BackfillResult
-    from clipfleet.client import Client
+    from clipfleet.client import Client, JobHandle
     from clipfleet.store.comparing import Comparison
 
 _NEVER, _ANY = "never", "any"
@@ -166,11 +166,11 @@ def backfill(
         else:
             night = client.backfill(source, store, options=options, on_listed=listed)
             if dry_run:
-                _print_plan(night.plan(), store, as_json=as_json)
+                _print_plan(night.plan(), night.store, as_json=as_json)
                 return
             night.begin()
-            if not wait:
-                _print_begun(client, night, as_json=as_json)
+            if not wait and night.job is not None:
+                _print_begun(client, night, night.job, as_json=as_json)
                 return
             with progress:
                 result = night.wait(**watch)
@@ -188,7 +188,9 @@ def _abandon(store: str, *, as_json: bool) -> None:
     with open_client() as client:
         is_ended = client.abandon_migration(store)
     if as_json:
-        typer.echo(json.dumps({"store": store, "abandoned": is_ended}))
+        from clipfleet.outputs import output_uri
+
+        typer.echo(json.dumps({"store": output_uri(store), "abandoned": is_ended}))
     elif is_ended:
         say("the migration has ended; `clipfleet store vacuum` removes what it has made")
     else:
@@ -248,22 +250,17 @@ def _print_plan(found: Comparison, store: str, *, as_json: bool) -> None:
     )
 
 
-def _print_begun(client: Client, night: Backfill, *, as_json: bool) -> None:
-    job = night.job
+def _print_begun(client: Client, night: Backfill, job: JobHandle, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(
-            json.dumps({"store": night.store, "job_id": job and job.job_id, "is_another": night.is_another})
-        )
-    elif job is None:
-        say("nothing to run")
+        begun = {"store": night.store, "job_id": job.job_id, "is_another": night.is_another}
+        typer.echo(json.dumps(begun))
     else:
         watch = afterwards("clipfleet", "watch", job.job_id)
         earlier = "an earlier backfill is in progress, run this one after it: " if night.is_another else ""
         say(f"{earlier}follow job {job.job_id} with `{watch}`")
-    if job is not None:
-        problem = missing_worker_words(job.status(), client.workers(), fills_a_store=True)
-        if problem:
-            say(problem, style="yellow")
+    problem = missing_worker_words(job.status(), client.workers(), fills_a_store=True)
+    if problem:
+        say(problem, style="yellow")
 
 
 def _state_words(result: BackfillResult, *, is_migration: bool) -> str:

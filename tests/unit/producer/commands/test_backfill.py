@@ -176,7 +176,7 @@ def test_items_that_other_backfills_were_faster_with_each_time(
 def test_a_dry_run(run: Run, nights: Nights) -> None:
     code, out, _ = run("photos", "-m", "demo", "--dry-run", "--json")
     assert (code, json.loads(out)) == (
-        0, {"store": "store", "items": 3, "new": 3, "to_check": 0, "same": 0, "gone": 0, "left": 0}
+        0, {"store": nights.place.uri, "items": 3, "new": 3, "to_check": 0, "same": 0, "gone": 0, "left": 0}
     )  # fmt: skip
 
     err = run("photos", "-m", "demo", "--dry-run", "--max-items", "1")[2]
@@ -200,6 +200,34 @@ def test_without_waiting_it_prints_the_job(run: Run, nights: Nights, client: Fak
     err = run("photos", "-m", "demo", "--no-wait")[2]
     assert err.startswith("an earlier backfill is in progress, run this one after it: follow job ")
     assert "no connected worker" not in err
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_without_waiting_a_night_that_has_ended_prints_its_result(
+    run: Run, nights: Nights, words: tuple[str, ...]
+) -> None:
+    named = ("photos", "-m", "demo", "--job-id", "monday", *words)
+    first = run(*named)
+
+    again = run(*named, "--no-wait")
+
+    assert (first[0], again[0]) == (3, 3)
+    if words:
+        assert json.loads(again[1]) | {"seconds": 0} == json.loads(first[1]) | {"seconds": 0}
+    else:
+        assert "2 new, 0 changed, 0 the same, 0 gone, 1 failed" in again[2]
+
+
+def test_so_does_one_without_anything_to_run(run: Run, nights: Nights) -> None:
+    nights.images.clear()
+    for photo in Path("photos").iterdir():
+        os.utime(photo, (time.time() - 3600,) * 2)
+    run("photos", "-m", "demo")
+    Path("photos/a.jpg").unlink()
+
+    found = json.loads(run("photos", "--no-wait", "--json")[1])
+
+    assert (found["gone"], found["same"], found["job_id"]) == (1, 2, None)
 
 
 def test_a_job_that_was_cancelled(run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +258,9 @@ def test_a_migration_is_abandoned(run: Run, nights: Nights) -> None:
     )
     assert run("photos", "--migrate", "-m", "new:one")[0] == 3
 
-    assert run("--abandon-migration", "--json")[1] == '{"store": "store", "abandoned": true}\n'
+    assert (
+        run("--abandon-migration", "--json")[1] == f'{{"store": "{nights.place.uri}", "abandoned": true}}\n'
+    )
     assert run("--abandon-migration")[2] == "there is no migration\n"
 
 
