@@ -34,6 +34,7 @@ from clipfleet.redis.patience import OnTrouble
 from clipfleet.sources import Source
 from clipfleet.store.committing.of_job import lock_name
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.in_use import unfinished_nights
 from clipfleet.store.known import known_items
 from clipfleet.store.place import EmbeddedBy, Migration, StoreFile, StorePlace
 from clipfleet.store.rows import PRESENT, id_hashes
@@ -45,6 +46,10 @@ _PROBED_ITEMS = 16  # of a first job that finds out whether the vectors are othe
 
 class _EndedError(Exception):
     """The store has no such migration any more."""
+
+
+class _ChangedError(Exception):
+    """The current vectors have changed, or will."""
 
 
 class StoreMigration:
@@ -275,19 +280,28 @@ class StoreMigration:
 
     def _switch(self, store: StoreFile, seen: int) -> bool:
         """Make the new vectors the current ones, unless those have changed since they were seen."""
+
+        def confirm() -> None:  # immediately before the switch: the lock may have been lost without notice
+            if self._is_filled(store) or self._current_version(store) != seen:
+                raise _ChangedError
+            alive()
+
         try:
             with held(self._services, lock_name(store.store_id)) as alive:
-                night = unfinished_night(self._services, store.store_id)
-                if night is None:
-                    if self._current_version(store) != seen:
-                        return False
-                    self._place.change(lambda now: self._switched(store, now), confirm=alive)
-                    return True
-        except LockLostError:
-            return False
-        self._services.say(f"job {night.job_id} fills the current vectors: waiting for it")
-        end_of(night, *self._watch)  # without the lock, which its commit needs
+                self._place.change(lambda now: self._switched(store, now), confirm=confirm)
+                return True
+        except (LockLostError, _ChangedError):
+            pass
+        night = unfinished_night(self._services, store.store_id)
+        if night is not None:
+            self._services.say(f"job {night.job_id} fills the current vectors: waiting for it")
+            end_of(night, *self._watch)  # without the lock, which its commit needs
         return False
+
+    def _is_filled(self, store: StoreFile) -> bool:
+        """Whether a night fills the current vectors now."""
+        nights = unfinished_nights(self._services.ledger, store.store_id)
+        return any(job.store is not None and job.store.migration_id is None for job, _ in nights)
 
     def _switched(self, store: StoreFile, now: StoreFile) -> StoreFile:
         to = self._own_migration(store, now).to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import RoundResult
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.stores import StoreTarget
-from clipfleet.errors import JobConflictError
+from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Alive, LockLostError, Locks
@@ -133,7 +133,8 @@ def submit(
 ) -> JobHandle:  # fmt: skip
     """Submit the job of the items to run, or resume that submit.
 
-    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted.
+    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted. A
+    submit that has lost it resumes.
 
     Raises:
         JobConflictError: another backfill has taken the submit for an interrupted one.
@@ -144,15 +145,23 @@ def submit(
         precision=embedded_by.precision, decode=embedded_by.decode, exif=embedded_by.exif, lane=lane,
         chunk_size=options.chunk_size,
     )  # fmt: skip
-    try:
-        with held(services, submit_lock(target.store_id, job_id)) as alive:
-            items = ComparedItems(compared.items.path, compared.items.description, alive)
-            return services.submit(items, described, target, compared.gone)
-    except LockLostError:
-        raise JobConflictError(
-            f"job {job_id}: this program stood still for too long, and another backfill has replaced it: "
-            "run it again"
-        ) from None
+    while True:
+        try:
+            with held(services, submit_lock(target.store_id, job_id)) as alive:
+                items = ComparedItems(compared.items.path, compared.items.description, alive)
+                return services.submit(items, described, target, compared.gone)
+        except LockLostError:
+            _require_open(services, job_id)
+
+
+def _require_open(services: Services, job_id: str) -> None:
+    """Raise `JobConflictError` if a job whose submit has not ended is over."""
+    with suppress(JobNotFoundError):  # it is submitted anew
+        if services.ledger.status(job_id).state.is_final:
+            raise JobConflictError(
+                f"job {job_id}: Redis was away, or this program stood still, and another backfill has "
+                "replaced it: run it again"
+            )
 
 
 def submit_lock(store_id: str, job_id: str) -> str:

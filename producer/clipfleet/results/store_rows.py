@@ -92,7 +92,7 @@ class StoreRows:
 
     def finished_at(self) -> datetime:
         """When the version was committed."""
-        return self.dataset.times()[self.version]
+        return self.dataset.committed_at
 
     def early_end(self) -> None:
         """None: a version is complete."""

@@ -56,6 +56,8 @@ _REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for;
 
 # In messages about a condition, not about a file.
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
+# How an error of a place begins, of whatever type it is.
+_OF_PLACES = ("LanceError(IO)", "Dataset at path")
 _PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 
 Alive = Callable[[], object]
@@ -134,13 +136,13 @@ class VectorDataset:
             try:
                 found = lance.dataset(uri, version=version, storage_options=storage_options(uri))
             except (ValueError, OSError) as error:
-                if version is not None and _has_dataset(uri):
+                if version is None and "not found" in str(error).lower():
+                    raise FileNotFoundError(uri) from error
+                if version is not None and version not in cls.open(uri).times():
                     raise UsageError(
                         f"{uri} has no version {version} (any more): `clipfleet store log` lists those that "
                         "are left"
                     ) from error
-                if "not found" in str(error).lower():
-                    raise FileNotFoundError(uri) from error
                 raise
         if found._ds.base_paths():
             raise OutputDamagedError(f"{uri} has files elsewhere, which a store never has: not opened")
@@ -162,7 +164,7 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with lance_errors(self.uri), self._condition(where) as condition:
+        with self._errors(), self._condition(where) as condition:
             return int(self._dataset.count_rows(filter=condition))
 
     def batches(
@@ -185,7 +187,7 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with lance_errors(self.uri), self._condition(where) as condition:
+        with self._errors(), self._condition(where) as condition:
             fragments = None if other_than is None else self._fragments_unlike(other_than)
             if fragments == []:
                 return
@@ -208,13 +210,13 @@ class VectorDataset:
 
     def take(self, addresses: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """The rows at these addresses (uint64), in their order."""
-        with lance_errors(self.uri):
+        with self._errors():
             found = self._dataset._take_rows(addresses.tolist(), columns=[*columns])
         return pa.table(found)
 
     def slice(self, offset: int, rows: int, columns: Sequence[str]) -> pa.Table:
         """So many rows from a position in the order of `batches` on."""
-        with lance_errors(self.uri):
+        with self._errors():
             found: pa.Table = self._dataset.to_table(
                 columns=[*columns], offset=offset, limit=rows, scan_in_order=True
             )
@@ -222,7 +224,7 @@ class VectorDataset:
 
     def at(self, positions: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """The rows at these positions in the order of `batches`, in their order."""
-        with lance_errors(self.uri):
+        with self._errors():
             found: pa.Table = self._dataset.take(positions.tolist(), columns=[*columns])
         return found
 
@@ -256,7 +258,7 @@ class VectorDataset:
         found: list[pa.Table] = []
         for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
             some = wanted[start : start + _QUERIES_AT_A_TIME]
-            with lance_errors(self.uri), self._condition(where) as condition:
+            with self._errors(), self._condition(where) as condition:
                 scanner = self._dataset.scanner(
                     columns=[*columns, _DISTANCE],
                     nearest={
@@ -287,7 +289,7 @@ class VectorDataset:
         from lance import LanceOperation
         from lance.dataset import Index
 
-        with lance_errors(self.uri):
+        with self._errors():
             made = self._dataset.create_index_uncommitted(
                 _VECTORS,
                 _INDEX_KIND,
@@ -318,7 +320,7 @@ class VectorDataset:
 
     def index_facts(self) -> IndexFacts | None:
         """What the index of this version is; None if there is none."""
-        with lance_errors(self.uri):
+        with self._errors():
             for one in self._dataset.describe_indices():
                 if one.name == _INDEX:
                     return IndexFacts(one.index_type, one.num_rows_indexed, one.total_size_bytes or 0)
@@ -347,7 +349,7 @@ class VectorDataset:
             VersionConflictError: another program was faster.
             OutputUnavailableError: the rows cannot be written.
         """
-        with lance_errors(self.uri):
+        with self._errors():
             left, emptied = self._without(gone, alive)
             return self._replace(left, emptied, fresh, properties, alive)
 
@@ -413,7 +415,7 @@ class VectorDataset:
         from lance.schema import LanceSchema
 
         schema = pa.schema([*self.schema, *fields])
-        with lance_errors(self.uri):
+        with self._errors():
             found = LanceSchema.from_pyarrow(schema)
             fragments = [one.metadata for one in self._dataset.get_fragments()]
             return self._commit(
@@ -433,19 +435,22 @@ class VectorDataset:
             )
         return VectorDataset(made, self.uri)
 
-    def versions(self, *, after: int = 0) -> list[Version]:
-        """The versions that are left, oldest first, with what their commits were given.
+    def versions(self, *, after: int = 0) -> Iterator[Version]:
+        """The versions that are left, oldest first, with what their commits were given: each costs a read.
 
         Args:
-            after: without this version and earlier ones: each costs a read.
+            after: without this version and earlier ones.
         """
-        times = self.times()
-        with lance_errors(self.uri):
-            return [
-                Version(number, at, self._properties(number))
-                for number, at in times.items()
-                if number > after
-            ]
+        for number, at in self.times().items():
+            if number > after:
+                try:
+                    with lance_errors(self.uri):
+                        properties = self._properties(number)
+                except OutputDamagedError:
+                    if number in self.times():  # else it was removed meanwhile
+                        raise
+                else:
+                    yield Version(number, at, properties)
 
     def times(self) -> Mapping[int, datetime]:
         """When each version that is left was committed (UTC), oldest first."""
@@ -456,9 +461,17 @@ class VectorDataset:
             }
         return dict(sorted(found.items()))
 
+    @property
+    def committed_at(self) -> datetime:
+        """When this version was committed (UTC)."""
+        try:
+            return self.times()[self.version]
+        except KeyError:
+            raise self._removed() from None
+
     def stored_bytes(self) -> int:
         """Size of all files, those of other versions included."""
-        with lance_errors(self.uri):
+        with self._errors():
             return sum(sum(batch["size_bytes"].to_pylist()) for batch in self._dataset.all_files())
 
     def _properties(self, version: int) -> Mapping[str, str]:
@@ -472,7 +485,7 @@ class VectorDataset:
     @property
     def properties(self) -> Mapping[str, str]:
         """What the commit of this version was given."""
-        with lance_errors(self.uri):
+        with self._errors():
             return self._properties(self.version)
 
     @contextmanager
@@ -494,6 +507,30 @@ class VectorDataset:
             if type(error).__name__ == _PANIC or str(error) == _ABORTED:
                 raise not_read(where) from error
             raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """See `lance_errors`; of files that are missing since this version was removed it says so."""
+        try:
+            with lance_errors(self.uri):
+                yield
+        except (OutputDamagedError, FileNotFoundError) as error:
+            try:
+                is_there = self.version in self.open(self.uri).times()
+            except FileNotFoundError:
+                raise OutputUnavailableError(
+                    f"{self.uri} was removed meanwhile (`clipfleet store vacuum`), or its disk is not "
+                    "mounted: run it again"
+                ) from error
+            if is_there:
+                raise
+            raise self._removed() from error
+
+    def _removed(self) -> OutputUnavailableError:
+        return OutputUnavailableError(
+            f"{self.uri}: version {self.version} was removed meanwhile (`clipfleet store vacuum` or "
+            "`forget`): run it again"
+        )
 
     # --- Maintenance: of files, the rows stay the same ---
 
@@ -522,7 +559,7 @@ class VectorDataset:
             "io_buffer_size": _BYTES_AHEAD,
         }
         own = self.open(self.uri, self.version)._dataset  # the commit moves it to the next version
-        with lance_errors(self.uri):
+        with self._errors():
             tasks = Compaction.plan(own, options).tasks
             rewritten = [_alive_during(partial(task.execute, own), alive) for task in tasks]
             if not rewritten:
@@ -535,7 +572,7 @@ class VectorDataset:
     @property
     def file_count(self) -> int:
         """Number of the files of this version's rows."""
-        with lance_errors(self.uri):
+        with self._errors():
             return len(self._files())
 
     def fragments_holding(
@@ -559,7 +596,7 @@ class VectorDataset:
 
     def _held_by(self, fragment: lance.LanceFragment, ids: pa.Array, alive: Alive) -> set[str]:
         found: set[str] = set()
-        with lance_errors(self.uri):
+        with self._errors():
             scanner = self._dataset.scanner(
                 columns=["item_id"],
                 fragments=[fragment],
@@ -601,7 +638,7 @@ class VectorDataset:
             for batch in scanner.to_batches():
                 yield batch.filter(pc.invert(pc.is_in(batch["item_id"], ids)))
 
-        with lance_errors(self.uri):
+        with self._errors():
             return self._replace(
                 [one.metadata for one in every if one.fragment_id not in fragments],
                 [one.fragment_id for one in rewritten],
@@ -610,7 +647,7 @@ class VectorDataset:
                 alive,
             )
 
-    def drop_versions(self, numbers: Collection[int], *, leftovers: bool) -> int:
+    def drop_versions(self, numbers: Collection[int], *, leftovers: bool, alive: Alive = lambda: None) -> int:
         """Remove versions with all files that no other one has; return the bytes that were freed.
 
         Idempotent; one that was killed goes on with the next call. This version and the newest one stay.
@@ -619,41 +656,48 @@ class VectorDataset:
             numbers: of versions.
             leftovers: also remove files of no version at all, which a killed commit has left. A commit that
                 another program has begun before the newest version was made loses its files, and is refused.
+            alive: called every few seconds; what it raises is raised once the removal has ended.
         """
-        with lance_errors(self.uri):
-            freed = self._dataset.cleanup_old_versions(
-                versions=[*numbers] or [_NO_VERSION],
-                delete_unverified=leftovers,
-                error_if_tagged_old_versions=False,
-            )
-        return int(freed.bytes_removed)
+        removal = partial(
+            self._dataset.cleanup_old_versions,
+            versions=[*numbers] or [_NO_VERSION],
+            delete_unverified=leftovers,
+            error_if_tagged_old_versions=False,
+        )
+        with self._errors():
+            return int(_alive_during(removal, alive).bytes_removed)
 
     @property
     def index_names(self) -> list[str]:
         """Names of the indexes of this version."""
-        with lance_errors(self.uri):
+        with self._errors():
             return sorted({str(one.name) for one in self._dataset.describe_indices()})
 
     def without_indexes(self) -> VectorDataset:
         """Commit versions without the indexes that there are."""
         own = self.open(self.uri, self.version)._dataset  # each commit moves it
-        with lance_errors(self.uri), _conflicts():
+        with self._errors(), _conflicts():
             for name in self.index_names:
                 own.drop_index(name)
         return VectorDataset(own, self.uri)
 
-    def has_files_of_no_version(self, since: datetime) -> bool:
-        """Whether another program may be writing rows: files from then on belong to no version."""
-        with lance_errors(self.uri):
-            files = {
-                str(one["path"])
-                for batch in self._dataset.all_files()
-                for one in batch.to_pylist()
-                if one["last_modified"] >= since and one["path"].startswith(_DATA)
-            }
+    def has_files_of_no_version(self, since: datetime, *, alive: Alive = lambda: None) -> bool:
+        """Whether another program may be writing rows: files from then on belong to no version.
+
+        Args:
+            since: UTC.
+            alive: called while the files are listed, and after each version that is read.
+        """
+        with self._errors():
+            files: set[str] = set()
+            for batch in self._dataset.all_files():
+                young = (one["path"] for one in batch.to_pylist() if one["last_modified"] >= since)
+                files.update(path for path in young if path.startswith(_DATA))
+                alive()
             for number, at in self.times().items():
                 if files and at >= since:
                     files -= self.open(self.uri, number)._files()
+                    alive()
         return bool(files)
 
     def _files(self) -> set[str]:
@@ -695,16 +739,6 @@ def rows_where(rows: pa.RecordBatch, where: str) -> pa.Array:
     held = VectorDataset(lance.write_dataset(pa.Table.from_batches([rows]), "memory://"), "the rows")
     found = [batch["_rowaddr"] for batch in held.batches([], where=where, with_address=True)]
     return pa.chunked_array(found, pa.uint64()).combine_chunks()
-
-
-def _has_dataset(uri: str) -> bool:
-    import lance
-
-    try:
-        lance.dataset(uri, storage_options=storage_options(uri))
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def _identity(fragment: lance.LanceFragment) -> str:
@@ -795,8 +829,15 @@ def lance_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (OSError, pa.ArrowInvalid) as error:  # the latter through batches and tables
+    except (OSError, ValueError) as error:
         text = str(error).splitlines()[0]
+        if "upgrade Lance" in text:
+            raise OutputTooNewError(
+                f"{uri}: a newer version of Lance wrote it: `pip install --upgrade 'clipfleet[store]'`"
+            ) from error
+        # Arrow's through batches and tables, others where a dataset is opened.
+        if not isinstance(error, (OSError, pa.ArrowInvalid)) and not text.startswith(_OF_PLACES):
+            raise
         low = text.lower()
         if "no space left" in low or "disk quota" in low:
             raise OutputUnavailableError(f"{uri}: the disk is full; nothing was changed") from error
@@ -805,9 +846,3 @@ def lance_errors(uri: str) -> Iterator[None]:
         if "not found" in low or "corrupt" in low or "invalid" in low:
             raise OutputDamagedError(f"{uri} is damaged: {text}") from error
         raise OutputUnavailableError(f"{uri}: {text}") from error
-    except ValueError as error:
-        if "upgrade Lance" not in str(error):
-            raise
-        raise OutputTooNewError(
-            f"{uri}: a newer version of Lance wrote it: `pip install --upgrade 'clipfleet[store]'`"
-        ) from error

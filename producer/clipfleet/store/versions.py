@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 from clipfleet.errors import ResultsNotReadyError, UsageError
-from clipfleet.store.committing.of_job import KIND, MIGRATION
+from clipfleet.store.committing.of_job import BACKFILL, KIND, MIGRATION
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
 
@@ -110,17 +110,18 @@ def _require_whole(found: VectorDataset, newest: VectorDataset, text: str) -> No
     """Refuse a version that a migration has left half filled: the store had another model then.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is one, or the last one of an earlier time when the store had this model.
     """
-    if found.properties.get(KIND) != MIGRATION:
-        return
-    later = [
-        one.number for one in newest.versions(after=found.version) if one.properties.get(KIND) == MIGRATION
-    ]
-    if later:
+    last = None
+    for one in newest.versions(after=found.version):
+        kind = one.properties.get(KIND)  # others than these two bring no rows
+        if kind == BACKFILL:
+            break
+        last = one.number if kind == MIGRATION else last
+    if last is not None:
         raise UsageError(
             f"{newest.uri} was being filled by a migration at {text}, and the store had another model: the "
-            f"first whole version is {later[-1]}"
+            f"first whole version is {last}"
         )
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -473,6 +474,79 @@ def test_versions_are_dropped_with_the_files_that_only_they_have(dataset: Vector
     assert [*newest.times()] == [7]
     assert newest.latest().count() == 101
     assert newest.drop_versions([], leftovers=True) == 0
+
+
+def test_a_version_that_was_removed_while_it_is_read_is_named(dataset: VectorDataset) -> None:
+    reader = dataset.replace(NONE, rows(["a", "b"]), {})
+    all_rows = addresses(reader, "a", "b")
+    newest = reader.replace(all_rows, rows(["c"]), {})
+    newest.drop_versions([1, 2], leftovers=True)
+
+    reads: list[Callable[[], object]] = [
+        lambda: table(reader),
+        lambda: reader.count("size = 0"),
+        lambda: reader.slice(0, 1, ["size"]),
+        lambda: reader.take(all_rows, ["size"]),
+        lambda: reader.at(np.array([1]), ["size"]),
+        lambda: reader.nearest(directions(1), 1, ["size"]),
+        lambda: reader.committed_at,
+    ]
+    for read in reads:
+        with pytest.raises(OutputUnavailableError, match=r"version 2 was removed meanwhile .*: run it again"):
+            read()
+    assert sizes(newest) == {"c": 0}
+
+
+def test_versions_that_are_removed_while_they_are_listed_are_left_out(
+    dataset: VectorDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = many(dataset)
+    times = VectorDataset.times
+    seen = [times(newest)]
+    newest.drop_versions([2, 3], leftovers=False)
+    monkeypatch.setattr(VectorDataset, "times", lambda one: seen.pop() if seen else times(one))
+
+    assert [one.number for one in newest.versions()] == [1, 4, 5]
+
+
+def test_a_dataset_that_was_removed_while_it_is_read_is_named(dataset: VectorDataset) -> None:
+    reader = dataset.replace(NONE, rows(["a", "b"]), {})
+    remove_dataset(reader.uri)
+
+    with pytest.raises(OutputUnavailableError, match=r"removed meanwhile .* or its disk is not mounted"):
+        table(reader)
+
+
+def test_a_version_that_is_not_there_is_told_from_a_dataset_that_cannot_be_read(
+    dataset: VectorDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset.replace(NONE, rows(["a"]), {})
+    with pytest.raises(UsageError, match=r"has no version 3 \(any more\)"):
+        VectorDataset.open(dataset.uri, 3)
+    with pytest.raises(FileNotFoundError):
+        VectorDataset.open(f"{dataset.uri}-other", 2)
+
+    opened, failures = lance.dataset, ["LanceError(IO): Generic S3 error: connection refused"]
+
+    def open_later(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise ValueError(failures.pop())  # as Lance does
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(lance, "dataset", open_later)
+    with pytest.raises(OutputUnavailableError, match="connection refused"):
+        VectorDataset.open(dataset.uri, 2)
+    assert VectorDataset.open(dataset.uri, 2).version == 2
+
+
+def test_an_endpoint_that_is_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_REGION": "r"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+
+    with pytest.raises(OutputUnavailableError, match="s3://bucket/store"):
+        VectorDataset.open("s3://bucket/store")
 
 
 def test_what_a_killed_commit_has_left_is_removed(dataset: VectorDataset) -> None:

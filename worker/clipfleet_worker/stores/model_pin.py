@@ -13,8 +13,11 @@ from clipfleet_worker.failures import ChunkInterrupted, ModelMismatchError
 from clipfleet_worker.models.loaded import LoadedModel
 
 
-def pin_model(ledger: Ledger, job: Job, target: StoreTarget, model: LoadedModel) -> None:
-    """Return if the model makes the job's vectors; decides it if nothing has. Idempotent.
+def pin_model(ledger: Ledger, job: Job, target: StoreTarget, model: LoadedModel) -> str:
+    """Return the fingerprint of a job's vectors if the model makes them; decide it if none is. Idempotent.
+
+    The model here may have another one, in another precision. Rows say the decided one: so the commit sees
+    whether all are of one model.
 
     Raises:
         ModelMismatchError: they are of another model.
@@ -37,3 +40,4 @@ def pin_model(ledger: Ledger, job: Job, target: StoreTarget, model: LoadedModel)
             f"{holder} has vectors with the fingerprint {wanted}, those of {job.model} have {mine} here: "
             f"{way_out}"
         )
+    return wanted

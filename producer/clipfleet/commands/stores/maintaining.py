@@ -67,7 +67,7 @@ def vacuum(
         str,
         typer.Option(
             metavar="DURATION",
-            help="age of what is kept: 7d, 12h or 90m; never less than an hour",
+            help="time since the next version that keeps one: 7d, 12h or 90m; at least an hour",
             rich_help_panel=ROWS,
         ),
     ] = "7d",

@@ -46,7 +46,7 @@ def log(store: Store, as_json: AsJson = False) -> None:
 
     place = store_place(store)
     _, dataset = current_dataset(place)
-    versions = dataset.versions()[::-1]
+    versions = [*dataset.versions()][::-1]
     if as_json:
         typer.echo(json.dumps({"store": place.uri, "versions": [version_object(one) for one in versions]}))
         return

@@ -15,6 +15,7 @@ from clipfleet.errors import OutputConflictError
 from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.committing.commit import Counts, commit_night
+from clipfleet.store.committing.model import model_of_rows, require_model
 from clipfleet.store.committing.night import Batches, Night, own_fields
 from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.gone_items import read_gone
@@ -49,17 +50,19 @@ def commit_job(
         job: fills it.
         output: of the job.
         chunks: of the job.
-        fingerprint: of its vectors, as it was pinned; empty if no worker has loaded the model.
+        fingerprint: of its vectors, as it was pinned; empty if no worker has loaded the model, or the ledger
+            has lost the job since: its rows say it then.
         alive: called often; what it raises ends the commit, and nothing is changed.
 
     Raises:
         SupersededError: the store has changed its model meanwhile, or migrates to the one that it has.
-        OutputConflictError: another store is there by now, or a column has another type in it.
+        OutputConflictError: another store is there by now, the rows are of several models, or a column has
+            another type in the store.
         OutputUnavailableError: a part, or the store, cannot be read or written.
     """
     target = job.store
     assert target is not None  # noqa: S101 - the caller knows
-    fingerprint = target.fingerprint or fingerprint
+    fingerprint = target.fingerprint or fingerprint or model_of_rows(job, output, range(chunks), alive)
     store = place.read()
     embedded_by = _embedded_by(store, target, place.uri)
     if target.migration_id is not None and fingerprint == store.current.fingerprint:
@@ -69,7 +72,7 @@ def commit_job(
             f"{place.uri} has vectors with the fingerprint {embedded_by.fingerprint} by now, "
             f"job {job.job_id} has {fingerprint or 'none'}"
         )
-    night = _night(job, target, output, chunks)
+    night = _night(job, target, output, chunks, fingerprint)
     dataset = _dataset(place, fingerprint, night, is_there=embedded_by.fingerprint is not None)
     if dataset is None:
         failed = sum(batch.num_rows for batch in night.rows())
@@ -123,14 +126,17 @@ def _embedded_by(store: StoreFile, target: StoreTarget, uri: str) -> EmbeddedBy:
     return store.migration.to
 
 
-def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
+def _night(job: Job, target: StoreTarget, output: Output, chunks: int, fingerprint: str) -> Night:
     files = parts_of(job)
 
     def load(chunk_id: int) -> list[pa.RecordBatch]:
         with files.open(output, files.name(chunk_id)) as part:
             identity, _ = part.footer()
             identity.require(job.job_id, chunk_id, f"{output.uri}/{files.name(chunk_id)}")
-            return [*part.batches()]
+            found = [*part.batches()]
+        for batch in found:
+            require_model(batch, fingerprint, job)
+        return found
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batches in read_ahead(load, range(chunks), depth=2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from clipfleet.outputs import objects
 from clipfleet.store.dataset import VectorDataset
@@ -21,7 +22,7 @@ from clipfleet.store.maintenance.files import (
     stored_files,
 )
 from clipfleet.store.maintenance.holding import HeldStore, fenced
-from clipfleet.store.place import JOBS_FOLDER
+from clipfleet.store.place import JOBS_FOLDER, STORE_FILE
 
 VACUUM = "vacuum"
 # What is younger may be in the hands of a program that does not know the lock.
@@ -39,14 +40,17 @@ class Vacuumed:
 
 
 def vacuum(held: HeldStore, keep: timedelta, now: datetime | None = None) -> Vacuumed:
-    """Remove what is older than `keep`, and at least an hour.
+    """Remove what nobody could have begun to read within `keep`, or within an hour.
+
+    A version can be read as the newest one until the next one is committed, a model's vectors as the current
+    ones until the store switches to others.
 
     Spared are the newest version, versions that an unfinished job was compared with, the datasets of the
     current model and of a running migration, and all that unfinished jobs read or fill.
 
     Args:
         held: the store.
-        keep: age of what is kept.
+        keep: how long programs may read.
         now: UTC; default: the time of this machine.
 
     Raises:
@@ -54,7 +58,7 @@ def vacuum(held: HeldStore, keep: timedelta, now: datetime | None = None) -> Vac
     """
     now = now or datetime.now(UTC)
     before = now - max(keep, SPARED)
-    files, done = [*stored_files(held.place)], Vacuumed()
+    files, done = [*stored_files(held.place, alive=held.alive)], Vacuumed()
     named = {held.store.current.fingerprint}
     if held.store.migration is not None:
         named.add(held.store.migration.to.fingerprint)
@@ -75,11 +79,13 @@ def _drop_versions(
 ) -> None:
     dataset = VectorDataset.open(held.place.dataset_uri(fingerprint))
     times = dataset.times()
-    old = {number for number, at in times.items() if at < before}
+    # A version is read as the newest one until the next one is there.
+    old = {number for (number, _), (_, until) in pairwise(times.items()) if until < before}
     old -= {dataset.version, *versions_in_use(held.jobs, fingerprint, times)}
     dataset = fenced(dataset, VACUUM)
-    leftovers = not dataset.has_files_of_no_version(spared_since)
-    done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers)
+    leftovers = not dataset.has_files_of_no_version(spared_since, alive=held.alive)
+    held.alive()
+    done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers, alive=held.alive)
     done.versions += len(old)
 
 
@@ -88,9 +94,11 @@ def _remove_if_old(
 ) -> None:
     """Remove the dataset of an earlier model, unless it is young or a job may still need it."""
     its = files_of_dataset(files, fingerprint)
+    # It was the current one until a switch, which has written `store.json` anew.
+    dates = [one.modified_at for one in files if one.name == STORE_FILE]
     # The first commit of a model makes the dataset before `store.json` names it.
     is_needed = of_model(held.jobs, fingerprint)
-    if is_needed or any(one.modified_at >= before for one in its):
+    if is_needed or any(at >= before for at in (*dates, *(one.modified_at for one in its))):
         return
     _remove(held, its, f"{fingerprint}.lance", done)
     done.models.append(fingerprint)
@@ -105,6 +113,5 @@ def _remove_outputs(held: HeldStore, files: Sequence[StoredFile], before: dateti
 
 
 def _remove(held: HeldStore, files: Sequence[StoredFile], folder: str, done: Vacuumed) -> None:
-    remove_folder(held.place, files, folder, last=objects.JOB_FILE)
+    remove_folder(held.place, files, folder, alive=held.alive, last=objects.JOB_FILE)
     done.freed_bytes += sum(one.size_bytes for one in files)
-    held.alive()

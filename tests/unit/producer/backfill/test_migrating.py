@@ -13,6 +13,7 @@ from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, UsageError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.sources.batches import Source
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StorePlace
@@ -103,6 +104,43 @@ def test_a_night_that_is_in_progress_is_waited_for(nights: Nights) -> None:
     assert migration(nights, listed("abcde")).run().switched
     assert nights.ids() == nights.ids("new:one") == [*"abcde"]
     assert any("fills the current vectors: waiting for it" in line for line in nights.said)
+
+
+@pytest.mark.parametrize("has_committed", [True, False])
+def test_a_night_just_before_the_switch_is_compared_with(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, has_committed: bool
+) -> None:
+    """It had the lock, which the migration has lost without notice."""
+    change = nights.place.change
+    late = [nights.night(listed("abcde"))]
+
+    def changed(to: Any, **options: Any) -> Any:
+        if options and late:
+            night = late.pop()
+            night.begin()
+            if has_committed:
+                night.wait()
+        return change(to, **options)
+
+    monkeypatch.setattr(nights.place, "change", changed)
+
+    assert migration(nights, lambda: listed("abcd" if late else "abcde")).run().switched
+    assert nights.ids() == nights.ids("new:one") == [*"abcde"]
+
+
+def test_a_lock_that_was_lost_before_the_switch(nights: Nights) -> None:
+    def lost(name: str) -> None:
+        nights.locks.alive = lambda name: None
+        nights.night(listed("abcde")).wait()
+        raise LockLostError(name)
+
+    def source() -> Source:
+        if nights.ledger.jobs()[0].lane == "bulk":  # only the switch is left
+            nights.locks.alive = lost
+        return listed("abcde" if nights.ids() == [*"abcde"] else "abcd")
+
+    assert migration(nights, source).run().switched
+    assert nights.ids() == nights.ids("new:one") == [*"abcde"]
 
 
 def test_items_without_versions_are_asked_until_all_are_the_same(nights: Nights) -> None:

@@ -21,15 +21,25 @@ from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
     OutputDamagedError,
+    OutputUnavailableError,
     SourceError,
     UsageError,
 )
+from clipfleet.job_handle import JobHandle
+from clipfleet.ledger.locks import LockLostError
+from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.resume.rebuild import Rebuild
 from clipfleet.sources import ReadOptions, source_of
+from clipfleet.store.committing.of_job import commit_job
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, StoreFile
 from clipfleet.store.rows import store_schema
 from tests.support.backfills import FINGERPRINTS, Nights, uris
+from tests.support.held_stores import held
+from tests.support.hints import CountedHints
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import DIMENSION, ListedItems, item
 
@@ -349,6 +359,25 @@ def test_a_submit_in_progress_is_waited_for(nights: Nights, monkeypatch: pytest.
     assert counts(night.wait()) == {"new": 3}
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_submit_that_has_lost_its_lock_resumes(nights: Nights, is_replaced: bool) -> None:
+    def lost(name: str) -> None:
+        nights.locks.alive = lambda name: None
+        if is_replaced:  # another backfill took it for an interrupted one
+            nights.ledger.cancel("monday", ttl_seconds=60)
+        raise LockLostError(name)
+
+    nights.locks.alive = lost
+    night = nights.night(listed("abc"), job_id="monday")
+
+    if is_replaced:
+        with pytest.raises(JobConflictError, match="another backfill has replaced it: run"):
+            night.wait()
+    else:
+        assert counts(night.wait()) == {"new": 3}
+    assert [one.job_id for one in nights.ledger.jobs()] == ["monday"]
+
+
 def test_a_job_that_was_cancelled_commits_nothing(nights: Nights) -> None:
     nights.night(listed("ab")).wait()
     night = nights.night(listed("abc"))
@@ -461,3 +490,42 @@ def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -
     store: StoreFile = nights.place.read()
     assert (counts(result), store.current.fingerprint) == ({"new": 3}, FINGERPRINTS["new:one"])
     assert (nights.ids(), nights.ids("new:one")) == (["a", "b"], [*"abc"])
+
+
+def test_a_night_whose_items_are_forgotten_before_its_submit_says_so(nights: Nights) -> None:
+    """Its list of gone items needs the version that it was compared with."""
+    nights.night(listed("abx")).wait()
+    night, submit = nights.night(listed("abc")), nights.services.submit
+
+    def forget_and_submit(*arguments: Any) -> JobHandle:
+        forget(held(nights.place), ["x"])
+        return submit(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nights, "services", replace(nights.services, submit=forget_and_submit))
+        with pytest.raises(OutputUnavailableError, match=r"version 2 was removed meanwhile .*: run it again"):
+            nights.night(listed("abc")).begin()
+
+    assert nights.ids() == ["a", "b"]
+    assert counts(night.wait()) == {"new": 1, "same": 2}
+    assert nights.ids() == [*"abc"]
+
+
+def test_a_first_night_that_redis_loses_before_its_commit(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its rows are there, and only they say which model made them."""
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.job is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "_finish", lambda job: None)
+        nights.work(night.job.job)
+
+    ledger, output = MemoryLedger(), open_output(night.job.job.output)
+    assert Rebuild(ledger, CountedHints(), output, night.job.job, 60).run() is JobState.FINISHING
+
+    pinned = ledger.pin_model(night.job.job_id, FINGERPRINTS["new:one"])
+    assert pinned == FINGERPRINTS["demo"]
+    done = commit_job(nights.place, night.job.job, output, ledger.status(night.job.job_id).chunks, pinned)
+    assert (done.counts.new, nights.ids()) == (3, [*"abc"])

@@ -93,6 +93,37 @@ def test_a_migration_to_the_vectors_that_the_store_has_commits_nothing(place: St
     assert ids(place) == ["a"]
 
 
+def test_the_rows_say_which_model_made_them_where_redis_has_lost_that(place: StorePlace) -> None:
+    job, output = job_with(place, [[row("a", "failed")], [row("b", "failed"), row("c")]])
+
+    done = commit_job(place, job, output, 2, "")
+
+    assert (done.fingerprint, done.counts) == (MINE, Counts(new=1, failed=2))
+    assert (ids(place), current(place).fingerprint) == (["c"], MINE)
+
+
+@pytest.mark.parametrize("model", [OTHER, None])
+@pytest.mark.parametrize("pinned", [MINE, ""])
+def test_vectors_of_several_models_are_not_committed(
+    place: StorePlace, model: str | None, pinned: str
+) -> None:
+    job, output = job_with(place, [[row("a")], [row("b", "failed"), row("c", model=model)]])
+
+    with pytest.raises(
+        OutputConflictError, match=rf"night has .* {MINE} and {model or 'none'}, .* backfill` again"
+    ):
+        commit_job(place, job, output, 2, pinned)
+
+    assert current(place).fingerprint is None
+
+
+def test_vectors_of_no_known_model_are_not_failed_items(place: StorePlace) -> None:
+    job, output = job_with(place, [[row("a", model=None)]])
+
+    with pytest.raises(OutputConflictError, match="fingerprints none and none"):
+        commit_job(place, job, output, 1, "")
+
+
 def test_a_killed_commit_goes_on(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     job, output = job_with(place, [[row("a")]])
     change = StorePlace.change
@@ -120,7 +151,8 @@ def test_a_migration_fills_its_own_dataset_and_leaves_the_current_one(place: Sto
     commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
     migration = migrating(place)
 
-    job, output = job_with(place, [[row("a"), row("b")]], "new", migration_id=migration)
+    rows = [row("a", model=OTHER), row("b", model=OTHER)]
+    job, output = job_with(place, [rows], "new", migration_id=migration)
     commit_job(place, job, output, 1, OTHER)
 
     store: StoreFile = place.read()

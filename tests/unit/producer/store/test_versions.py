@@ -13,7 +13,7 @@ from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
 from clipfleet.store.versions import current_dataset, version_at
 from tests.support.store_rows import NO_ADDRESSES, item, make_dataset, stored_rows
 
-MINE = "a" * 16
+MINE, OTHER = "a" * 16, "b" * 16
 
 
 @pytest.fixture
@@ -79,7 +79,8 @@ def test_one_that_is_not_there(place: StorePlace, text: str, message: str) -> No
 def test_digits_are_a_date_only_if_no_version_has_this_number(
     place: StorePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VectorDataset, "times", lambda _: {20261130: datetime(2026, 12, 9, tzinfo=UTC)})
+    times, seen = VectorDataset.times, [{20261130: datetime(2026, 12, 9, tzinfo=UTC)}]  # removed meanwhile
+    monkeypatch.setattr(VectorDataset, "times", lambda one: seen.pop() if seen else times(one))
 
     with pytest.raises(UsageError, match="no version 20261130"):
         version_at(current_dataset(place)[1], "20261130")
@@ -104,16 +105,29 @@ def test_vectors_that_are_gone_are_damage(place: StorePlace) -> None:
 
 @pytest.fixture
 def migrated(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> VectorDataset:
-    """Versions 5 and 6 are of a migration, 7 of a night after it; each is of a day of its own."""
-    dataset = VectorDataset.open(place.dataset_uri(MINE))
-    for name, kind in (("d", "migration"), ("e", "migration"), ("f", "backfill")):
+    """Versions 5 and 7 are of a migration, 6 of other programs, 8 of a night after it.
+
+    Each is of a day of its own. Before it the store had these vectors once: 3 and 4 are of nights.
+    """
+    dataset = make_dataset(place.dataset_uri(OTHER), [item("a")])
+    kinds = ("backfill", "backfill", "migration", "vacuum", "migration", "backfill")
+    for name, kind in zip("bcdefg", kinds, strict=True):
         dataset = dataset.replace(NO_ADDRESSES, stored_rows([item(name)]).to_batches(), {"kind": kind})
-    days = {number: datetime(2026, 12, number, tzinfo=UTC) for number in range(1, 8)}
+    days = {number: datetime(2026, 12, number, tzinfo=UTC) for number in range(1, 9)}
     monkeypatch.setattr(VectorDataset, "times", lambda _: days)
     return dataset
 
 
-def test_a_date_of_a_migration_is_refused_until_its_end(migrated: VectorDataset) -> None:
-    with pytest.raises(UsageError, match=r"being filled by a migration at 2026-12-05, .* whole version is 6"):
-        version_at(migrated, "2026-12-05")
-    assert [version_at(migrated, text).version for text in ("2026-12-06", "2026-12-07", "5")] == [6, 7, 5]
+@pytest.mark.parametrize("day", [4, 5, 6])
+def test_a_date_of_a_migration_is_refused_until_its_end(migrated: VectorDataset, day: int) -> None:
+    """Whatever was done with the files meanwhile."""
+    with pytest.raises(
+        UsageError, match=rf"being filled by a migration at 2026-12-0{day}, .* whole version is 7"
+    ):
+        version_at(migrated, f"2026-12-0{day}")
+
+
+def test_dates_before_and_after_a_migration_are_read(migrated: VectorDataset) -> None:
+    found = [version_at(migrated, text).version for text in ("2026-12-03", "2026-12-07", "2026-12-08", "5")]
+
+    assert found == [3, 7, 8, 5]
