@@ -102,7 +102,7 @@ def run_comparison(uri: str, rows: int) -> None:
             MadeUpObjects(share, rows + share, has_changed=True),
             VectorDataset.open(uri),
             Path(folder),
-            listed_at=datetime.now(UTC),
+            now=datetime.now(UTC),
             most_items=None,
             on_listed=lambda items: None,
         )

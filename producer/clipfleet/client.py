@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from clipfleet.heads.choosing import HeadLike
     from clipfleet.heads.files import HeadFile
     from clipfleet.hints import Hints
+    from clipfleet.ledger.locks import Locks
     from clipfleet.ledger.row_store import RedisStore
     from clipfleet.outputs import Output
     from clipfleet.relabel.origin import Origin
@@ -105,6 +106,14 @@ class Client:
         store = RedisStore(self._settings.require_redis_url())
         self._opened.callback(store.close)
         return store
+
+    @cached_property
+    def _locks(self) -> Locks:
+        from clipfleet.ledger.locks import Locks
+
+        locks = Locks(self._settings.require_redis_url())
+        self._opened.callback(locks.close)
+        return locks
 
     @cached_property
     def _hints(self) -> Hints:
@@ -311,7 +320,8 @@ class Client:
     def _services(self) -> Services:
         from clipfleet.backfill.rounds import Services
 
-        ledger = self._ledger.with_patience(self._patience())
+        patience = self._patience()
+        ledger = self._ledger.with_patience(patience)
 
         def submit(
             items: ComparedItems, described: JobOptions, target: StoreTarget, gone: GoneItems
@@ -320,7 +330,7 @@ class Client:
 
         return Services(
             ledger,
-            ledger.locks(),
+            self._locks.with_patience(patience),
             submit,
             self.job,
             self.rebuild,

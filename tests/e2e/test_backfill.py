@@ -163,6 +163,18 @@ def test_a_migration(collection: Collection) -> None:
     assert counts(after) == {"same": 20}
 
 
+def test_a_migration_to_the_weights_that_it_has(collection: Collection) -> None:
+    collection.night()
+    before = collection.place.read()
+    words = ("backfill", collection.images, "--store", collection.store, "--migrate", "--model", "demo")
+
+    run = collection.cluster.run(*words)
+
+    assert (run.returncode, "has these vectors already" in run.stderr) == (0, True)
+    assert (collection.place.read(), collection.ids()) == (before, names(range(20)))
+    assert counts(collection.night()) == {"same": 20}
+
+
 def test_a_plan(collection: Collection) -> None:
     plan = collection.night("--dry-run")
 

@@ -25,6 +25,7 @@ from clipfleet.store.known import known_items
 from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
 from clipfleet.submit.options import JobOptions, make_job
 from clipfleet.submit.submission import Submission
+from tests.e2e.test_backfill import make_old
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
 from tests.support.images import write_images
@@ -67,7 +68,7 @@ class Nights:
         """Compare a source with the store, and submit what differs; there must be something."""
         store, dataset, path = self.place.read(), self.dataset, self.scratch / f"{name}.parquet"
         listed_at = self.ledger.now()
-        comparing = Comparing(dataset, known_items(dataset))
+        comparing = Comparing(dataset, known_items(dataset), began_at=listed_at)
         comparison = comparing.run(open_source(source, ReadOptions(named_by_uri=True)), path)
         target = StoreTarget(
             uri=self.place.uri, store_id=store.store_id, fingerprint=store.current.fingerprint,
@@ -155,6 +156,7 @@ def test_unchanged_images_of_web_sites_are_not_read_or_not_embedded(
     images, urls = tmp_path / "site", tmp_path / "urls.txt"
     paths = [f"/files/{n:06d}.jpg" for n in range(3)] + [f"/bare/{n:06d}.jpg" for n in range(3, 6)]
     urls.write_text("\n".join(map(site.url, paths)))
+    make_old(images)
     first = nights.run(str(urls), "web-first")
     before = nights.rows()
     assert counts(first, "new", "same") == (6, 0)

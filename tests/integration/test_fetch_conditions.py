@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,7 +29,7 @@ from tests.support.s3 import S3Bucket
 
 IMAGE = b"picture"
 UNCHANGED = "unchanged"
-MONDAY = "Mon, 02 Nov 2026 10:00:00 GMT"
+MONDAY = "Mon, 02 Nov 2020 10:00:00 GMT"
 ETAG = '"v1"'
 
 
@@ -91,19 +94,32 @@ def test_an_unchanged_image_may_have_another_etag_by_now() -> None:
         assert over_http([(uri, Validators(etag=ETAG))]) == [(UNCHANGED, Validators(etag='W/"v1"'))]
 
 
-def test_conditions_are_kept_over_redirects_and_not_sent_for_robots_txt() -> None:
+def test_conditions_are_sent_to_the_address_of_the_item_only_and_not_for_robots_txt() -> None:
     known = Validators(ETAG, MONDAY)
     with HttpSite() as site:
         site.robots_txt = "User-agent: *\nAllow: /\n"
-        target = site.url("/redirect?" + urlencode({"to": "/echo"}))
-        again = site.url("/redirect?" + urlencode({"to": versioned(site, etag=ETAG, modified=MONDAY)}))
+        here, there = site.url("/echo"), site.url("/redirect?" + urlencode({"to": "/echo"}))
 
-        (body, _), (unchanged, _) = over_http([(target, known), (again, known)], robots_txt=RobotsTxt())
+        direct, redirected = over_http([(here, known), (there, known)], robots_txt=RobotsTxt())
 
-        headers = json.loads(body)["headers"]
+        headers, others = (json.loads(body)["headers"] for body, _ in (direct, redirected))
         assert (headers["If-None-Match"], headers["If-Modified-Since"]) == (ETAG, MONDAY)
-        assert unchanged == UNCHANGED
+        assert not {"If-None-Match", "If-Modified-Since"}.intersection(others)
         assert site.requests["/robots.txt"] == 1
+
+
+def test_an_image_behind_a_redirect_is_read_and_has_no_validators() -> None:
+    """The address may lead to another image tomorrow, whose server says that it has not changed."""
+    with HttpSite() as site:
+        image = versioned(site, etag=ETAG, modified=MONDAY)
+        there = site.url("/redirect?" + urlencode({"to": image}))
+        not_asked = site.url("/redirect?" + urlencode({"to": "/status/304"}))
+
+        found = over_http(
+            [(there, NOTHING), (there, Validators(ETAG, MONDAY)), (not_asked, Validators(ETAG))]
+        )
+
+        assert found == [(IMAGE, NOTHING), (IMAGE, NOTHING), (ErrorCode.HTTP_ERROR, NOTHING)]
 
 
 @pytest.mark.parametrize("bad", ['"a\r\nX-Evil: 1"', '"ä"', f'"{"x" * 300}"'])
@@ -128,6 +144,7 @@ def test_a_site_that_refuses_by_its_header_refuses_unchanged_images_too() -> Non
 
 def test_an_image_without_validators_has_none(tmp_path: Any) -> None:
     (tmp_path / "a.png").write_bytes(IMAGE)
+    os.utime(tmp_path / "a.png", (0, 0))
     with HttpSite(tmp_path) as site:
         (bare, _), (body, of_file) = over_http(
             [(site.url("/bare/a.png"), NOTHING), (site.url("/files/a.png"), NOTHING)]
@@ -136,6 +153,17 @@ def test_an_image_without_validators_has_none(tmp_path: Any) -> None:
 
     assert (bare, body, again) == (IMAGE, IMAGE, UNCHANGED)
     assert of_file.etag and of_file.last_modified
+
+
+def test_an_image_that_has_just_changed_is_not_asked_for_by_that_time() -> None:
+    """It may change again in the same second."""
+    now = format_datetime(datetime.now(UTC), usegmt=True)
+    with HttpSite() as site:
+        found = over_http(
+            [(versioned(site, modified=now), NOTHING), (versioned(site, modified=MONDAY), NOTHING)]
+        )
+
+    assert found == [(IMAGE, NOTHING), (IMAGE, Validators(last_modified=MONDAY))]
 
 
 @pytest.mark.long

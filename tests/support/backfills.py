@@ -40,10 +40,11 @@ FINGERPRINTS = {"demo": "a" * 16, "new:one": "b" * 16}
 
 
 class MemoryLocks:
-    """Locks of one process; `taken` has their names."""
+    """Locks of one process; `taken` has their names, and `alive` is called for each sign of life."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
+        self.alive: Callable[[str], object] = lambda name: None
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
@@ -53,7 +54,7 @@ class MemoryLocks:
             wait()
         self.taken.add(name)
         try:
-            yield lambda: None
+            yield lambda: self.alive(name)
         finally:
             self.taken.remove(name)
 
@@ -114,7 +115,7 @@ class Nights:
         with StagedReader(output, job_id=job.job_id, schema_version=job.schema_version) as reader:
             while claim := self.ledger.claim(uuid4().hex, 60, [*Lane], [job.model]):
                 items = reader.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
-                table = self._rows(items)
+                table = self._rows(items, FINGERPRINTS[job.model])
                 counts, identity = count_rows(table), PartIdentity(job.job_id, claim.chunk_id, 0)
                 with output.scratch() as path:
                     files.write(output, path, identity, table, counts)
@@ -146,9 +147,11 @@ class Nights:
         for name in [*output.names("data/part-")]:
             output.remove(name)
 
-    def _rows(self, items: pa.Table) -> pa.Table:
+    def _rows(self, items: pa.Table, fingerprint: str) -> pa.Table:
         extra = [one for one in items.schema if one.name not in (*_OURS, *STORE_COLUMNS)]
         rows = [self._row(item) for item in items.to_pylist()]
+        for one in rows:
+            one["model_fingerprint"] = fingerprint if one["status"] == "ok" else None
         return pa.Table.from_pylist(rows, part_schema(DIMENSION, extra, fills_a_store=True))
 
     def _row(self, item: dict[str, Any]) -> dict[str, Any]:

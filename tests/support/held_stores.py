@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.stores import StoreTarget
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.maintenance.holding import HeldStore
 from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
@@ -28,6 +29,15 @@ def make_store(uri: str | Path, *nights: str) -> StorePlace:
 def held(place: StorePlace, *jobs: Job) -> HeldStore:
     """The store, with jobs that have not ended."""
     return HeldStore(place, place.read(), [*jobs], lambda: None)
+
+
+def lost(place: StorePlace) -> HeldStore:
+    """The store, whose lock lapses at once."""
+
+    def alive() -> None:
+        raise LockLostError
+
+    return HeldStore(place, place.read(), [], alive)
 
 
 def filling_job(place: StorePlace, job_id: str = "night", base_version: int = 0, **values: object) -> Job:

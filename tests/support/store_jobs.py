@@ -18,13 +18,14 @@ from tests.support.jobs import make_job
 from tests.support.store_rows import DIMENSION, LISTED_AT
 
 
-def row(item_id: str, status: str = "ok") -> dict[str, Any]:
-    """A row of a part; an equal id means an equal image."""
+def row(item_id: str, status: str = "ok", model: str | None = "a" * 16) -> dict[str, Any]:
+    """A row of a part; an equal id means an equal image. `model`: its fingerprint, of a row that is ok."""
     return {
         "item_index": 0, "item_id": item_id, "uri": f"/{item_id}", "status": status, "_digest": 5,
         "content_hash": item_id, "embedding": [1.0] * DIMENSION if status == "ok" else None,
         "_is_copied": False, "_size_bytes": 50 if status == "ok" else None,
         "error_code": "timeout" if status == "failed" else None,
+        "model_fingerprint": model if status == "ok" else None,
     }  # fmt: skip
 
 

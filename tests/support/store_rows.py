@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.parts import VERSION_COLUMN
+from clipfleet.contract.stores import LISTED_VERSION
 from clipfleet.sources.batches import item_batch
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
@@ -58,7 +59,8 @@ def stored_rows(
     typed = [pa.field(name, listed.schema.field(name).type) for name in own]
     if pa.types.is_null(listed.schema.field("version").type):
         listed = listed.set_column(2, "version", pa.nulls(len(items), pa.string()))
-    digest = digests(listed, ["item_id", "uri", "version", *own]).tolist()
+    listed = listed.append_column(LISTED_VERSION, listed["version"])
+    digest = digests(listed, ["item_id", "uri", LISTED_VERSION, *own]).tolist()
     rows = [
         {
             **one, "digest": digest[number], "listed_at": LISTED_AT, "embedded_at": LISTED_AT,

@@ -19,7 +19,6 @@ from clipfleet.backfill.rounds import (
     Services,
     commit,
     compare,
-    open_dataset,
     submit,
     target_of,
 )
@@ -29,7 +28,9 @@ from clipfleet.job_handle import JobHandle, OnProgress
 from clipfleet.redis.patience import OnTrouble
 from clipfleet.sources import Source
 from clipfleet.store.comparing import Comparison
-from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
+from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.place import StoreFile, StorePlace
+from clipfleet.store.versions import current_dataset_if_there
 
 _MOST_REPEATS = 3
 
@@ -72,9 +73,8 @@ class Backfill:
 
     def plan(self) -> Comparison:
         """Compare, and change nothing. Raises like `begin`."""
-        store = self._store()
         with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
-            return self._compared(self._embedded_by(store), Path(folder)).comparison
+            return self._compared(self._opened()[1], Path(folder)).comparison
 
     def begin(self) -> None:
         """Compare, then submit a job or commit. Idempotent.
@@ -100,7 +100,7 @@ class Backfill:
             self.job, self.is_another = other, True
         else:
             with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
-                self._run(store, job_id, Path(folder))
+                self._run(job_id, Path(folder))
 
     @property
     def _is_begun(self) -> bool:
@@ -150,8 +150,13 @@ class Backfill:
             require_same_vectors(self._options, store, self._place.uri)
         return store
 
-    def _embedded_by(self, store: StoreFile | None) -> EmbeddedBy:
-        return wanted_vectors(self._options) if store is None else store.current
+    def _opened(self) -> tuple[StoreFile | None, VectorDataset | None]:
+        """The store as it is now, and its vectors."""
+        if self._store() is None:
+            return None, None
+        store, dataset = current_dataset_if_there(self._place)
+        require_same_vectors(self._options, store, self._place.uri)
+        return store, dataset
 
     def _job_id(self, store: StoreFile | None) -> tuple[str, EndedNight | JobHandle | None]:
         """The id of the job of this night, and the night if it was begun before."""
@@ -160,19 +165,20 @@ class Backfill:
             return new_job_id(), None
         return same_night(self._services, self._place, store.store_id if store else None, given)
 
-    def _compared(self, embedded_by: EmbeddedBy, folder: Path) -> Compared:
+    def _compared(self, dataset: VectorDataset | None, folder: Path) -> Compared:
         return compare(
             self._source(),
-            open_dataset(self._place, embedded_by),
+            dataset,
             folder,
-            listed_at=self._services.ledger.now(),
+            now=self._services.ledger.now(),
             most_items=self._options.max_items,
             on_listed=self._on_listed,
         )
 
-    def _run(self, store: StoreFile | None, job_id: str, folder: Path) -> None:
-        embedded_by, place = self._embedded_by(store), self._place
-        compared = self._compared(embedded_by, folder)
+    def _run(self, job_id: str, folder: Path) -> None:
+        place, (store, dataset) = self._place, self._opened()
+        embedded_by = wanted_vectors(self._options) if store is None else store.current
+        compared = self._compared(dataset, folder)
         if store is None:
             store = place.create(embedded_by)  # now that the source was read
             require_same_vectors(self._options, store, place.uri)

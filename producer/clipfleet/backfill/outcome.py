@@ -23,7 +23,7 @@ class BackfillResult:
     store: str
     version: int  # of the store, with the night in it; 0: it has none yet
     new: int  # items that were embedded, or have the vector of an equal image
-    changed: int  # likewise
+    changed: int  # likewise, of those that the store had
     same: int
     gone: int
     failed: int  # they keep the vectors they had, and are tried again by the next night
@@ -31,6 +31,7 @@ class BackfillResult:
     fetched_bytes: int
     seconds: float
     left: int = 0  # items above the limit of one night
+    late: int = 0  # items that stay as other backfills have committed them meanwhile, again and again
     ran: int = 0  # items of the last job
     job_id: str | None = None  # of the last job; None: no item was to be run
     state: JobState = JobState.COMPLETED  # of that job
@@ -74,14 +75,18 @@ class RoundResult:
         return self.counts.new + self.counts.changed + self.counts.gone
 
     def after(self, earlier: RoundResult) -> RoundResult:
-        """Both rounds in one: changes of both, all else as of this one."""
+        """Both rounds in one: changes of both, each item once; all else as of this one."""
         mine, theirs = self.counts, earlier.counts
-        summed = {
-            name: getattr(mine, name) + getattr(theirs, name) for name in ("new", "changed", "copied", "gone")
-        }
+        new, changed, copied, gone = (
+            getattr(mine, name) + getattr(theirs, name) for name in ("new", "changed", "copied", "gone")
+        )
+        there = mine.new + mine.changed + self.same  # after this round
+        # Those that were new in the earlier round and have changed in this one are new.
+        changed -= min(changed, max(0, new + changed - gone - there))
         return replace(
             self,
-            counts=replace(mine, **summed),
+            counts=replace(mine, new=new, changed=changed, copied=copied, gone=gone),
+            same=max(0, there - new - changed),
             fetched_bytes=self.fetched_bytes + earlier.fetched_bytes,
         )
 
@@ -90,8 +95,8 @@ class RoundResult:
         counts = self.counts
         return BackfillResult(
             store, self.version, counts.new, counts.changed, self.same, counts.gone, counts.failed,
-            counts.copied, self.fetched_bytes, seconds, self.left, self.ran, self.job_id, self.state,
-            self.reason, switched,
+            counts.copied, self.fetched_bytes, seconds, self.left, counts.late, self.ran, self.job_id,
+            self.state, self.reason, switched,
         )  # fmt: skip
 
 
@@ -110,12 +115,14 @@ def of_job(job: Job, status: JobStatus | None) -> RoundResult:
         )  # fmt: skip
     found = _manifest(job)
     try:
-        of_store, counts = found["store"], Counts(**found["store"].get("counts", {}))
+        of_store = found["store"]
+        is_superseded = "superseded" in of_store
+        counts = Counts(late=int(found["total"])) if is_superseded else Counts(**of_store.get("counts", {}))
         state = JobState.COMPLETED_WITH_ERRORS if found["failed"] else JobState.COMPLETED
         return RoundResult(
             int(of_store.get("version", 0)), counts, target.same + counts.same, target.left,
             int(found["total"]), int(found["fetched_bytes"]), job.job_id, state,
-            is_superseded="superseded" in of_store,
+            is_superseded=is_superseded,
         )  # fmt: skip
     except (LookupError, TypeError, ValueError, AttributeError):
         raise OutputDamagedError(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +16,14 @@ from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import RoundResult
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.stores import StoreTarget
-from clipfleet.errors import JobConflictError
+from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Alive, LockLostError, Locks
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.redis.patience import OnTrouble
 from clipfleet.sources import Source
+from clipfleet.store.committing.commit import Counts
 from clipfleet.store.committing.of_job import SupersededError, commit_gone, lock_name
 from clipfleet.store.comparing import Comparing, Comparison
 from clipfleet.store.dataset import VectorDataset
@@ -77,35 +78,35 @@ def compare(
     dataset: VectorDataset | None,
     folder: Path,
     *,
-    listed_at: datetime,
+    now: datetime,
     most_items: int | None,
     on_listed: OnListed,
 ) -> Compared:
     """Compare the whole source with a dataset; the items to run go to a file in a local folder.
 
+    Args:
+        source: see `Comparing.run`.
+        dataset: see `Comparing`.
+        folder: for the file.
+        now: by the clock of Redis. The listing counts as later than all that the dataset has, though that
+            clock was ahead in an earlier night.
+        most_items: see `Comparing`.
+        on_listed: see `ListedItems`.
+
     Raises:
         SourceError: the source cannot be read to its end, or a store cannot hold it; nothing was changed.
         OutputUnavailableError: the dataset cannot be read, or the local disk is full.
     """
+    began_at = min(now, datetime.now(UTC))
     known = known_items(dataset)
-    comparing = Comparing(dataset, known, most_items=most_items)
+    listed_at = now if known.listed_at is None else max(now, known.listed_at + datetime.resolution)
+    comparing = Comparing(dataset, known, began_at=began_at, most_items=most_items)
     path = folder / "items.parquet"
     path.unlink(missing_ok=True)
     with output_errors(path):
         comparison = comparing.run(ListedItems(source, on_listed), path)
     items = ComparedItems(path, source.description)
     return Compared(comparison, comparing, items, dataset, bool(known.is_gone.any()), listed_at)
-
-
-def open_dataset(
-    place: StorePlace, embedded_by: EmbeddedBy, version: int | None = None
-) -> VectorDataset | None:
-    """The dataset of these vectors; None: there is none yet. Raises like `VectorDataset.open`."""
-    if embedded_by.fingerprint is None or version == 0:
-        return None
-    with suppress(FileNotFoundError):
-        return VectorDataset.open(place.dataset_uri(embedded_by.fingerprint), version)
-    return None
 
 
 def target_of(
@@ -132,7 +133,8 @@ def submit(
 ) -> JobHandle:  # fmt: skip
     """Submit the job of the items to run, or resume that submit.
 
-    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted.
+    The lock of the submit says that it is in progress: without it, and not all staged, it was interrupted. A
+    submit that has lost it resumes.
 
     Raises:
         JobConflictError: another backfill has taken the submit for an interrupted one.
@@ -143,15 +145,23 @@ def submit(
         precision=embedded_by.precision, decode=embedded_by.decode, exif=embedded_by.exif, lane=lane,
         chunk_size=options.chunk_size,
     )  # fmt: skip
-    try:
-        with held(services, submit_lock(target.store_id, job_id)) as alive:
-            items = ComparedItems(compared.items.path, compared.items.description, alive)
-            return services.submit(items, described, target, compared.gone)
-    except LockLostError:
-        raise JobConflictError(
-            f"job {job_id}: this program stood still for too long, and another backfill has replaced it: "
-            "run it again"
-        ) from None
+    while True:
+        try:
+            with held(services, submit_lock(target.store_id, job_id)) as alive:
+                items = ComparedItems(compared.items.path, compared.items.description, alive)
+                return services.submit(items, described, target, compared.gone)
+        except LockLostError:
+            _require_open(services, job_id)
+
+
+def _require_open(services: Services, job_id: str) -> None:
+    """Raise `JobConflictError` if a job whose submit has not ended is over."""
+    with suppress(JobNotFoundError):  # it is submitted anew
+        if services.ledger.status(job_id).state.is_final:
+            raise JobConflictError(
+                f"job {job_id}: Redis was away, or this program stood still, and another backfill has "
+                "replaced it: run it again"
+            )
 
 
 def submit_lock(store_id: str, job_id: str) -> str:
@@ -170,7 +180,8 @@ def commit(services: Services, place: StorePlace, compared: Compared, target: St
                 done = commit_gone(place, target, compared.gone, alive)
                 return RoundResult(done.version, done.counts, same)
         except SupersededError:
-            return RoundResult(target.base_version, is_superseded=True)
+            late = Counts(late=len(compared.comparison.gone))
+            return RoundResult(target.base_version, late, is_superseded=True)
         except LockLostError:
             continue  # a repeated commit finds what the first one did
 

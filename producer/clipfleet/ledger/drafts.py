@@ -80,6 +80,7 @@ class Drafts:
         ttl_seconds: int,
         source_sum: str = "",
         finished_at: datetime | None = None,
+        fingerprint_of_vectors: str = "",
     ) -> tuple[RebuildAnswer, JobState | None]:
         """Restore a job that the ledger has lost; a job that it knows is not changed. Idempotent.
 
@@ -94,6 +95,7 @@ class Drafts:
             ttl_seconds: how long an ended job is kept.
             source_sum: as given to `Ledger.seal`.
             finished_at: when an ended job ended, if known.
+            fingerprint_of_vectors: see `Ledger.pin_model`; empty: none is decided.
         """
         if not self.note(job.job_id, token, draft):
             return RebuildAnswer.TAKEN, None
@@ -103,7 +105,7 @@ class Drafts:
             job.chunk_size, rate_argument(job.max_error_rate), int(job.created_at.timestamp() * 1000),
             generation, ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, source_sum,
             int(finished_at.timestamp() * 1000) if finished_at else "", brief_argument(job, spec),
-            *_counts(draft),
+            fingerprint_of_vectors, *_counts(draft),
         )  # fmt: skip
         answer = RebuildAnswer(word)
         with damage_of(job.job_id):

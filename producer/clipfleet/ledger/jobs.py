@@ -24,7 +24,6 @@ from clipfleet.ledger.answers import (
 from clipfleet.ledger.arguments import brief_argument, rate_argument
 from clipfleet.ledger.chunks import ChunkLedger
 from clipfleet.ledger.drafts import Drafts
-from clipfleet.ledger.locks import Locks
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
 from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import (
@@ -66,10 +65,6 @@ class Ledger(ChunkLedger):
     def with_patience(self, patience: Patience) -> Ledger:
         """The same ledger on the same connections, whose calls wait while Redis is unavailable."""
         return Ledger(self._url, client=patient(self._redis, patience), quota=self.quota)
-
-    def locks(self) -> Locks:
-        """Locks in the same Redis, on the same connections; they wait as this ledger does."""
-        return Locks(self._url, client=self._redis)
 
     def submit(
         self, job: Job, retention: Retention = DEFAULT_RETENTION, traceparent: str = ""
@@ -196,12 +191,21 @@ class Ledger(ChunkLedger):
             JobNotFoundError: no such job.
             JobUnreadableError: another version of clipfleet submitted it.
         """
+        return read_job(self.description(job_id))
+
+    def description(self, job_id: str) -> str:
+        """The JSON of a job as it was submitted, by any version.
+
+        Raises:
+            JobNotFoundError: no such job.
+            JobUnreadableError: clipfleet has not written what is there.
+        """
         with damage_of(job_id), redis_errors(self._url):
             spec: Any = self._redis.get(keys.job(job_id, keys.SPEC))
             spec = spec or self._redis.hget(keys.job(job_id), "spec")  # of an earlier version
         if spec is None:
             raise not_found(job_id)
-        return read_job(spec)
+        return str(spec)
 
     def status(self, job_id: str) -> JobStatus:
         """A snapshot of a job.

@@ -1,7 +1,8 @@
 """Locks in Redis, for work that only one program should do at a time.
 
-A lock ends with its holder, or after `TTL_SECONDS` without a sign of life. A program that was frozen may
-continue after it has lost its lock: locks avoid wasted work, and correctness must not depend on them.
+A lock ends with its holder, or after `TTL_SECONDS` without a sign of life; then it is lost, whether another
+program has taken it or not. A program that was frozen may continue after that, until its next sign of life:
+locks avoid wasted work, and correctness must not depend on them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import redis
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.scripts import LuaScripts
 from clipfleet.redis.connection import connect
+from clipfleet.redis.patience import Patience, patient
 
 LOCK_SCRIPTS = ("lock",)
 TTL_SECONDS = 60.0
@@ -38,6 +40,7 @@ class Locks:
     def __init__(
         self, url: str, *, client: redis.Redis | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
+        self._url = url
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, LOCK_SCRIPTS).run
         self._monotonic = monotonic
@@ -45,6 +48,10 @@ class Locks:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def with_patience(self, patience: Patience) -> Locks:
+        """The same locks on the same connections, whose calls wait while Redis is unavailable."""
+        return Locks(self._url, client=patient(self._redis, patience), monotonic=self._monotonic)
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
@@ -73,8 +80,8 @@ class Locks:
             nonlocal renewed
             if self._monotonic() - renewed < _RENEW_AFTER_SECONDS:
                 return
-            if not self._take(name, token):
-                raise LockLostError(f"another program has taken the lock {name}")
+            if not self._take(name, token, is_renewed=True):
+                raise LockLostError(f"the lock {name} has ended, and another program may have taken it")
             renewed = self._monotonic()
 
         try:
@@ -83,5 +90,5 @@ class Locks:
             with suppress(RedisUnavailableError):  # it ends by itself
                 self._run("lock", name, token, 0)
 
-    def _take(self, name: str, token: str) -> bool:
-        return bool(self._run("lock", name, token, int(TTL_SECONDS * 1000)))
+    def _take(self, name: str, token: str, *, is_renewed: bool = False) -> bool:
+        return bool(self._run("lock", name, token, int(TTL_SECONDS * 1000), int(is_renewed)))

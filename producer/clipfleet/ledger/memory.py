@@ -256,6 +256,10 @@ class MemoryLedger(Ledger):
         return self._known(job_id).job
 
     @override
+    def description(self, job_id: str) -> str:
+        return self.job(job_id).model_dump_json()
+
+    @override
     @_atomic
     def status(self, job_id: str) -> JobStatus:
         return self._known(job_id).status(self._now())

@@ -84,6 +84,7 @@ class MemoryDrafts(Drafts):
         ttl_seconds: int,
         source_sum: str = "",
         finished_at: datetime | None = None,
+        fingerprint_of_vectors: str = "",
     ) -> tuple[RebuildAnswer, JobState | None]:
         with self._lock:
             known = self._job(job.job_id)
@@ -95,7 +96,7 @@ class MemoryDrafts(Drafts):
             known = self._jobs[job.job_id] = MemoryJob(
                 job, created, state=state, sealed=state is not JobState.SUBMITTING, source_sum=source_sum,
                 files=list(draft.staged), items=items, generation=generation, retry_codes=tuple(codes),
-                max_error_rate=job.max_error_rate,
+                max_error_rate=job.max_error_rate, fingerprint_of_vectors=fingerprint_of_vectors,
             )  # fmt: skip
             known.chunks = [MemoryChunk() for _, count in draft.staged for _ in range(count)]
             if state.is_final:

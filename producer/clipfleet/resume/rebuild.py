@@ -17,7 +17,8 @@ from clipfleet.outputs import Output, objects
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.committed import require_open
-from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
+from clipfleet.resume.retry import Inventory, chunk_ids, draft_of, has_failed, parts_in_place, take_inventory
+from clipfleet.store.committing.model import model_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Rebuild:
             ttl_seconds=self.job_ttl_seconds,
             source_sum=staged.source_sum,
             finished_at=self._finished_at() if is_over else None,
+            fingerprint_of_vectors=self._fingerprint_of_vectors(chunks),
         )
         if state is None:
             raise JobConflictError(f"another rebuild of {self.output.uri} began at the same time")
@@ -91,6 +93,12 @@ class Rebuild:
         elif not state.is_final:
             self.hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
         return state
+
+    def _fingerprint_of_vectors(self, chunks: int) -> str:
+        """That of the rows that are there; other workers must not add those of another model."""
+        if self.job.store is None or self.job.store.fingerprint is not None:
+            return ""
+        return model_of_rows(self.job, self.output, chunk_ids(self.output, self.job, chunks))
 
     def _finished_at(self) -> datetime | None:
         """When the job ended, from its manifest; None if unreadable."""

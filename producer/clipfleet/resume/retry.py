@@ -75,12 +75,12 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
         OutputUnavailableError: the output cannot be read now.
     """
     depth = parts_of(job).footer_readers
-    found = read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
+    found = read_ahead(partial(_footer, output, job), chunk_ids(output, job, chunks), depth=depth)
     return (part for part in found if part is not None)
 
 
-def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
-    """Chunks with a part, below the given number."""
+def chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
+    """Chunks of a job with a part, below the given number."""
     prefix, suffix = layout_of(job.schema_version).part_prefix, f".{job.part_format}"
     for name in output.names(prefix):
         digits = name.removeprefix(prefix).removesuffix(suffix)

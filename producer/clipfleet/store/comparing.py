@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.batches import Source
 from clipfleet.sources.file_states import MISSING, file_states
 from clipfleet.store.dataset import Alive, VectorDataset
+from clipfleet.store.drawing import Drawing
 from clipfleet.store.known import KnownItems
-from clipfleet.store.rows import digests, id_hashes, store_column_name, stored_type
+from clipfleet.store.rows import TIME_TYPE, digests, id_hashes, store_column_name, stored_type
+from clipfleet.store.signed_urls import lead_to_the_same
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +38,9 @@ VALIDATORS = (
 )  # fmt: skip
 _OF_THE_STORE = {KNOWN_ETAG: "etag", KNOWN_LAST_MODIFIED: "last_modified", KNOWN_HASH: "content_hash"}
 _GONE_AT_A_TIME = 8192
+# A file may change again within one tick of its file system's clock, without a trace in size or time.
+_TICK = timedelta(seconds=2)
+_NANOSECONDS = r"^\d+ (?P<ns>\d{1,18}|[1-8]\d{18})$"  # of the version of a local file: size and mtime
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,30 @@ class Comparing:
     """One comparison, batch by batch."""
 
     def __init__(
-        self, dataset: VectorDataset | None, known: KnownItems, *, most_items: int | None = None
+        self,
+        dataset: VectorDataset | None,
+        known: KnownItems,
+        *,
+        began_at: datetime,
+        most_items: int | None = None,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             dataset: at the version that `known` is of; None: there is none yet.
             known: see `known_items`.
+            began_at: before the source is read, by a clock that is not ahead of those of its file systems.
             most_items: to run; others are left for another night.
         """
         import numpy as np
 
         self._dataset = dataset
         self._known = known
-        self._most_items = most_items
+        self._began_at = began_at
+        self._drawing = None if most_items is None else Drawing(most_items, began_at)
         self._is_seen = np.zeros(len(known), bool)
         self._new: list[np.ndarray] = []  # hashes of ids that the store does not know
-        self._items = self._to_run = self._left = self._same = 0
+        self._items = self._wanted = self._to_run = self._same = 0
 
     def run(self, source: Source, path: Path, alive: Alive = lambda: None) -> Comparison:
         """Read the whole source; write the items that a job must run, in their order, to a Parquet file.
@@ -97,17 +110,20 @@ class Comparing:
                 alive()
         new = sum(map(len, self._new))
         self._require_new_ones_once(path)
+        if self._drawing is not None and self._to_run > self._drawing.most:
+            self._draw(self._drawing, path)
+        left = self._wanted - self._to_run
         gone = self._known.addresses[~self._is_seen & ~self._known.is_gone]
-        return Comparison(self._items, self._to_run, self._left, new, self._same, np.sort(gone))
+        return Comparison(self._items, self._to_run, left, new, self._same, np.sort(gone))
 
     def _compare(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of a batch that a job must run."""
+        """The rows of a batch that a job must run, or of which some will be drawn."""
         import numpy as np
 
         self._require_types(batch.schema)
         versions, batch = _with_versions(batch)
         known, hashes = self._known, id_hashes(batch["item_id"])
-        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch, LISTED_VERSION))
+        found = digests(batch.append_column(LISTED_VERSION, versions), _digested(batch))
         places = known.places(hashes)
         is_known = places >= 0
         self._note(batch, hashes, places)
@@ -117,27 +133,77 @@ class Comparing:
         wanted = np.flatnonzero(~is_same)
         self._items += batch.num_rows
         self._same += int(is_same.sum())
-        if self._most_items is not None and self._to_run + len(wanted) > self._most_items:
-            kept = self._most_items - self._to_run
-            self._left += len(wanted) - kept
-            wanted = wanted[:kept]
+        self._wanted += len(wanted)
+        if self._drawing is not None:
+            is_asked = self._is_asked(places[wanted], found[wanted])
+            wanted = wanted[self._drawing.offer(hashes[wanted], is_asked)]
         first, self._to_run = self._to_run, self._to_run + len(wanted)
         taken = batch.take(pa.array(wanted))
         taken = taken.set_column(0, "item_index", pa.arange(first, self._to_run))
-        return _joined(taken, versions.take(pa.array(wanted)), found[wanted], self._facts(places[wanted]))
+        versions, found = versions.take(pa.array(wanted)), found[wanted]
+        # A digest that no later listing gives: the item is asked again.
+        found = np.where(self._is_young(versions), ~found, found)
+        return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"]))
 
-    def _facts(self, places: np.ndarray) -> dict[str, pa.Array]:
-        """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not."""
+    def _is_asked(self, places: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Which items seem not to have changed: they are only asked, as that is not certain."""
+        import numpy as np
+
+        is_asked = places >= 0
+        at, digest = places[is_asked], found[is_asked]
+        had = self._known.digests[at]
+        is_asked[is_asked] = np.isin(had ^ digest, (0, -1)) & ~self._known.is_gone[at]
+        return is_asked
+
+    def _draw(self, drawing: Drawing, path: Path) -> None:
+        """Leave the items in the file that this night runs."""
+        every = path.with_suffix(".all")
+        path.rename(every)
+        drawing.close()
+        self._to_run = 0
+        with _spool(path) as write, pq.ParquetFile(every, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                for batch in file.read_row_group(group, use_threads=False).to_batches():
+                    drawn = self._drawn(drawing, batch)
+                    if drawn.num_rows:
+                        write(drawn)
+        every.unlink()
+
+    def _drawn(self, drawing: Drawing, batch: pa.RecordBatch) -> pa.RecordBatch:
+        hashes = id_hashes(batch["item_id"])
+        is_asked = self._is_asked(self._known.places(hashes), batch[DIGEST].to_numpy())
+        drawn = batch.filter(pa.array(drawing.is_drawn(hashes, is_asked)))
+        first, self._to_run = self._to_run, self._to_run + drawn.num_rows
+        return drawn.set_column(0, "item_index", pa.arange(first, self._to_run))
+
+    def _is_young(self, versions: pa.Array) -> np.ndarray:
+        """Which files were changed so lately that their versions may stand for two contents."""
+        changed = pc.struct_field(pc.extract_regex(versions, _NANOSECONDS), "ns").cast(pa.int64())
+        latest = pa.scalar(self._began_at - _TICK, TIME_TYPE).cast(pa.int64())
+        is_young = pc.greater_equal(pc.divide(changed, 1000), latest)
+        found: np.ndarray = pc.fill_null(is_young, False).to_numpy(zero_copy_only=False)
+        return found
+
+    def _facts(self, places: np.ndarray, uris: pa.Array) -> dict[str, pa.Array]:
+        """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not.
+
+        Validators mean something only where they came from; the hash is that of bytes, wherever they are.
+        """
         import numpy as np
 
         is_known = places >= 0
         if self._dataset is None or not is_known.any():
             return {name: pa.nulls(len(places), pa.string()) for name in _OF_THE_STORE}
-        rows = self._dataset.take(self._known.addresses[places[is_known]], [*_OF_THE_STORE.values()])
+        rows = self._dataset.take(self._known.addresses[places[is_known]], ["uri", *_OF_THE_STORE.values()])
+        pairs = zip(rows["uri"].to_pylist(), uris.filter(pa.array(is_known)).to_pylist(), strict=True)
+        is_there = pa.array([lead_to_the_same(was, now) for was, now in pairs], pa.bool_())
         at = np.full(len(places), -1)
         at[is_known] = np.arange(int(is_known.sum()))
         indexes = pa.array(at, mask=~is_known)
-        return {name: rows[column].combine_chunks().take(indexes) for name, column in _OF_THE_STORE.items()}
+        found = {name: rows[column].combine_chunks() for name, column in _OF_THE_STORE.items()}
+        for name in (KNOWN_ETAG, KNOWN_LAST_MODIFIED):
+            found[name] = pc.if_else(is_there, found[name], None)
+        return {name: values.take(indexes) for name, values in found.items()}
 
     def _note(self, batch: pa.RecordBatch, hashes: np.ndarray, places: np.ndarray) -> None:
         """Note which rows of the store are in the source; raise for an id that was there already."""
@@ -209,9 +275,9 @@ def _own(schema: pa.Schema) -> list[pa.Field[Any]]:
     return [one for one in schema if one.name not in (*ITEM_COLUMNS, INLINE_COLUMN, VERSION_COLUMN)]
 
 
-def _digested(batch: pa.RecordBatch, version: str) -> Sequence[str]:
+def _digested(batch: pa.RecordBatch) -> Sequence[str]:
     """The columns that a digest covers; of inline images the version has the hash."""
-    return ["item_id", "uri", version, *(one.name for one in _own(batch.schema))]
+    return ["item_id", "uri", LISTED_VERSION, *(one.name for one in _own(batch.schema))]
 
 
 def _with_versions(batch: pa.RecordBatch) -> tuple[pa.Array, pa.RecordBatch]:

@@ -647,7 +647,7 @@ class VectorDataset:
                 alive,
             )
 
-    def drop_versions(self, numbers: Collection[int], *, leftovers: bool) -> int:
+    def drop_versions(self, numbers: Collection[int], *, leftovers: bool, alive: Alive = lambda: None) -> int:
         """Remove versions with all files that no other one has; return the bytes that were freed.
 
         Idempotent; one that was killed goes on with the next call. This version and the newest one stay.
@@ -656,14 +656,16 @@ class VectorDataset:
             numbers: of versions.
             leftovers: also remove files of no version at all, which a killed commit has left. A commit that
                 another program has begun before the newest version was made loses its files, and is refused.
+            alive: called every few seconds; what it raises is raised once the removal has ended.
         """
+        removal = partial(
+            self._dataset.cleanup_old_versions,
+            versions=[*numbers] or [_NO_VERSION],
+            delete_unverified=leftovers,
+            error_if_tagged_old_versions=False,
+        )
         with self._errors():
-            freed = self._dataset.cleanup_old_versions(
-                versions=[*numbers] or [_NO_VERSION],
-                delete_unverified=leftovers,
-                error_if_tagged_old_versions=False,
-            )
-        return int(freed.bytes_removed)
+            return int(_alive_during(removal, alive).bytes_removed)
 
     @property
     def index_names(self) -> list[str]:
@@ -679,18 +681,23 @@ class VectorDataset:
                 own.drop_index(name)
         return VectorDataset(own, self.uri)
 
-    def has_files_of_no_version(self, since: datetime) -> bool:
-        """Whether another program may be writing rows: files from then on belong to no version."""
+    def has_files_of_no_version(self, since: datetime, *, alive: Alive = lambda: None) -> bool:
+        """Whether another program may be writing rows: files from then on belong to no version.
+
+        Args:
+            since: UTC.
+            alive: called while the files are listed, and after each version that is read.
+        """
         with self._errors():
-            files = {
-                str(one["path"])
-                for batch in self._dataset.all_files()
-                for one in batch.to_pylist()
-                if one["last_modified"] >= since and one["path"].startswith(_DATA)
-            }
+            files: set[str] = set()
+            for batch in self._dataset.all_files():
+                young = (one["path"] for one in batch.to_pylist() if one["last_modified"] >= since)
+                files.update(path for path in young if path.startswith(_DATA))
+                alive()
             for number, at in self.times().items():
                 if files and at >= since:
                     files -= self.open(self.uri, number)._files()
+                    alive()
         return bool(files)
 
     def _files(self) -> set[str]:

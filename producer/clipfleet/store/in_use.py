@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 
-from clipfleet.contract.jobs import Job, StoreVersion
+from clipfleet.contract.jobs import Job, StoreVersion, read_job
 from clipfleet.errors import JobNotFoundError, JobUnreadableError
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.store.place import StorePlace
@@ -20,7 +21,7 @@ def unfinished_jobs(ledger: Ledger, place: StorePlace, store_id: str) -> list[Jo
     would be missed.
 
     Raises:
-        JobUnreadableError: a newer clipfleet has submitted one that has not ended, of any store or none.
+        JobUnreadableError: a newer clipfleet has submitted one that has not ended, and may need the store.
         RedisUnavailableError: no Redis responds.
     """
     found = []
@@ -28,10 +29,35 @@ def unfinished_jobs(ledger: Ledger, place: StorePlace, store_id: str) -> list[Jo
         if status.state.is_final:
             continue
         with suppress(JobNotFoundError):  # it has expired meanwhile
-            job = ledger.job(status.job_id)
-            if _is_of(job, place, store_id):
+            job = _readable(ledger, status.job_id, place, store_id)
+            if job is not None and _is_of(job, place, store_id):
                 found.append(job)
     return found
+
+
+def _readable(ledger: Ledger, job_id: str, place: StorePlace, store_id: str) -> Job | None:
+    """A job; None if this version cannot read it, and it is of another store for certain, or of none."""
+    text = ""
+    try:
+        text = ledger.description(job_id)
+        return read_job(text)
+    except JobUnreadableError as error:
+        if _is_of_others(text, place, store_id):
+            return None
+        raise type(error)(
+            f"job {job_id} may need {place.uri}, and has not ended: wait for it, or end it with "
+            f"`clipfleet cancel {job_id}` of the version that submitted it ({error})"
+        ) from error
+
+
+def _is_of_others(text: str, place: StorePlace, store_id: str) -> bool:
+    try:
+        facts = json.loads(text)
+        named = [one for one in (facts.get("store"), facts.get("vectors")) if one is not None]
+        uris = [facts["output"], *(one["uri"] for one in named)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+    return store_id not in text and not any(f"{uri}/".startswith(f"{place.uri}/") for uri in uris)
 
 
 def unfinished_nights(ledger: Ledger, store_id: str) -> list[tuple[Job, JobStatus]]:

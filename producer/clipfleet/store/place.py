@@ -76,6 +76,13 @@ class StorePlace:
         """Where the vectors of a model are."""
         return f"{self.uri}/{fingerprint}.lance"
 
+    def dataset_is_gone(self, fingerprint: str) -> OutputDamagedError:
+        """The error where `store.json` names vectors that are not there: nothing may take their place."""
+        return OutputDamagedError(
+            f"{self.dataset_uri(fingerprint)} is gone, though {self.uri}/{STORE_FILE} names it: bring it "
+            f"back, or remove all of {self.uri} to begin anew"
+        )
+
     def job_output(self, job_id: str) -> str:
         """The output of a job that fills the store."""
         return f"{self.uri}/{JOBS_FOLDER}/{job_id}"

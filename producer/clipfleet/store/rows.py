@@ -74,16 +74,18 @@ def wide_id_hashes(ids: pa.Array) -> np.ndarray:
 
 
 def digests(items: pa.RecordBatch, columns: Sequence[str]) -> np.ndarray:
-    """64 bits of the hash of these columns of each item, int64: equal items have equal ones.
+    """64 bits of the hash of these columns of each item and their names, int64; equal items have equal ones.
 
     Args:
         items: strings, numbers and lists of them; others as their text.
-        columns: in an order that stays the same.
+        columns: in any order.
     """
     import numpy as np
 
+    names = sorted(columns)
     texts = pc.binary_join_element_wise(
-        *(_as_text(items[name]) for name in columns),
+        _SEPARATOR.join(names),
+        *(_as_text(items[name]) for name in names),
         _SEPARATOR,
         null_handling="replace",
         null_replacement=_NULL,

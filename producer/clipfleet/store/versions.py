@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
+from clipfleet.errors import ResultsNotReadyError, UsageError
 from clipfleet.store.committing.of_job import BACKFILL, KIND, MIGRATION
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
@@ -36,13 +36,12 @@ def current_dataset_if_there(place: StorePlace) -> tuple[StoreFile, VectorDatase
     """What a store is, and the newest version of its vectors; None if there are none yet."""
     store = place.read()
     while store.current.fingerprint is not None:
-        uri = place.dataset_uri(store.current.fingerprint)
         try:
-            return store, VectorDataset.open(uri)
+            return store, VectorDataset.open(place.dataset_uri(store.current.fingerprint))
         except FileNotFoundError:
             before, store = store, place.read()
             if store == before:  # else a migration has ended, and the earlier dataset was removed
-                raise OutputDamagedError(f"{uri} is gone, though {place.uri}/store.json names it") from None
+                raise place.dataset_is_gone(str(store.current.fingerprint)) from None
     return store, None
 
 

@@ -211,6 +211,18 @@ class TestRebuild:
         assert finish(ledger) == "completed_with_errors"
         assert ends(redis_client) == [("job", "3", "completed_with_errors")]
 
+    @pytest.mark.parametrize("fingerprint", ["", "a" * 16])
+    def test_the_model_of_its_rows_is_decided(self, ledger: Ledger, fingerprint: str) -> None:
+        codes = {"timeout": 2}
+        found = draft(4, staged=self.FILES, done=[0], next_chunk=1, ok=8, codes=codes)
+        ledger.drafts.rebuild(
+            steps.make_job(), begin(ledger), found, state=JobState.RUNNING, generation=0, items=40,
+            ttl_seconds=1000, fingerprint_of_vectors=fingerprint,
+        )  # fmt: skip
+
+        assert ledger.pin_model("job", "b" * 16) == (fingerprint or "b" * 16)
+        assert ledger.status("job").codes == codes
+
     def test_a_job_that_is_known_stays_as_it_is(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=4)
         claimed = claim(ledger)

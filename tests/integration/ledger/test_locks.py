@@ -78,6 +78,21 @@ def test_who_has_lost_it_is_told_and_takes_nothing_away(locks: Locks, clock: Clo
                 assert client.exists(keys.lock(NAME))
 
 
+@pytest.mark.parametrize("has_had_another_holder", [False, True])
+def test_one_that_has_ended_is_lost_even_if_nobody_has_it(
+    locks: Locks, clock: Clock, redis_url: str, client: Any, has_had_another_holder: bool
+) -> None:
+    with pytest.raises(LockLostError, match=NAME), locks.held(NAME) as alive:
+        client.delete(keys.lock(NAME))
+        if has_had_another_holder:
+            with Locks(redis_url).held(NAME):
+                pass
+        clock.now += 11
+        alive()
+
+    assert not client.exists(keys.lock(NAME))
+
+
 def test_who_waits_gets_it_in_the_end(redis_url: str) -> None:
     held = []
 

@@ -158,9 +158,12 @@ class Pipeline:
                 make_room(count)
 
             outcomes = Outcomes(work.items.num_rows, on_end)
-            model, labels = self._process(context, work.items, outcomes, lease, is_suspect=is_suspect)
+            model, made_by, labels = self._process(
+                context, work.items, outcomes, lease, is_suspect=is_suspect
+            )
         lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
-        result = _write(claim, context, lease, work, lambda: _rows(job, work.items, outcomes, model, labels))
+        rows = partial(_rows, job, work.items, outcomes, model, made_by, labels)
+        result = _write(claim, context, lease, work, rows)
         meanwhile = self.item_path.busy().since(before)
         meters = chunk_meters(meanwhile, lease.step_seconds, model, outcomes.seconds, outcomes.waits)
         return replace(result, work_seconds={**outcomes.seconds, **result.work_seconds}, meters=meters)
@@ -204,8 +207,8 @@ class Pipeline:
         lease: HeldLease,
         *,
         is_suspect: bool,
-    ) -> tuple[LoadedModel, Mapping[str, pa.Array] | None]:
-        """Load the model; fetch, decode, encode and score the items."""
+    ) -> tuple[LoadedModel, str, Mapping[str, pa.Array] | None]:
+        """Load the model; fetch, decode, encode and score the items. The text is the fingerprint in rows."""
         job = context.job
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
@@ -220,7 +223,7 @@ class Pipeline:
         starts_early = not is_suspect and job.text_column is None and loading.take_lead()
         if starts_early:
             self.item_path.start(items, destination)
-        model = self._load(job, lease, destination)
+        model, made_by = self._load(job, lease, destination)
         limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, longest_seconds=QUEUED_LIMIT_SECONDS)
@@ -233,9 +236,10 @@ class Pipeline:
         outcomes.wait()
         lease.enter(Step.SCORE, ENCODE_LIMIT_SECONDS, longest_seconds=QUEUED_LIMIT_SECONDS)
         if not (encoded or heads):
-            return model, None
+            return model, made_by, None
         features = outcomes.ok_features()
-        return model, label_items(self.item_path.batcher, job, encoded, heads, features, model, choices)
+        labels = label_items(self.item_path.batcher, job, encoded, heads, features, model, choices)
+        return model, made_by, labels
 
     def _stored_images(self, context: JobContext, items: pa.Table, lease: HeldLease) -> StoredImages | None:
         """What the store has of the items' images, for a job that fills one."""
@@ -249,13 +253,13 @@ class Pipeline:
             equal = lease.result_of(self.equal_images.get(job.store), _WAIT_FOR_IMAGES_SECONDS)
         return StoredImages(known_images(items), equal)
 
-    def _load(self, job: Job, lease: HeldLease, destination: Destination) -> LoadedModel:
-        """Wait for the model, whose files are here by now."""
+    def _load(self, job: Job, lease: HeldLease, destination: Destination) -> tuple[LoadedModel, str]:
+        """Wait for the model, whose files are here by now; return the fingerprint in rows, too."""
         try:
             model = lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
             if job.store is not None:
-                pin_model(self.ledger, job, job.store, model)
-            return model
+                return model, pin_model(self.ledger, job, job.store, model)
+            return model, model.fingerprint_for(job.decode, job.exif)
         except BaseException as error:
             destination.outcomes.interrupt(error)  # ends the items that started early
             destination.ahead.stop_waiting()
@@ -310,13 +314,14 @@ def _rows(
     items: pa.Table,
     outcomes: Outcomes,
     model: LoadedModel | None = None,
+    made_by: str | None = None,
     labels: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     return part_table(
         items,
         outcomes,
         embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
-        model_fingerprint=model.fingerprint_for(job.decode, job.exif) if model else None,
+        model_fingerprint=made_by,
         store_embeddings=job.keeps_embeddings,
         has_embedding_column=job.has_embedding_column,
         vector_type=job.vector_type,

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from clipfleet_worker.fetch.http.dates import seconds_of
 from clipfleet_worker.outcomes import Validators
 
 NOTHING = Validators()
+_OLD_SECONDS = 60
 _MOST_CHARACTERS = 256  # longer values, or such as no header can have, count as missing
 
 
@@ -33,7 +35,7 @@ class Inquiry:
     """One image that is asked for."""
 
     known: Validators  # without any, the request has no condition
-    answer: Validators = NOTHING  # of the last answer
+    answer: Validators = NOTHING  # of the last answer that the address of the item gave itself
 
     @property
     def is_conditional(self) -> bool:
@@ -69,11 +71,23 @@ def present_inquiry() -> Inquiry | None:
     return _inquiry.get()
 
 
-def validators_of(
-    headers: Mapping[str, str], *, etag: str = "ETag", last_modified: str = "Last-Modified"
-) -> Validators:
-    """Those of an answer; `etag` and `last_modified` name the headers as the mapping has them."""
-    return Validators(_usable(headers.get(etag, "")), _usable(headers.get(last_modified, "")))
+def validators_of(headers: Mapping[str, str]) -> Validators:
+    """Those of an answer that tell its image from every later one.
+
+    Args:
+        headers: by names in lower case, or of any case if the mapping ignores it.
+    """
+    etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
+    return Validators(_usable(etag), _usable(modified) if _is_old(modified, headers.get("date", "")) else "")
+
+
+def _is_old(modified: str, date: str) -> bool:
+    """Whether a time of change is over: in its second, or by another clock, the image may change again.
+
+    RFC 7232, 2.2.2.
+    """
+    at, answered_at = seconds_of(modified), seconds_of(date)
+    return at is not None and answered_at is not None and answered_at - at >= _OLD_SECONDS
 
 
 def _usable(value: str) -> str:

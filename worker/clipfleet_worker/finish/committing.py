@@ -17,6 +17,7 @@ from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import LockLostError, Locks, LockTakenError
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.objects import layout_of
+from clipfleet.store.committing.model import model_of_rows
 from clipfleet.store.committing.of_job import SupersededError, commit_job, lock_name
 from clipfleet.store.place import StorePlace, store_place
 from clipfleet_worker.chunk.job_contexts import JobContext
@@ -59,10 +60,11 @@ class StoreCommits:
 
         Raises:
             StoreBusyError: another program holds the lock of the store, or has taken it.
-            OutputConflictError: there is no such store any more.
+            OutputConflictError: there is no such store any more, the rows are of several models, or a column
+                has another type in the store.
             OutputUnavailableError: the store cannot be read or written now.
         """
-        fingerprint = target.fingerprint or self._ledger.pin_model(context.job.job_id)
+        fingerprint = target.fingerprint or self._pinned(context, chunks, alive)
         try:
             context.require_writable_store(fingerprint)
             place = store_place(target.uri)
@@ -77,6 +79,15 @@ class StoreCommits:
             raise StoreBusyError(f"another program writes to {target.uri} now") from error
         except UsageError as error:  # there is no store
             raise OutputConflictError(str(error)) from error
+
+    def _pinned(self, context: JobContext, chunks: int, alive: Callable[[], object]) -> str:
+        """The fingerprint of a job's vectors: its rows say it where Redis has lost that."""
+        job_id = context.job.job_id
+        known = self._ledger.pin_model(job_id)
+        if known:
+            return known
+        found = model_of_rows(context.job, context.output, range(chunks), alive)
+        return self._ledger.pin_model(job_id, found) or found
 
 
 def _commit(

@@ -1,6 +1,7 @@
 """Finds images in a store by their hashes: the vector of an equal one is copied.
 
-The index of a version is built once, in a thread of its own: 16 bytes per row, for at most 50 million rows.
+The index of a version is built once, in a thread of its own, for at most 50 million rows: 16 bytes per row,
+and 8 more while it is sorted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from clipfleet_worker.outcomes import EqualImage
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 50_000_000  # of an index: 800 MB
+MOST_ROWS = 50_000_000  # of an index: 800 MB, and 400 MB more while it is sorted
+_SORTED_AT_A_TIME = 65_536
 _KEPT_INDEXES = 2  # those of a nightly run and of a migration beside it
 _COLUMNS = ("content_hash", "width", "height", "embedding")
 
@@ -115,5 +117,19 @@ def read_equal_images(uri: str, version: int, *, most_rows: int = MOST_ROWS) -> 
         here = slice(start, start + batch.num_rows)
         hashes[here], addresses[here] = id_hashes(batch["content_hash"]), batch["_rowaddr"].to_numpy()
         start += batch.num_rows
-    order = np.argsort(hashes)
-    return EqualImages(dataset, hashes[order], addresses[order]) if rows else None
+    return EqualImages(dataset, *sorted_together(hashes, addresses)) if rows else None
+
+
+def sorted_together(hashes: np.ndarray, addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort hashes in place, and their addresses alike: with one more array, not three.
+
+    Args:
+        hashes: uint64 (n,).
+        addresses: uint64 (n,), of each of them.
+    """
+    order = np.argsort(hashes).view(np.uint64)
+    hashes.sort()
+    for start in range(0, len(order), _SORTED_AT_A_TIME):
+        here = slice(start, start + _SORTED_AT_A_TIME)
+        order[here] = addresses[order[here]]  # each number is read before an address takes its place
+    return hashes, order

@@ -68,8 +68,8 @@ _FailOn = Annotated[
     str,
     typer.Option(
         metavar="never|any|RATE",
-        help="exit with code 3 if items failed: never, if any did, or if more than this share of those that "
-        "ran did (0.01 = 1 %)",
+        help="exit with code 3 if items failed, or were late: never, if any did, or if more than this share "
+        "of those that ran did (0.01 = 1 %)",
         rich_help_panel=ROWS,
     ),
 ]
@@ -225,7 +225,8 @@ def _exit_code(result: BackfillResult, failing: float | None, *, is_migration: b
         return 0 if result.switched else EXIT_SOME_FAILED
     if not result.is_complete:
         return EXIT_CANCELLED if result.state is JobState.CANCELLED and not result.reason else EXIT_FAILED
-    return EXIT_SOME_FAILED if failing is not None and result.failed > failing * result.ran else 0
+    missing = result.failed + result.late
+    return EXIT_SOME_FAILED if failing is not None and missing > failing * result.ran else 0
 
 
 def _print_plan(found: Comparison, store: str, *, as_json: bool) -> None:
@@ -275,7 +276,10 @@ def _print_result(result: BackfillResult, *, as_json: bool, is_migration: bool) 
         printed = {name: values[name] for name in (*_PRINTED, *(["switched"] if is_migration else []))}
         printed["seconds"] = round(result.seconds, 3)
         typer.echo(
-            json.dumps(printed | {"left": result.left, "job_id": result.job_id, "state": result.state})
+            json.dumps(
+                printed
+                | {"left": result.left, "late": result.late, "job_id": result.job_id, "state": result.state}
+            )
         )
     elif result.is_complete:
         copied = f" ({result.copied:,} copied)" if result.copied else ""
@@ -287,6 +291,12 @@ def _print_result(result: BackfillResult, *, as_json: bool, is_migration: bool) 
         )
         if result.left:
             say(f"{counted(result.left, 'item')} above --max-items: run it again for them")
+        if result.late and not is_migration:
+            say(
+                f"{counted(result.late, 'item')} of this night came late: other backfills have changed the "
+                "store each time; run it again for them",
+                style="yellow",
+            )
     else:
         say(f"job {result.job_id} is {result.state}: nothing was committed; run it again", style="yellow")
     if result.reason:

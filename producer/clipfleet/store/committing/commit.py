@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.parts import ItemStatus
+from clipfleet.errors import OutputConflictError
 from clipfleet.store.committing.matching import NOWHERE, Matches, match
 from clipfleet.store.committing.night import RENEWED, Night, as_stored, of_status, own_fields
 from clipfleet.store.dataset import Alive, VectorDataset, VersionConflictError
@@ -19,7 +20,7 @@ from clipfleet.store.rows import OWN_COLUMNS, TIME_TYPE
 if TYPE_CHECKING:
     import numpy as np
 
-COUNTS = "counts"  # property of a version: `Counts` as JSON
+COUNTS = "counts"  # property of a version, as JSON: of a night its `Counts`
 _ROWS_AT_A_TIME = 4096
 
 
@@ -63,6 +64,7 @@ def commit_night(
         alive: called often; what it raises ends the commit, and nothing is changed.
 
     Raises:
+        OutputConflictError: a column has another type than in the dataset.
         OutputUnavailableError: the dataset or the rows cannot be read or written.
     """
     while True:
@@ -85,9 +87,16 @@ def _found(dataset: VectorDataset, properties: Mapping[str, str], since: int) ->
 
 
 def _with_own_columns(dataset: VectorDataset, night: Night, properties: Mapping[str, str]) -> VectorDataset:
-    """The dataset with all columns that the rows have."""
+    """The dataset with all columns that the rows have; a type is refused here if the comparison saw none."""
     first = next(iter(night.rows()), None)
     fields = [] if first is None else own_fields(first.schema)
+    for one in fields:
+        if one.name in dataset.schema.names and dataset.schema.field(one.name).type != one.type:
+            raise OutputConflictError(
+                f"the column {one.name!r} is {one.type}, and another job has filled it in {dataset.uri} as "
+                f"{dataset.schema.field(one.name).type} meanwhile: rename it in the source, or write it as "
+                "the store has it, and run the backfill again"
+            )
     missing = [one for one in fields if one.name not in dataset.schema.names]
     return dataset.with_columns(missing, properties) if missing else dataset
 

@@ -15,6 +15,7 @@ from clipfleet.errors import OutputConflictError
 from clipfleet.outputs import Output
 from clipfleet.parts import parts_of, read_ahead
 from clipfleet.store.committing.commit import Counts, commit_night
+from clipfleet.store.committing.model import model_of_rows, require_model
 from clipfleet.store.committing.night import Batches, Night, own_fields
 from clipfleet.store.dataset import Alive, VectorDataset
 from clipfleet.store.gone_items import read_gone
@@ -49,25 +50,30 @@ def commit_job(
         job: fills it.
         output: of the job.
         chunks: of the job.
-        fingerprint: of its vectors, as it was pinned; empty if no worker has loaded the model.
+        fingerprint: of its vectors, as it was pinned; empty if no worker has loaded the model, or the ledger
+            has lost the job since: its rows say it then.
         alive: called often; what it raises ends the commit, and nothing is changed.
 
     Raises:
-        SupersededError: the store has changed its model meanwhile.
-        OutputConflictError: another store is there by now.
+        SupersededError: the store has changed its model meanwhile, or migrates to the one that it has.
+        OutputConflictError: another store is there by now, the rows are of several models, or a column has
+            another type in the store.
         OutputUnavailableError: a part, or the store, cannot be read or written.
     """
     target = job.store
     assert target is not None  # noqa: S101 - the caller knows
-    fingerprint = target.fingerprint or fingerprint
-    embedded_by = _embedded_by(place.read(), target, place.uri)
+    fingerprint = target.fingerprint or fingerprint or model_of_rows(job, output, range(chunks), alive)
+    store = place.read()
+    embedded_by = _embedded_by(store, target, place.uri)
+    if target.migration_id is not None and fingerprint == store.current.fingerprint:
+        raise SupersededError(f"{place.uri} has the vectors of {fingerprint} already")
     if embedded_by.fingerprint not in (None, fingerprint):
         raise SupersededError(
             f"{place.uri} has vectors with the fingerprint {embedded_by.fingerprint} by now, "
             f"job {job.job_id} has {fingerprint or 'none'}"
         )
-    night = _night(job, target, output, chunks)
-    dataset = _dataset(place, fingerprint, night)
+    night = _night(job, target, output, chunks, fingerprint)
+    dataset = _dataset(place, fingerprint, night, is_there=embedded_by.fingerprint is not None)
     if dataset is None:
         failed = sum(batch.num_rows for batch in night.rows())
         return JobCommit(0, "", Counts(failed=failed))
@@ -95,7 +101,7 @@ def commit_gone(
         raise SupersededError(f"{place.uri} has other vectors by now than those of {fingerprint}")
     night = Night(lambda: (), gone, target.listed_at, target.listed_at, target.keep_gone_days)
     properties = {KIND: _kind(target), "listed_at": target.listed_at.isoformat()}
-    dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+    dataset = _open(place, fingerprint)
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     return JobCommit(done.dataset.version, fingerprint, done.counts)
 
@@ -120,14 +126,17 @@ def _embedded_by(store: StoreFile, target: StoreTarget, uri: str) -> EmbeddedBy:
     return store.migration.to
 
 
-def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
+def _night(job: Job, target: StoreTarget, output: Output, chunks: int, fingerprint: str) -> Night:
     files = parts_of(job)
 
     def load(chunk_id: int) -> list[pa.RecordBatch]:
         with files.open(output, files.name(chunk_id)) as part:
             identity, _ = part.footer()
             identity.require(job.job_id, chunk_id, f"{output.uri}/{files.name(chunk_id)}")
-            return [*part.batches()]
+            found = [*part.batches()]
+        for batch in found:
+            require_model(batch, fingerprint, job)
+        return found
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batches in read_ahead(load, range(chunks), depth=2):
@@ -136,8 +145,28 @@ def _night(job: Job, target: StoreTarget, output: Output, chunks: int) -> Night:
     return Night(rows, lambda: read_gone(output), target.listed_at, job.created_at, target.keep_gone_days)
 
 
-def _dataset(place: StorePlace, fingerprint: str, night: Night) -> VectorDataset | None:
-    """The dataset of a model, created if there are rows for it; None: there is nothing to commit to."""
+def _open(place: StorePlace, fingerprint: str) -> VectorDataset:
+    """The dataset that `store.json` names."""
+    try:
+        return VectorDataset.open(place.dataset_uri(fingerprint))
+    except FileNotFoundError:
+        raise place.dataset_is_gone(fingerprint) from None
+
+
+def _dataset(place: StorePlace, fingerprint: str, night: Night, *, is_there: bool) -> VectorDataset | None:
+    """The dataset of a model, created if there are rows for its first version.
+
+    Args:
+        place: of the store.
+        fingerprint: of the model; empty: not known.
+        night: the first one, if the dataset is not there.
+        is_there: whether `store.json` names it.
+
+    Returns:
+        None if there is nothing to commit to.
+    """
+    if is_there:
+        return _open(place, fingerprint)
     if not fingerprint:
         return None
     uri = place.dataset_uri(fingerprint)

@@ -14,6 +14,7 @@ from clipfleet.outputs import open_output
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.s3.client import SCHEME, default_client, list_objects, split_s3_uri
 from clipfleet.s3.failures import s3_errors
+from clipfleet.store.dataset import Alive
 from clipfleet.store.place import JOBS_FOLDER, StorePlace
 
 _SUFFIX = ".lance"
@@ -29,17 +30,18 @@ class StoredFile:
     modified_at: datetime
 
 
-def stored_files(place: StorePlace, prefix: str = "") -> Iterator[StoredFile]:
+def stored_files(place: StorePlace, prefix: str = "", *, alive: Alive = lambda: None) -> Iterator[StoredFile]:
     """All files whose names begin with a prefix, in any order. Links are not followed.
 
     Args:
         place: of the store.
         prefix: empty, or the name of a folder with a slash at its end.
+        alive: called after each file.
     """
-    if place.uri.startswith(SCHEME):
-        yield from _in_s3(place.uri, prefix)
-    else:
-        yield from _in_folder(Path(place.uri), prefix)
+    is_in_s3 = place.uri.startswith(SCHEME)
+    for one in _in_s3(place.uri, prefix) if is_in_s3 else _in_folder(Path(place.uri), prefix):
+        yield one
+        alive()
 
 
 def _in_folder(root: Path, prefix: str) -> Iterator[StoredFile]:
@@ -61,22 +63,26 @@ def _in_s3(uri: str, prefix: str) -> Iterator[StoredFile]:
             yield StoredFile(one.key.removeprefix(root), one.size_bytes, one.modified_at or datetime.now(UTC))
 
 
-def remove_files(place: StorePlace, names: Iterable[str], *, last: str = "") -> None:
+def remove_files(place: StorePlace, names: Iterable[str], *, alive: Alive, last: str = "") -> None:
     """Remove files, in this order. Idempotent.
 
     Args:
         place: of the store.
         names: of files.
+        alive: called before each one; what it raises ends the removal.
         last: the end of the name that is removed after all others.
     """
     output = open_output(place.uri)
     for name in sorted(names, key=lambda name: bool(last) and name.endswith(last)):
+        alive()
         output.remove(name)
 
 
-def remove_folder(place: StorePlace, files: Sequence[StoredFile], top: str, *, last: str = "") -> None:
+def remove_folder(
+    place: StorePlace, files: Sequence[StoredFile], top: str, *, alive: Alive, last: str = ""
+) -> None:
     """Remove all files of a folder, see `remove_files`, and the folder."""
-    remove_files(place, [one.name for one in files], last=last)
+    remove_files(place, [one.name for one in files], alive=alive, last=last)
     _remove_empty_folders(place, top)
 
 

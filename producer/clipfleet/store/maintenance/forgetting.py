@@ -5,6 +5,7 @@ One that was killed goes on with the next one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.errors import OutputDamagedError, UsageError
+from clipfleet.store.committing.commit import COUNTS
 from clipfleet.store.committing.of_job import KIND
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
 from clipfleet.store.maintenance.files import (
@@ -48,19 +50,18 @@ def forget(held: HeldStore, item_ids: Sequence[str]) -> Forgotten:
     """
     _require_no_jobs(held)
     ids, done = pa.array(sorted({*item_ids}), pa.string()), Forgotten()
-    files = [*stored_files(held.place)]
+    files = [*stored_files(held.place, alive=held.alive)]
     for fingerprint in dataset_names(files):
         try:
             dataset = VectorDataset.open(held.place.dataset_uri(fingerprint))
         except FileNotFoundError:  # the removal of an earlier model was killed
             its = files_of_dataset(files, fingerprint)
-            remove_folder(held.place, its, f"{fingerprint}.lance")
+            remove_folder(held.place, its, f"{fingerprint}.lance", alive=held.alive)
         else:
             _forget(held, dataset, ids, done)
     for job_id, its in outputs_of_jobs(files).items():
-        remove_folder(held.place, its, f"{JOBS_FOLDER}/{job_id}")
+        remove_folder(held.place, its, f"{JOBS_FOLDER}/{job_id}", alive=held.alive)
         done.jobs.append(job_id)
-        held.alive()
     return done
 
 
@@ -85,7 +86,9 @@ def _forget(held: HeldStore, dataset: VectorDataset, ids: pa.Array, done: Forgot
             # An index has vectors of its own. A version is made in any case: commits that began before are
             # refused, as files of no version are removed below.
             dataset = dataset.without_indexes()
-            dataset = dataset.without(ids, holding, {KIND: FORGET}, alive=held.alive)
+            counts = {"forgotten": len(set().union(*known.values()))}
+            properties = {KIND: FORGET, COUNTS: json.dumps(counts)}
+            dataset = dataset.without(ids, holding, properties, alive=held.alive)
         except VersionConflictError:
             held.alive()
             continue
@@ -93,7 +96,8 @@ def _forget(held: HeldStore, dataset: VectorDataset, ids: pa.Array, done: Forgot
         break
     old = [number for number in dataset.times() if number != dataset.version]
     old = [number for number in old if _holds(held, dataset.uri, number, ids, known)]
-    dataset.drop_versions(old, leftovers=True)
+    held.alive()
+    dataset.drop_versions(old, leftovers=True, alive=held.alive)
     done.versions += len(old)
     done.item_ids |= set().union(*known.values())
 

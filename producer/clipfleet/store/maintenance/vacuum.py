@@ -58,7 +58,7 @@ def vacuum(held: HeldStore, keep: timedelta, now: datetime | None = None) -> Vac
     """
     now = now or datetime.now(UTC)
     before = now - max(keep, SPARED)
-    files, done = [*stored_files(held.place)], Vacuumed()
+    files, done = [*stored_files(held.place, alive=held.alive)], Vacuumed()
     named = {held.store.current.fingerprint}
     if held.store.migration is not None:
         named.add(held.store.migration.to.fingerprint)
@@ -83,8 +83,9 @@ def _drop_versions(
     old = {number for (number, _), (_, until) in pairwise(times.items()) if until < before}
     old -= {dataset.version, *versions_in_use(held.jobs, fingerprint, times)}
     dataset = fenced(dataset, VACUUM)
-    leftovers = not dataset.has_files_of_no_version(spared_since)
-    done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers)
+    leftovers = not dataset.has_files_of_no_version(spared_since, alive=held.alive)
+    held.alive()
+    done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers, alive=held.alive)
     done.versions += len(old)
 
 
@@ -112,6 +113,5 @@ def _remove_outputs(held: HeldStore, files: Sequence[StoredFile], before: dateti
 
 
 def _remove(held: HeldStore, files: Sequence[StoredFile], folder: str, done: Vacuumed) -> None:
-    remove_folder(held.place, files, folder, last=objects.JOB_FILE)
+    remove_folder(held.place, files, folder, alive=held.alive, last=objects.JOB_FILE)
     done.freed_bytes += sum(one.size_bytes for one in files)
-    held.alive()

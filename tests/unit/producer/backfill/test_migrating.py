@@ -12,8 +12,10 @@ from clipfleet.backfill.migrating import StoreMigration, abandon_migration
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.backfill.outcome import BackfillResult
 from clipfleet.contract.jobs import JobState
-from clipfleet.errors import JobConflictError, UsageError
+from clipfleet.errors import JobConflictError, OutputDamagedError, UsageError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.sources.batches import Source
+from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StorePlace
 from tests.support.backfills import FINGERPRINTS, Nights, uris
 from tests.support.store_rows import ListedItems, item
@@ -53,7 +55,7 @@ def counts(result: BackfillResult) -> tuple[int, int, int, int]:
 def test_the_store_switches_when_all_is_there(nights: Nights) -> None:
     result = migration(nights, listed("abcd")).run()
 
-    assert (result.switched, counts(result)) == (True, (4, 0, 0, 0))
+    assert (result.switched, counts(result), result.same) == (True, (4, 0, 0, 0), 0)
     assert (current(nights), nights.place.read().migration) == (NEW, None)
     assert nights.fetched == uris("abcd")  # once
     assert nights.ids() == nights.ids("new:one") == [*"abcd"]
@@ -77,7 +79,7 @@ def test_a_night_in_between_is_in_the_new_vectors(nights: Nights) -> None:
 
     result = migration(nights, lambda: next(sources)).run()
 
-    assert (result.switched, counts(result)) == (True, (6, 0, 1, 0))
+    assert (result.switched, counts(result), result.same) == (True, (6, 0, 1, 0), 0)
     assert nights.ids() == nights.ids("new:one") == [*"bcdef"]
 
 
@@ -104,6 +106,43 @@ def test_a_night_that_is_in_progress_is_waited_for(nights: Nights) -> None:
     assert any("fills the current vectors: waiting for it" in line for line in nights.said)
 
 
+@pytest.mark.parametrize("has_committed", [True, False])
+def test_a_night_just_before_the_switch_is_compared_with(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, has_committed: bool
+) -> None:
+    """It had the lock, which the migration has lost without notice."""
+    change = nights.place.change
+    late = [nights.night(listed("abcde"))]
+
+    def changed(to: Any, **options: Any) -> Any:
+        if options and late:
+            night = late.pop()
+            night.begin()
+            if has_committed:
+                night.wait()
+        return change(to, **options)
+
+    monkeypatch.setattr(nights.place, "change", changed)
+
+    assert migration(nights, lambda: listed("abcd" if late else "abcde")).run().switched
+    assert nights.ids() == nights.ids("new:one") == [*"abcde"]
+
+
+def test_a_lock_that_was_lost_before_the_switch(nights: Nights) -> None:
+    def lost(name: str) -> None:
+        nights.locks.alive = lambda name: None
+        nights.night(listed("abcde")).wait()
+        raise LockLostError(name)
+
+    def source() -> Source:
+        if nights.ledger.jobs()[0].lane == "bulk":  # only the switch is left
+            nights.locks.alive = lost
+        return listed("abcde" if nights.ids() == [*"abcde"] else "abcd")
+
+    assert migration(nights, source).run().switched
+    assert nights.ids() == nights.ids("new:one") == [*"abcde"]
+
+
 def test_items_without_versions_are_asked_until_all_are_the_same(nights: Nights) -> None:
     source = ListedItems([item(name, None) for name in "abcd"])
 
@@ -123,6 +162,7 @@ def test_a_source_that_never_rests_does_not_keep_it_from_its_end(nights: Nights)
     result = migration(nights, source).run()
 
     assert (result.switched, opened) == (True, 3)
+    assert (counts(result), result.same) == ((4, 0, 0, 0), 0)  # each item once
 
 
 # --- failures ---
@@ -141,7 +181,7 @@ def test_it_does_not_switch_where_items_would_lose_their_vectors(nights: Nights)
     nights.images = dict.fromkeys(uris("e"))
     again = migration(nights, listed("abcde")).run()
 
-    assert (again.switched, counts(again), current(nights)) == (True, (1, 0, 0, 1), NEW)
+    assert (again.switched, counts(again), again.same, current(nights)) == (True, (1, 0, 0, 1), 3, NEW)
     assert sorted({*nights.fetched}) == uris("ae")
 
 
@@ -152,10 +192,15 @@ def test_some_may_fail(nights: Nights, most_failed: float | None, switched: bool
     assert migration(nights, listed("abcd"), most_failed).run().switched is switched
 
 
-def test_it_never_switches_to_nothing(nights: Nights) -> None:
+@pytest.mark.parametrize("model", ["new:one", "demo"])
+@pytest.mark.parametrize("most_failed", [None, 1.0])
+def test_it_never_switches_to_nothing(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, most_failed: float | None, model: str
+) -> None:
+    monkeypatch.setitem(FINGERPRINTS, "demo", "d" * 16)
     nights.images = dict.fromkeys(uris("abcd"))
 
-    assert not migration(nights, listed("abcd"), None).run().switched
+    assert not migration(nights, listed("abcd"), most_failed, model=model).run().switched
     assert current(nights) == OLD
 
 
@@ -167,6 +212,17 @@ def test_a_job_that_was_cancelled_ends_it_without_a_switch(
     result = migration(nights, listed("abcd")).run()
 
     assert (result.switched, result.state, current(nights)) == (False, JobState.CANCELLED, OLD)
+
+
+@pytest.mark.parametrize("model", ["demo", "new:one"])
+def test_vectors_that_are_gone_are_an_error(nights: Nights, model: str) -> None:
+    nights.images = dict.fromkeys(uris("a"))
+    migration(nights, listed("abcd")).run()
+    Path(nights.place.dataset_uri(FINGERPRINTS[model])).rename(nights.place.dataset_uri("f" * 16))
+
+    with pytest.raises(OutputDamagedError, match=f"{FINGERPRINTS[model]}.lance is gone, though"):
+        migration(nights, listed("abcd")).run()
+    assert nights.place.read().migration is not None
 
 
 # --- interrupted, repeated, abandoned ---
@@ -196,6 +252,36 @@ def test_a_call_after_its_end_changes_nothing(nights: Nights) -> None:
 
     assert (result.switched, counts(result), nights.ids("new:one")) == (True, (0, 0, 0, 0), [*"abcd"])
     assert "has these vectors already" in nights.said[-1]
+
+
+def test_other_weights_under_the_same_name_are_other_vectors(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FINGERPRINTS, "demo", "d" * 16)
+    names = [f"{number:02}" for number in range(40)]
+    source = ListedItems([item(name) for name in names])
+
+    result = migration(nights, source, model="demo").run()
+
+    assert (result.switched, counts(result), result.same) == (True, (40, 0, 0, 0), 0)
+    assert (current(nights), nights.ids()) == ("d" * 16, names)
+    assert sorted(nights.fetched) == uris(names)  # each one once
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_the_same_weights_are_noticed_by_a_small_job(nights: Nights, precision: str | None) -> None:
+    """Also where another option turns out to make the same vectors."""
+    dataset = VectorDataset.open(nights.place.dataset_uri(OLD))
+    source = ListedItems([item(f"{number}") for number in range(100)])
+
+    result = migration(nights, source, model="demo", precision=precision).run()
+
+    store = nights.place.read()
+    assert (result.switched, counts(result), result.version) == (True, (0, 0, 0, 0), dataset.version)
+    assert (store.current.fingerprint, store.current.dimension) == (OLD, 4)
+    assert (store.current.precision, store.migration) == (precision or "auto", None)
+    assert nights.said[-1].endswith("has these vectors already")
+    assert (len(nights.fetched), nights.ids()) == (16, [*"abcd"])
 
 
 def test_only_one_migration_at_a_time(nights: Nights) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,30 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
+    OutputDamagedError,
     OutputUnavailableError,
     SourceError,
     UsageError,
 )
 from clipfleet.job_handle import JobHandle
+from clipfleet.ledger.locks import LockLostError
+from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.resume.rebuild import Rebuild
 from clipfleet.sources import ReadOptions, source_of
+from clipfleet.store.committing.of_job import commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, StoreFile
+from clipfleet.store.rows import store_schema
 from tests.support.backfills import FINGERPRINTS, Nights, uris
 from tests.support.held_stores import held
+from tests.support.hints import CountedHints
 from tests.support.jobs import make_job, place_job
-from tests.support.store_rows import ListedItems, item
+from tests.support.store_rows import DIMENSION, ListedItems, item
+
+SOON = time.time() + 3600  # of files: all tests here are within the tick of their last change
 
 
 @pytest.fixture
@@ -212,6 +224,25 @@ def test_options_that_differ_from_the_store_are_refused(
         nights.night(listed("a"), **options).begin()
 
 
+def test_limited_nights_reach_everything_though_some_items_fail_each_time(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither items that fail nor those that are asked each night keep the others out."""
+    failing, names = "ab", "cdefghij"
+    source = ListedItems([item(name, None) for name in failing + names])
+    now = datetime(2020, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(nights.ledger, "now", lambda: now)
+    nights.images = dict.fromkeys(uris(failing))
+    for content in ("an image", "another image"):
+        nights.images |= dict.fromkeys(uris(names), content)
+        for _ in range(40):
+            now += timedelta(days=1)
+            assert nights.night(source, max_items=2).wait().ran == 2
+            if nights.place.read().current.fingerprint and contents(nights) == dict.fromkeys(names, content):
+                break
+        assert contents(nights) == dict.fromkeys(names, content)
+
+
 def test_a_store_keeps_its_options(nights: Nights) -> None:
     nights.night(listed("a"), precision="fp32", exif="apply").wait()
 
@@ -220,6 +251,24 @@ def test_a_store_keeps_its_options(nights: Nights) -> None:
     assert counts(result) == {"same": 1, "new": 1}
     job = nights.ledger.job(result.job_id or "")
     assert (job.model, job.precision, job.exif, job.lane) == ("demo", "fp32", "apply", "normal")
+
+
+def test_vectors_that_are_gone_are_not_made_anew(nights: Nights, tmp_path: Path) -> None:
+    """Their disk is not mounted, perhaps."""
+    nights.night(listed("ab")).wait()
+    folder, elsewhere = Path(nights.place.dataset_uri(FINGERPRINTS["demo"])), tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+
+    night = nights.night(listed("abc"))
+    for call in (night.plan, night.wait):
+        with pytest.raises(
+            OutputDamagedError, match=r"\.lance is gone, though .*store\.json names it: bring"
+        ):
+            call()
+    assert len(nights.ledger.jobs()) == 1
+
+    elsewhere.rename(folder)
+    assert counts(night.wait()) == {"new": 1, "same": 2}
 
 
 def test_the_results_of_a_job_are_no_store(tmp_path: Path) -> None:
@@ -321,6 +370,25 @@ def test_a_submit_in_progress_is_waited_for(nights: Nights, monkeypatch: pytest.
     assert counts(night.wait()) == {"new": 3}
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_submit_that_has_lost_its_lock_resumes(nights: Nights, is_replaced: bool) -> None:
+    def lost(name: str) -> None:
+        nights.locks.alive = lambda name: None
+        if is_replaced:  # another backfill took it for an interrupted one
+            nights.ledger.cancel("monday", ttl_seconds=60)
+        raise LockLostError(name)
+
+    nights.locks.alive = lost
+    night = nights.night(listed("abc"), job_id="monday")
+
+    if is_replaced:
+        with pytest.raises(JobConflictError, match="another backfill has replaced it: run"):
+            night.wait()
+    else:
+        assert counts(night.wait()) == {"new": 3}
+    assert [one.job_id for one in nights.ledger.jobs()] == ["monday"]
+
+
 def test_a_job_that_was_cancelled_commits_nothing(nights: Nights) -> None:
     nights.night(listed("ab")).wait()
     night = nights.night(listed("abc"))
@@ -334,33 +402,97 @@ def test_a_job_that_was_cancelled_commits_nothing(nights: Nights) -> None:
     assert nights.ids() == ["a", "b"]
 
 
+def overtaken(nights: Nights, name: str) -> None:
+    """Another night has listed this item a day later, and was faster."""
+    dataset = VectorDataset.open(nights.place.dataset_uri(FINGERPRINTS["demo"]))
+    rows = next(dataset.batches(dataset.schema.names, where=f"item_id = '{name}'", with_address=True))
+    position = rows.schema.get_field_index("listed_at")
+    later = [one + timedelta(days=1) for one in rows["listed_at"].to_pylist()]
+    fresh = rows.set_column(position, "listed_at", pa.array(later, rows["listed_at"].type))
+    dataset.replace(
+        rows["_rowaddr"].to_numpy(), [fresh.select(dataset.schema.names).cast(dataset.schema)], {}
+    )
+
+
+def contents(nights: Nights) -> dict[str, str]:
+    """Of the images that the store has vectors of."""
+    dataset = VectorDataset.open(nights.place.dataset_uri(FINGERPRINTS["demo"]))
+    rows = [row for batch in dataset.batches(["item_id", "content_hash"]) for row in batch.to_pylist()]
+    return {row["item_id"]: row["content_hash"] for row in rows}
+
+
 def test_a_night_that_another_one_has_overtaken_is_repeated(nights: Nights) -> None:
     nights.night(listed("ab")).wait()
     nights.images = dict.fromkeys(uris("ab"), "another image")
 
+    nights.meanwhile = lambda: overtaken(nights, "b")
+    result = nights.night(listed("abc", a="5 v2", b="5 v2")).wait()
+
+    assert (counts(result), result.late) == ({"new": 1, "changed": 2}, 0)
+    assert contents(nights)["b"] == "another image"
+
+
+def test_a_night_that_is_overtaken_each_time_says_how_many_items_were(nights: Nights) -> None:
+    nights.night(listed("ab")).wait()
+    nights.images = dict.fromkeys(uris("ab"), "another image")
+
     def overtake() -> None:
-        uri = nights.place.dataset_uri(FINGERPRINTS["demo"])
-        dataset = VectorDataset.open(uri)
-        rows = next(dataset.batches(dataset.schema.names, where="item_id = 'b'", with_address=True))
-        position = rows.schema.get_field_index("listed_at")
-        later = [one + timedelta(days=1) for one in rows["listed_at"].to_pylist()]
-        fresh = rows.set_column(position, "listed_at", pa.array(later, rows["listed_at"].type))
-        dataset.replace(
-            rows["_rowaddr"].to_numpy(), [fresh.select(dataset.schema.names).cast(dataset.schema)], {}
-        )
+        overtaken(nights, "b")
+        nights.meanwhile = overtake
 
     nights.meanwhile = overtake
     result = nights.night(listed("abc", a="5 v2", b="5 v2")).wait()
 
-    assert counts(result) == {"new": 1, "changed": 1, "same": 2}
-    assert len(nights.ledger.jobs()) > 2
+    assert (counts(result), result.late) == ({"new": 1, "changed": 1}, 1)
+    assert contents(nights)["b"] == "s3://bucket/b"
+
+
+def test_a_clock_that_was_ahead_for_a_night_does_not_stop_later_ones(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(nights.ledger, "now", lambda: datetime.now(UTC) + timedelta(days=365))
+        nights.night(listed("abc")).wait()
+    nights.images["s3://bucket/b"] = "another image"
+
+    results = [
+        nights.night(listed("ab", b="6 v2")).wait(),
+        nights.night(listed("ab", b="7 v3")).wait(),
+        nights.night(listed("abd", b="7 v3")).wait(),
+    ]
+
+    assert [(counts(one), one.late) for one in results] == [
+        ({"changed": 1, "same": 1, "gone": 1}, 0), ({"same": 2}, 0), ({"same": 2, "new": 1}, 0),
+    ]  # fmt: skip
+    assert contents(nights) == {"a": "s3://bucket/a", "b": "another image", "d": "s3://bucket/d"}
+
+
+def test_a_file_that_is_written_twice_in_one_tick_is_noticed_whatever_the_clock_of_redis(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size and time of change stay as they were listed."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    file = photos / "a.jpg"
+    file.write_bytes(b"1")
+    seen = []
+    for content, is_ahead in [("first", True), ("second", False), ("third", False)]:
+        nights.images[str(file)] = content
+        os.utime(file, (SOON, SOON))
+        ahead = timedelta(days=365 if is_ahead else 0)
+        monkeypatch.setattr(nights.ledger, "now", lambda ahead=ahead: datetime.now(UTC) + ahead)
+        nights.night(source_of(photos, ReadOptions(named_by_uri=True))).wait()
+        seen.append(contents(nights)["a.jpg"])
+
+    assert seen == ["first", "second", "third"]
 
 
 def test_a_night_whose_store_has_got_other_vectors_is_repeated(nights: Nights) -> None:
     nights.night(listed("ab")).wait()
 
     def switch() -> None:
-        other = EmbeddedBy(model="new:one", fingerprint=FINGERPRINTS["new:one"], dimension=4)
+        other = EmbeddedBy(model="new:one", fingerprint=FINGERPRINTS["new:one"], dimension=DIMENSION)
+        VectorDataset.create(nights.place.dataset_uri(FINGERPRINTS["new:one"]), store_schema(DIMENSION))
         nights.place.change(lambda store: store.model_copy(update={"current": other}))
 
     nights.meanwhile = switch
@@ -388,3 +520,23 @@ def test_a_night_whose_items_are_forgotten_before_its_submit_says_so(nights: Nig
     assert nights.ids() == ["a", "b"]
     assert counts(night.wait()) == {"new": 1, "same": 2}
     assert nights.ids() == [*"abc"]
+
+
+def test_a_first_night_that_redis_loses_before_its_commit(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its rows are there, and only they say which model made them."""
+    night = nights.night(listed("abc"))
+    night.begin()
+    assert night.job is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "_finish", lambda job: None)
+        nights.work(night.job.job)
+
+    ledger, output = MemoryLedger(), open_output(night.job.job.output)
+    assert Rebuild(ledger, CountedHints(), output, night.job.job, 60).run() is JobState.FINISHING
+
+    pinned = ledger.pin_model(night.job.job_id, FINGERPRINTS["new:one"])
+    assert pinned == FINGERPRINTS["demo"]
+    done = commit_job(nights.place, night.job.job, output, ledger.status(night.job.job_id).chunks, pinned)
+    assert (done.counts.new, nights.ids()) == (3, [*"abc"])

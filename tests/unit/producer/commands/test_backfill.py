@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +17,32 @@ from typing import Any, Self
 import pytest
 
 from clipfleet import commands as cli
+from clipfleet.backfill import outcome
 from clipfleet.backfill.migrating import StoreMigration, abandon_migration
 from clipfleet.backfill.night import Backfill
 from clipfleet.backfill.opening import listed_source
 from clipfleet.commands.stores import backfill
 from clipfleet.ledger.values import WorkerFacts
 from tests.support.backfills import FINGERPRINTS, Nights
+from tests.support.documents import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
+
+# The base install: the extra brings numpy, too.
+WITHOUT_LANCE = """
+import importlib.util, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lance", "numpy"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+whole = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "lance" else whole(name, package)
+from clipfleet.commands import main
+main()
+"""
 
 
 class FakeClient:
@@ -98,7 +120,7 @@ def test_the_numbers_of_a_night(run: Run, nights: Nights) -> None:
     assert found.pop("seconds") >= 0
     assert found == {
         "store": nights.place.uri, "version": 2, "new": 2, "changed": 0, "same": 0, "gone": 0, "failed": 1,
-        "copied": 0, "fetched_bytes": 200, "left": 0, "job_id": nights.ledger.jobs()[0].job_id,
+        "copied": 0, "fetched_bytes": 200, "left": 0, "late": 0, "job_id": nights.ledger.jobs()[0].job_id,
         "state": "completed_with_errors",
     }  # fmt: skip
 
@@ -123,10 +145,32 @@ def test_failures_end_it_with_code_3_if_they_matter(run: Run, fail_on: str, code
     assert run("photos", "-m", "demo", "--fail-on", fail_on)[0] == code
 
 
-def test_a_limited_night_says_so(run: Run) -> None:
+def test_a_limited_night_says_so(run: Run, nights: Nights) -> None:
+    nights.images.clear()
     code, _, err = run("photos", "-m", "demo", "--max-items", "2")
 
     assert (code, err.splitlines()[-1]) == (0, "1 item above --max-items: run it again for them")
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("any", 3), ("never", 0), ("0.5", 0)])
+def test_items_that_other_backfills_were_faster_with_each_time(
+    run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch, fail_on: str, code: int
+) -> None:
+    nights.images.clear()
+    for photo in Path("photos").iterdir():
+        os.utime(photo, (time.time() + 3600,) * 2)  # each time it may have been written once more
+    run("photos", "-m", "demo")
+    whole = outcome.of_job
+    monkeypatch.setattr(
+        outcome, "of_job", lambda *it: replace(found := whole(*it), counts=replace(found.counts, late=1))
+    )
+    words = ("photos", "--fail-on", fail_on)
+
+    code_of_json, out, _ = run(*words, "--json")
+    assert (code_of_json, json.loads(out)["late"]) == (code, 1)
+    code_of_words, _, err = run(*words)
+    assert code_of_words == code
+    assert err.splitlines()[-1].startswith("1 item of this night came late: other backfills have changed")
 
 
 def test_a_dry_run(run: Run, nights: Nights) -> None:
@@ -206,3 +250,15 @@ def test_mistakes(run: Run, words: tuple[str, ...], message: str) -> None:
 
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize("words", [("photos",), ("photos", "--migrate", "-m", "x"), ("--abandon-migration",)])
+def test_without_the_extra_it_says_how_to_get_it(folder: Path, words: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANCE, "backfill", *words, "--store", "store"],
+        capture_output=True, text=True, check=False, cwd=folder,
+        env=os.environ | {"CLIPFLEET_REDIS_URL": "redis://127.0.0.1:1/0", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert run.stderr == "error: stores need Lance: pip install 'clipfleet[store]'\n"
+    assert (run.returncode, run.stdout, [*folder.iterdir()]) == (2, "", [])

@@ -13,7 +13,9 @@ import pytest
 
 from clipfleet import commands as cli
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace, store_place
+from tests.support.held_stores import held
 from tests.support.store_rows import LISTED_AT, NO_ADDRESSES, item, make_dataset, stored_rows
 
 MINE = "a" * 16
@@ -87,6 +89,15 @@ def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> N
     committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
     assert datetime.fromisoformat(newest["at"]) == committed
     assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+def test_log_says_how_many_items_were_forgotten(run: Run, place: StorePlace) -> None:
+    forget(held(place), ["a", "b", "none"])
+
+    newest = json.loads(run("log", "vectors", "--json")[1])["versions"][0]
+    assert (newest["kind"], newest["counts"]) == ("forget", {"forgotten": 2})
+    assert " forget " in (line := run("log", "vectors")[1].splitlines()[2])
+    assert line.rstrip().endswith("2 forgotten")
 
 
 def test_export_writes_a_snapshot_also_of_an_earlier_version(run: Run, place: StorePlace) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from clipfleet.contract.parts import part_schema
+from clipfleet.errors import OutputConflictError
 from clipfleet.store.committing.commit import Counts, commit_night
 from clipfleet.store.committing.matching import IdSet
 from clipfleet.store.committing.night import Night
@@ -199,6 +200,21 @@ def test_new_columns_of_the_source_are_added_and_old_rows_have_none(stored: Vect
     assert {name: one["shelf"] for name, one in rows_of(after).items()} == {
         "a": None, "b": 3, "c": None, "d": None, "e": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("shelf", ["upper", "3", None])
+def test_a_column_that_another_night_has_stored_with_another_type_ends_the_job(
+    stored: VectorDataset, shelf: str | None
+) -> None:
+    """Both were compared before either was committed: the store had no such column yet."""
+    other, _ = commit(stored, night([row("b", shelf=3)], own=OWN), "other")
+
+    with pytest.raises(
+        OutputConflictError, match=r"'shelf' is string, .* as int64 meanwhile.*run the backfill again"
+    ):
+        commit(stored, night([row("c", shelf=shelf)], own={"shelf": pa.string(), "note": pa.string()}))
+
+    assert stored.latest().version == other.version
 
 
 def test_a_column_of_the_source_that_changes_alone_is_renewed(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def compare(tmp_path: Path) -> Any:
     def run(source: Any, dataset: VectorDataset | None = None, **options: Any) -> Compared:
         path = tmp_path / "items.parquet"
         path.unlink(missing_ok=True)
-        one = Comparing(dataset, known_items(dataset), **options)
+        one = Comparing(dataset, known_items(dataset), **({"began_at": LISTED_AT} | options))
         found = one.run(ListedItems(source) if isinstance(source, list) else source, path)
         rows = pq.read_table(path).to_pylist() if path.exists() else []
         gone = [name for batch in one.gone_items(found) for name in batch["item_id"].to_pylist()]
@@ -93,15 +93,41 @@ def test_an_item_without_a_version_is_asked_every_time(compare: Any, tmp_path: P
     assert {one["_last_modified"] for one in found.to_run} == {"Mon"}
 
 
+def test_another_uri_is_not_asked_with_the_validators_of_the_earlier_one(
+    compare: Any, tmp_path: Path
+) -> None:
+    presigned = "https://host/{}?X-Amz-Credential=A&X-Amz-Signature={}"
+    stored = [item(name, None) | {"uri": presigned.format(name, 1)} for name in "abc"]
+    dataset = make_dataset(tmp_path / "u.lance", stored, etag='"1"', last_modified="Mon")
+    moved = {
+        "a": presigned.format("a", 2),
+        "b": "https://host/other",
+        "c": "https://host/c?size=2",
+        "d": "/d",
+    }
+
+    found = compare([item(name, None) | {"uri": uri} for name, uri in moved.items()], dataset)
+
+    asked = {one["item_id"]: (one["_etag"], one["_last_modified"]) for one in found.to_run}
+    assert asked == {"a": ('"1"', "Mon"), "b": (None, None), "c": (None, None), "d": (None, None)}
+    assert [one["_content_hash"] for one in found.to_run] == ["hash of a", "hash of b", "hash of c", None]
+
+
 @pytest.mark.parametrize(("age_seconds", "is_asked"), [(-5, True), (1, True), (3, False)])
 def test_a_file_that_was_young_when_it_was_listed_is_asked(
     compare: Any, tmp_path: Path, age_seconds: int, is_asked: bool
 ) -> None:
     changed = LISTED_AT - timedelta(seconds=age_seconds)
     young = item("a", f"5 {int(changed.timestamp()) * 10**9}")
-    dataset = make_dataset(tmp_path / "u.lance", [young])
+    (row,) = compare([young]).to_run
+    dataset = make_dataset(tmp_path / "u.lance", [young], digest=row["_digest"])
 
-    assert compare([young], dataset).ids == (["a"] if is_asked else [])
+    again = compare([young], dataset, began_at=LISTED_AT + timedelta(days=1))
+
+    assert again.ids == (["a"] if is_asked else [])
+    if is_asked:  # it is old by now: what this night finds is certain
+        dataset = make_dataset(tmp_path / "v.lance", [young], digest=again.to_run[0]["_digest"])
+        assert compare([young], dataset).ids == []
 
 
 @pytest.mark.parametrize("change", [{"uri": "s3://other/a"}, {"shelf": 2}])
@@ -112,6 +138,14 @@ def test_a_change_of_a_name_or_of_an_own_column_is_a_change(
 
     assert compare([item("a", shelf=1)], dataset).ids == []
     assert compare([item("a", shelf=1) | change], dataset).ids == ["a"]
+
+
+def test_the_order_of_the_columns_is_no_change(compare: Any, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "u.lance", [item("a", shelf=1, row=2)])
+
+    assert compare([item("a", row=2, shelf=1)], dataset).ids == []
+    assert compare([item("a", row=1, shelf=2)], dataset).ids == ["a"]
+    assert compare([item("a", row=2, board=1)], dataset).ids == ["a"]  # another name
 
 
 def test_an_item_that_was_gone_and_is_back_runs_and_is_not_gone_again(compare: Any, tmp_path: Path) -> None:
@@ -160,7 +194,52 @@ def test_a_column_of_another_type_is_refused(compare: Any, tmp_path: Path) -> No
 def test_a_limit_leaves_the_rest_and_marks_nothing_of_it_as_gone(compare: Any, stored: VectorDataset) -> None:
     found = compare([*(item(name, "7 v9") for name in "abcd"), item("f")], stored, most_items=2)
 
-    assert (found.ids, found.comparison.left, found.gone) == (["a", "b"], 3, ["e"])
+    assert (len(found.ids), found.comparison.left, found.gone) == (2, 3, ["e"])
+
+
+def test_a_limit_takes_new_and_changed_items_before_those_that_are_only_asked(
+    compare: Any, tmp_path: Path
+) -> None:
+    stored = [item(f"u{number}", None) for number in range(40)]
+    dataset = make_dataset(tmp_path / "u.lance", stored)
+    source = [*stored[:30], item("u30", "5 v1"), item("n1"), *stored[31:], item("n2", None)]
+
+    found = compare(source, dataset, most_items=8)
+
+    assert {*found.ids} > {"u30", "n1", "n2"}
+    assert found.ids == [one["item_id"] for one in source if one["item_id"] in found.ids]  # in its order
+    assert {one["_content_hash"] for one in found.to_run} >= {None, "hash of u30"}
+    assert (found.comparison.to_run, found.comparison.left, found.comparison.new) == (8, 34, 2)
+
+
+def test_one_place_in_four_is_for_items_that_are_only_asked(compare: Any, tmp_path: Path) -> None:
+    stored = [item(f"u{number}", None) for number in range(40)]
+    dataset = make_dataset(tmp_path / "u.lance", stored)
+    source = [*stored, *(item(f"n{number}") for number in range(40))]
+
+    ids = compare(source, dataset, most_items=16).ids
+
+    assert sum(name.startswith("u") for name in ids) == 4
+    assert len(ids) == 16
+    alone = [
+        compare(source, dataset, most_items=1, began_at=LISTED_AT + timedelta(days=day)).ids[0][0]
+        for day in range(40)
+    ]
+    assert 0 < alone.count("u") < 20  # of 40 nights
+
+
+def test_a_limit_takes_others_each_night(compare: Any) -> None:
+    """Half of them: each one is reached within a few nights."""
+    source = [item(f"{number}") for number in range(100)]
+    missing = {one["item_id"] for one in source}
+    left = []
+    for day in range(10):
+        missing -= {*compare(source, most_items=50, began_at=LISTED_AT + timedelta(days=day)).ids}
+        left.append(len(missing))
+
+    assert left[0] == 50
+    assert 10 < left[1] < 40
+    assert left[-1] == 0
 
 
 def test_files_and_lists_have_versions_of_their_own(compare: Any, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.store.committing.commit import Counts
-from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_job
+from clipfleet.store.committing.of_job import JobCommit, SupersededError, commit_gone, commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.gone_items import write_gone
 from clipfleet.store.place import EmbeddedBy, Migration, StoreFile, StorePlace, store_place
@@ -71,6 +71,59 @@ def test_nothing_is_committed_where_nothing_could_be_embedded(place: StorePlace)
     assert current(place).fingerprint is None
 
 
+def test_vectors_that_are_gone_are_not_replaced_by_those_of_one_night(place: StorePlace) -> None:
+    commit_job(place, *job_with(place, [[row("a"), row("b")]]), 1, MINE)
+    job, output = job_with(place, [[row("c")]], "second", fingerprint=MINE, base_version=2)
+    assert job.store is not None
+    Path(place.dataset_uri(MINE)).rename(place.dataset_uri(OTHER))
+
+    with pytest.raises(OutputDamagedError, match="is gone"):
+        commit_job(place, job, output, 1, MINE)
+    with pytest.raises(OutputDamagedError, match="is gone"):
+        commit_gone(place, job.store, lambda: ())
+    assert not Path(place.dataset_uri(MINE)).exists()
+
+
+def test_a_migration_to_the_vectors_that_the_store_has_commits_nothing(place: StorePlace) -> None:
+    commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
+    job, output = job_with(place, [[row("b")]], "moving", migration_id=migrating(place))
+
+    with pytest.raises(SupersededError, match=f"has the vectors of {MINE} already"):
+        commit_job(place, job, output, 1, MINE)
+    assert ids(place) == ["a"]
+
+
+def test_the_rows_say_which_model_made_them_where_redis_has_lost_that(place: StorePlace) -> None:
+    job, output = job_with(place, [[row("a", "failed")], [row("b", "failed"), row("c")]])
+
+    done = commit_job(place, job, output, 2, "")
+
+    assert (done.fingerprint, done.counts) == (MINE, Counts(new=1, failed=2))
+    assert (ids(place), current(place).fingerprint) == (["c"], MINE)
+
+
+@pytest.mark.parametrize("model", [OTHER, None])
+@pytest.mark.parametrize("pinned", [MINE, ""])
+def test_vectors_of_several_models_are_not_committed(
+    place: StorePlace, model: str | None, pinned: str
+) -> None:
+    job, output = job_with(place, [[row("a")], [row("b", "failed"), row("c", model=model)]])
+
+    with pytest.raises(
+        OutputConflictError, match=rf"night has .* {MINE} and {model or 'none'}, .* backfill` again"
+    ):
+        commit_job(place, job, output, 2, pinned)
+
+    assert current(place).fingerprint is None
+
+
+def test_vectors_of_no_known_model_are_not_failed_items(place: StorePlace) -> None:
+    job, output = job_with(place, [[row("a", model=None)]])
+
+    with pytest.raises(OutputConflictError, match="fingerprints none and none"):
+        commit_job(place, job, output, 1, "")
+
+
 def test_a_killed_commit_goes_on(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     job, output = job_with(place, [[row("a")]])
     change = StorePlace.change
@@ -98,7 +151,8 @@ def test_a_migration_fills_its_own_dataset_and_leaves_the_current_one(place: Sto
     commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
     migration = migrating(place)
 
-    job, output = job_with(place, [[row("a"), row("b")]], "new", migration_id=migration)
+    rows = [row("a", model=OTHER), row("b", model=OTHER)]
+    job, output = job_with(place, [rows], "new", migration_id=migration)
     commit_job(place, job, output, 1, OTHER)
 
     store: StoreFile = place.read()

@@ -344,6 +344,16 @@ class TestOfAStore:
         assert bench.ledger.pin_model(job.job_id) == mine
         assert bench.column("model_fingerprint") == [mine, mine]
 
+    def test_rows_of_another_precision_say_which_model_was_the_first(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = self.submit(bench, bench.colours(2), [None, None])
+        bench.ledger.pin_model(job.job_id, "f" * 16)
+        monkeypatch.setattr(bench.encoder, "has_made", lambda *_: True)
+        bench.run(job)
+
+        assert bench.column("model_fingerprint") == ["f" * 16] * 2
+
     def test_a_model_of_other_weights_writes_nothing(self, bench: Bench) -> None:
         job = self.submit(bench, bench.colours(2), [None, None])
         bench.ledger.pin_model(job.job_id, "f" * 16)

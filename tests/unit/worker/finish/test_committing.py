@@ -80,7 +80,7 @@ class Bench(HeldLease):
         return [(0, self.chunks)]
 
     def pin_model(self, job_id: str, fingerprint: str = "") -> str:
-        assert not fingerprint
+        self.pinned = self.pinned or fingerprint
         return self.pinned
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> FinishAnswer:
@@ -170,6 +170,23 @@ class TestCommit:
         assert bench.run() == "completed"
 
         assert (len(bench.ended), bench.versions, bench.manifest) == (2, 2, before)
+
+    def test_a_ledger_that_has_forgotten_the_model_gets_it_again(self, bench: Bench) -> None:
+        bench.pinned = ""
+
+        assert bench.run() == "completed"
+
+        assert (bench.ids, bench.pinned, bench.manifest["store"]["fingerprint"]) == (["a", "c"], MINE, MINE)
+
+    def test_vectors_of_several_models_stay_where_they_are(self, place: StorePlace) -> None:
+        bench = Bench(place, *job_with(place, [[row("a")], [row("b", model=OTHER)]]), 2)
+        before = bench.left
+
+        with pytest.raises(OutputConflictError, match=f"{MINE} and {OTHER}, .* none was committed"):
+            bench.run()
+
+        assert before <= bench.left
+        assert bench.place.read().current.fingerprint is None
 
     def test_a_lost_lease_changes_nothing(self, bench: Bench) -> None:
         bench.is_held = False

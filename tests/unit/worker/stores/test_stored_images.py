@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from clipfleet.store.dataset import VectorDataset
 from clipfleet_worker.fetch.conditions import KnownImage
 from clipfleet_worker.outcomes import Outcomes, Validators
 from clipfleet_worker.stores import equal_images
-from clipfleet_worker.stores.equal_images import EqualImages, EqualImagesCache, read_equal_images
+from clipfleet_worker.stores.equal_images import (
+    EqualImages,
+    EqualImagesCache,
+    read_equal_images,
+    sorted_together,
+)
 from clipfleet_worker.stores.stored_images import StoredImages, known_images
 from tests.support.store_rows import LISTED_AT, item, stored_rows
 
@@ -83,6 +89,22 @@ class TestEqualImages:
         assert read_equal_images(dataset.uri, 99) is None
         assert read_equal_images(f"{dataset.uri}-gone", 1) is None
         assert caplog.text.count("images are not looked up") == 3
+
+
+def test_an_index_is_sorted_in_little_more_than_its_own_memory() -> None:
+    rows = 1_000_000
+    numbers = np.arange(rows, dtype=np.uint64)
+    hashes, addresses = (numbers * np.uint64(11400714819323198485)), numbers.copy()  # all different
+    tracemalloc.start()
+    try:
+        by_hash, of_them = sorted_together(hashes, addresses)
+        more = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert bool((by_hash[1:] > by_hash[:-1]).all())
+    assert np.array_equal(by_hash, of_them * np.uint64(11400714819323198485))
+    assert more < 10 * rows  # bytes; each array has 8 for a row
 
 
 class TestCache:

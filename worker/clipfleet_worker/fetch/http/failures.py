@@ -11,13 +11,13 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.http.address_guard import AddressRefusedError
+from clipfleet_worker.fetch.http.dates import seconds_of
 from clipfleet_worker.fetch.http.metered_sockets import FloodError
 
 _STATUS_CODES = {
@@ -54,20 +54,13 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
     value = headers.get("Retry-After", "").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
-    until = _timestamp(value)
+    until = seconds_of(value)
     if until is None:
         return None
-    sent = _timestamp(headers.get("Date", ""))
+    sent = seconds_of(headers.get("Date", ""))
     if sent is None:
         sent = time.time() if now is None else now
     return max(0.0, until - sent)
-
-
-def _timestamp(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else None
-    except (ValueError, OverflowError):  # not a date, or none of this calendar
-        return None
 
 
 def failure_before_answer(host: str, error: aiohttp.ClientError | OSError | ValueError) -> ItemFailure:

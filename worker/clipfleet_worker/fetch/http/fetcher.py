@@ -132,7 +132,7 @@ class HttpFetcher:
         """The body of a 200 response, after at most `max_redirects` redirects; it may be empty.
 
         Raises:
-            UnchangedError: the present inquiry has a condition, and a server says so.
+            UnchangedError: the present inquiry has a condition, and the server of this URI says so.
             ItemFailure: anything else.
         """
         return await self._follow(target_of(uri), present_inquiry(), must_be_allowed=True)
@@ -158,6 +158,7 @@ class HttpFetcher:
                 return answer
             seconds -= loop.time() - started
             target = next_target(target, answer)
+            inquiry = None  # validators are those of the item's address; where it leads may change
         raise ItemFailure(
             ErrorCode.TOO_MANY_REDIRECTS,
             f"more than {self._limits.max_redirects}, the last one to {target.host}",

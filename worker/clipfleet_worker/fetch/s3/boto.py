@@ -234,7 +234,7 @@ def _status(answer: Any) -> int:
 
 def _validators(answer: Any) -> Validators:
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return validators_of(headers, etag="etag", last_modified="last-modified")  # in lower case here
+    return validators_of(headers)  # in lower case here
 
 
 def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavailableError:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipfleet.errors import UsageError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs import open_output
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import StorePlace
-from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, make_store
+from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, lost, make_store
 from tests.support.jobs import place_job
 from tests.support.store_rows import NO_ADDRESSES, item, make_dataset, stored_rows
 
@@ -65,7 +67,7 @@ def test_an_item_goes_from_all_versions(place: StorePlace) -> None:
     assert files_with(place) == []
     assert item_ids(current(place)) == [*"abcd"]
     assert [*current(place).times()] == [1, 2, 3, 5], "versions that did not hold it stay"
-    assert current(place).properties == {"kind": "forget"}
+    assert current(place).properties == {"kind": "forget", "counts": '{"forgotten": 1}'}
 
 
 def test_one_that_was_deleted_already(place: StorePlace) -> None:
@@ -172,3 +174,17 @@ def test_what_a_killed_removal_has_left_of_an_earlier_model_goes(place: StorePla
     forget(held(place), [SECRET])
 
     assert files_with(place) == []
+
+
+def test_a_store_that_was_lost_while_its_files_were_listed_stays_as_it_is(place: StorePlace) -> None:
+    add(current(place))
+    job = filling_job(place, "ended")
+    place_job(open_output(job.output), job)
+    half_removed = Path(make_dataset(place.dataset_uri("0" * 16), [item("a")]).uri)
+    shutil.rmtree(half_removed / "_versions")
+    before = sorted(Path(place.uri).rglob("*"))
+
+    with pytest.raises(LockLostError):
+        forget(lost(place), [SECRET])
+
+    assert sorted(Path(place.uri).rglob("*")) == before

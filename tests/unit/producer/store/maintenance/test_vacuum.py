@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import lance
 import pyarrow as pa
 import pytest
 
 from clipfleet.contract.jobs import Job, StoreVersion
 from clipfleet.errors import OutputUnavailableError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs import open_output
+from clipfleet.outputs.job_file import job_of
+from clipfleet.store import dataset as dataset_module
 from clipfleet.store.dataset import VectorDataset, VersionConflictError
 from clipfleet.store.maintenance.vacuum import Vacuumed, vacuum
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace
-from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, make_store
+from tests.support.held_stores import MINE, OTHER, filling_job, held, item_ids, lost, make_store
 from tests.support.jobs import make_job, place_job
 from tests.support.store_rows import NO_ADDRESSES, addresses_of, item, make_dataset, stored_rows
+from tests.support.waiting import wait_until
 
 KEEP = timedelta(days=7)
 NOW = datetime.now(UTC)
@@ -188,3 +195,31 @@ def test_scratch_files_go(place: StorePlace) -> None:
     run(place)
 
     assert not scratch.exists()
+
+
+def test_nothing_goes_from_a_store_that_was_lost_while_its_files_were_listed(place: StorePlace) -> None:
+    job = filling_job(place, "ended")
+    place_job(open_output(job.output), job)
+
+    with pytest.raises(LockLostError):
+        vacuum(lost(place), KEEP, IN_A_MONTH)
+
+    assert len(current(place).times()) == 4
+    assert job_of(open_output(job.output)) == job
+
+
+def test_it_is_alive_while_versions_are_removed(place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On S3 that may take longer than a lock lasts."""
+    calls: list[str] = []
+    removes = lance.LanceDataset.cleanup_old_versions
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        calls.append("removal")
+        wait_until(lambda: calls[-1] == "alive", "it is alive")
+        return removes(*arguments, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "cleanup_old_versions", slow)
+    monkeypatch.setattr(dataset_module, "_SIGN_OF_LIFE_SECONDS", 0.01)
+    store = replace(held(place), alive=lambda: calls.append("alive"))
+
+    assert vacuum(store, KEEP, IN_A_MONTH).versions == 3
