@@ -17,7 +17,7 @@ from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.terminal.console import print_table, printable, say, terminal_width
+from clipfleet.terminal.console import print_table, printable, say, terminal_width, with_options
 from clipfleet.terminal.help import ROWS
 from clipfleet.terminal.lists import job_lines, job_object, job_table, worker_object, worker_table
 from clipfleet.terminal.program import EXIT_FAILED
@@ -93,10 +93,12 @@ def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, a
     with open_client() as client:
         handle = find_job(client, job)
         changed, state = change(handle)
+        reason = handle.status().reason if state is JobState.FINISHING else ""
     if as_json:
         typer.echo(json.dumps({"job_id": handle.job_id, "state": state.value, "changed": changed}))
         return
-    say(f"job {handle.job_id} is {state}" + ("" if changed else " already"))
+    tried = f": its finish has failed, and is tried again ({with_options(reason)})" if reason else ""
+    say(f"job {handle.job_id} is {state}" + ("" if changed else " already") + tried)
 
 
 def retry(

@@ -360,6 +360,33 @@ def test_a_night_with_the_id_of_one_in_progress_joins_it(nights: Nights) -> None
     assert counts(night.wait()) == {"new": 2}
 
 
+@pytest.mark.parametrize("way_out", ["resume", "cancel"])
+def test_a_finish_that_never_works_has_a_way_out(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, way_out: str
+) -> None:
+    def fail(*_: object) -> None:
+        claim = nights.ledger.claim_finish("token", 60)
+        assert claim is not None
+        nights.ledger.postpone_finish(claim, 0, "ValueError: a bug", outage_seconds=-1)
+
+    night = nights.night(listed("ab"))
+    night.begin()
+    assert night.job is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "_finish", fail)
+        nights.work(night.job.job)
+    status = night.job.status()
+    assert (status.state, status.reason) == (JobState.PAUSED, "ValueError: a bug")
+
+    if way_out == "resume":
+        nights.ledger.resume(night.job.job_id)
+    else:
+        nights.ledger.cancel(night.job.job_id, ttl_seconds=60)
+
+    nights.night(listed("ab")).wait()
+    assert nights.ids() == ["a", "b"]
+
+
 def test_a_night_waits_for_the_one_before(nights: Nights) -> None:
     nights.night(listed("ab")).begin()
 

@@ -18,7 +18,15 @@ from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.doubles import Clock
 from tests.support.jobs import place_job
-from tests.support.ledger import add_job, claim, complete, draft, make_job
+from tests.support.ledger import (
+    add_finishing_job,
+    add_job,
+    claim,
+    claim_finish,
+    complete,
+    draft,
+    make_job,
+)
 from tests.support.rows import add_part, row
 
 Run = Callable[..., tuple[int, str, str]]
@@ -74,6 +82,17 @@ def test_a_job_is_named_by_its_id_as_the_last_one_or_by_its_output(
     }  # fmt: skip
     assert run("watch", named)[0] == 4
     assert ledger.status("older").state == "running"
+
+
+def test_a_job_whose_finish_fails_says_why(run: Run, ledger: MemoryLedger) -> None:
+    add_finishing_job(ledger)
+    assert run("cancel", "job")[2] == "job job is finishing already\n"
+    ledger.postpone_finish(claim_finish(ledger), 5, "ValueError: a bug")
+
+    assert run("cancel", "job")[2] == (
+        "job job is finishing already: its finish has failed, and is tried again (ValueError: a bug)\n"
+    )
+    assert "state    finishing (ValueError: a bug)" in run("status", "job")[1]
 
 
 def test_last_is_the_newest_job_whatever_is_called_so_and_a_job_has_priority_over_a_folder(
