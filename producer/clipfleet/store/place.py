@@ -8,9 +8,12 @@ STORE/_jobs/<job id>/        an ordinary output, until its finish has committed 
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -28,10 +31,14 @@ from clipfleet.errors import (
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.job_file import put_if
+from clipfleet.outputs.scratch import output_errors
+from clipfleet.s3.client import SCHEME, default_client, list_folders, split_s3_uri
+from clipfleet.s3.failures import s3_errors
 
 STORE_FILE = "store.json"
 JOBS_FOLDER = "_jobs"
 STORE_VERSION = 1  # of `store.json` and of the columns of its datasets
+DATASET_NAME = re.compile(r"[0-9a-f]{16}\.lance")  # of the vectors of a model
 _TRIES = 20  # of a change that others overtake
 
 
@@ -102,9 +109,17 @@ class StorePlace:
         return found
 
     def read_if_there(self) -> StoreFile | None:
-        """See `read`; None if there is no store."""
+        """See `read`; None if there is no store, nor vectors of one."""
         data = self._output.read(STORE_FILE)
-        return None if data is None else _parsed(data, f"{self.uri}/{STORE_FILE}")
+        if data is not None:
+            return _parsed(data, f"{self.uri}/{STORE_FILE}")
+        for name in _folders(self.uri):
+            if DATASET_NAME.fullmatch(name):
+                raise OutputDamagedError(
+                    f"{self.uri}/{STORE_FILE} is gone, though {name} is there: bring it back, or fill "
+                    "another folder or prefix"
+                )
+        return None
 
     def create(self, embedded_by: EmbeddedBy) -> StoreFile:
         """Make a store, or return the one that another program has made meanwhile."""
@@ -135,6 +150,21 @@ class StorePlace:
 def store_place(text: str) -> StorePlace:
     """The place that a user names: a folder or `s3://BUCKET/PREFIX`. Nothing is read."""
     return StorePlace(open_output(output_uri(text)))
+
+
+def _folders(uri: str) -> Iterator[str]:
+    """Names of the folders directly in a place; none if it is not there."""
+    if uri.startswith(SCHEME):
+        bucket, key = split_s3_uri(uri)
+        with s3_errors(uri):
+            yield from list_folders(default_client(), bucket, f"{key}/" if key else "")
+        return
+    with output_errors(Path(uri)):
+        try:
+            with os.scandir(uri) as entries:
+                yield from (entry.name for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return
 
 
 def _written(store: StoreFile) -> bytes:

@@ -26,6 +26,16 @@ def test_there_is_none_at_first(place: StorePlace) -> None:
         place.read()
 
 
+def test_vectors_without_a_description_are_no_new_store(place: StorePlace) -> None:
+    place.create(DEMO)
+    Path(place.dataset_uri("0" * 16), "data").mkdir(parents=True)
+    Path(place.uri, STORE_FILE).unlink()
+
+    for look in (place.read_if_there, place.read):
+        with pytest.raises(OutputDamagedError, match=r"store\.json is gone, .*0{16}\.lance is there: bring"):
+            look()
+
+
 def test_of_two_programs_that_make_one_the_first_decides(place: StorePlace) -> None:
     made = place.create(DEMO)
 
