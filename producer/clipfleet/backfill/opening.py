@@ -22,7 +22,7 @@ def open_place(text: str) -> StorePlace:
         OutputUnavailableError: it cannot be read now.
     """
     place = store_place(text)
-    if place.read_if_there() is None and job_of(open_output(place.uri)) is not None:
+    if place.look() is None and job_of(open_output(place.uri)) is not None:
         raise OutputConflictError(
             f"{place.uri} holds the results of a job: name another folder or prefix for the store"
         )

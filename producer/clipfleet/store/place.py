@@ -33,12 +33,13 @@ from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.job_file import put_if
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.s3.client import SCHEME, default_client, list_folders, split_s3_uri
-from clipfleet.s3.failures import s3_errors
+from clipfleet.s3.failures import S3Problem, explain, s3_errors
 
 STORE_FILE = "store.json"
 JOBS_FOLDER = "_jobs"
 STORE_VERSION = 1  # of `store.json` and of the columns of its datasets
 DATASET_NAME = re.compile(r"[0-9a-f]{16}\.lance")  # of the vectors of a model
+_WAY_OUT = "restore it from a backup, or fill another folder or prefix"
 _TRIES = 20  # of a change that others overtake
 
 
@@ -98,15 +99,29 @@ class StorePlace:
         """What the store is.
 
         Raises:
-            UsageError: there is no store.
+            UsageError: there is no store, or none can be there.
             OutputTooNewError: a newer version wrote it.
             OutputDamagedError: `store.json` is not what this version writes.
             OutputUnavailableError: it cannot be read now.
         """
-        found = self.read_if_there()
+        found = self.look()
         if found is None:
             raise UsageError(f"{self.uri}: there is no store; `clipfleet backfill` makes one")
         return found
+
+    def look(self) -> StoreFile | None:
+        """See `read`, for a place that a user has named; None if there is no store yet."""
+        try:
+            return self.read_if_there()
+        except OutputUnreachableError as error:
+            cause = error.__cause__
+            if isinstance(cause, NotADirectoryError):
+                paths = (Path(self.uri), *Path(self.uri).parents)
+                file = next((path for path in paths if path.is_file()), self.uri)
+                raise UsageError(f"{file} is a file: name a folder for the store") from error
+            if isinstance(cause, Exception) and explain(cause).problem is S3Problem.NO_BUCKET:
+                raise UsageError(str(error)) from error
+            raise
 
     def read_if_there(self) -> StoreFile | None:
         """See `read`; None if there is no store, nor vectors of one."""
@@ -176,12 +191,12 @@ def _parsed(data: bytes, where: str) -> StoreFile:
         values: Any = json.loads(data)
         version = values["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise OutputDamagedError(f"{where} is not the description of a store") from None
+        raise OutputDamagedError(f"{where} is not the description of a store: {_WAY_OUT}") from None
     if version != STORE_VERSION:
         raise OutputTooNewError(
-            f"{where} has version {version}, this clipfleet reads {STORE_VERSION}: update it"
+            f"{where} has version {version}, this clipfleet reads {STORE_VERSION}: update clipfleet"
         )
     try:
         return StoreFile.model_validate(values)
     except ValidationError as error:
-        raise OutputDamagedError(f"{where} is damaged: {first_problem(error)}") from None
+        raise OutputDamagedError(f"{where} is damaged: {first_problem(error)}; {_WAY_OUT}") from None

@@ -110,3 +110,10 @@ def test_vectors_without_a_description_are_said(place: StorePlace, run: Run) -> 
     code, _, said = run("info", place.uri)
 
     assert (code, f"{STORE_FILE} is gone, though {MINE}.lance is there" in said) == (1, True)
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_a_mistake(run: Run) -> None:
+    code, _, said = run("info", "s3://no-such-bucket-here/store")
+
+    assert (code, "NoSuchBucket" in said, "create the bucket, or name another" in said) == (2, True, True)
