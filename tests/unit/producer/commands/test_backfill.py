@@ -210,6 +210,20 @@ def test_a_job_that_was_cancelled(run: Run, nights: Nights, monkeypatch: pytest.
     assert (code, "is cancelled: nothing was committed; run it again" in err) == (4, True)
 
 
+def test_a_job_that_has_failed(run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "output_refused: start the worker with a folder above it"
+    monkeypatch.setattr(nights, "work", lambda job: nights.ledger.fail(job.job_id, reason, ttl_seconds=60))
+
+    code, _, err = run("photos", "-m", "demo")
+
+    said, reason = err.splitlines()
+    assert (code, said.endswith("nothing was committed; deal with the reason, then run it again")) == (
+        1,
+        True,
+    )
+    assert reason.endswith("start the worker with a folder above it")
+
+
 def test_a_migration(run: Run, nights: Nights) -> None:
     run("photos", "-m", "demo")
     nights.images[f"{nights.place.uri.removesuffix('store')}photos/b.jpg"] = None
