@@ -269,10 +269,10 @@ class Client:
         from clipfleet.backfill.night import Backfill
         from clipfleet.backfill.opening import listed_source
 
+        place = self._place(store)
         return Backfill(
-            self._services(), self._place(store), partial(listed_source, source, options), options,
-            on_listed,
-        )  # fmt: skip
+            self._services(), place, partial(listed_source, source, options, place.uri), options, on_listed
+        )
 
     def migrate(
         self,
@@ -298,8 +298,9 @@ class Client:
         from clipfleet.backfill.migrating import StoreMigration
         from clipfleet.backfill.opening import listed_source
 
+        place = self._place(store)
         return StoreMigration(
-            self._services(), self._place(store), partial(listed_source, source, options), options,
+            self._services(), place, partial(listed_source, source, options, place.uri), options,
             most_failed, on_listed,
         )  # fmt: skip
 

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.errors import SourceError, SourceUnavailableError
+from clipfleet.backfill.opening import listed_source
+from clipfleet.backfill.options import BackfillOptions
+from clipfleet.errors import SourceError, SourceUnavailableError, UsageError
 from clipfleet.s3.client import make_client
 from clipfleet.sources import open_source
 from tests.support.s3 import S3Bucket
@@ -47,6 +49,14 @@ class TestListing:
     @pytest.mark.parametrize("slash", ["", "/"])
     def test_a_slash_at_the_end_makes_no_difference(self, bucket: S3Bucket, slash: str) -> None:
         assert open_source(f"{bucket.uri}/p{slash}").description.uri == f"{bucket.uri}/p/"
+
+    def test_a_store_lies_outside_a_source(self, bucket: S3Bucket) -> None:
+        options = BackfillOptions()
+        for store in (f"{bucket.uri}/p", f"{bucket.uri}/p/store"):
+            with pytest.raises(UsageError, match="lies in the source"):
+                listed_source(f"{bucket.uri}/p/", options, store)
+        for source in ("/p/", "/p/1.jpg", "/p/*"):
+            listed_source(bucket.uri + source, options, f"{bucket.uri}/pq")
 
     def test_what_is_not_there_is_named(self, bucket: S3Bucket) -> None:
         assert problem(f"{bucket.uri}/nowhere") == (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os.path import realpath
+
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.contract.jobs import DEFAULT_MODEL
 from clipfleet.contract.model_names import normalise_model
@@ -9,6 +11,7 @@ from clipfleet.errors import OutputConflictError, UsageError, usage_errors
 from clipfleet.outputs import open_output
 from clipfleet.outputs.job_file import job_of
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+from clipfleet.sources.uris import has_scheme, local_path
 from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace, store_place
 
 VECTOR_OPTIONS = ("model", "precision", "decode", "exif")
@@ -22,17 +25,32 @@ def open_place(text: str) -> StorePlace:
         OutputUnavailableError: it cannot be read now.
     """
     place = store_place(text)
-    if place.read_if_there() is None and job_of(open_output(place.uri)) is not None:
+    if place.look() is None and job_of(open_output(place.uri)) is not None:
         raise OutputConflictError(
             f"{place.uri} holds the results of a job: name another folder or prefix for the store"
         )
     return place
 
 
-def listed_source(source: SourceLike, options: BackfillOptions) -> Source:
-    """Open a source, with items that are named by their URIs where they have no ids. See `source_of`."""
+def listed_source(source: SourceLike, options: BackfillOptions, store: str) -> Source:
+    """Open a source, with items that are named by their URIs where they have no ids. See `source_of`.
+
+    Raises:
+        UsageError: the store, of this URI, lies in the source: each listing would walk its files.
+    """
     asked = ReadOptions(options.url_column, options.id_column, options.base_uri, named_by_uri=True)
-    return source_of(source, asked)
+    found = source_of(source, asked)
+    if _lies_in(store, found.description.uri):
+        raise UsageError(f"{store} lies in the source: name a folder or prefix outside it for the store")
+    return found
+
+
+def _lies_in(place: str, source: str) -> bool:
+    """Whether a place is a source, or a folder or prefix in it; none is in a list, or in a pattern."""
+    inner, outer = (
+        f"{(uri if has_scheme(uri) else realpath(uri)).rstrip('/')}/" for uri in (place, local_path(source))
+    )
+    return inner.startswith(outer)
 
 
 def wanted_vectors(options: BackfillOptions) -> EmbeddedBy:

@@ -167,3 +167,11 @@ def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str =
     for page in pages:
         for entry in page.get("Contents", ()):
             yield S3Object(entry["Key"], entry["Size"], entry.get("ETag", ""), entry.get("LastModified"))
+
+
+def list_folders(client: S3Client, bucket: str, prefix: str) -> Iterator[str]:
+    """List the folders directly below `prefix`, which is empty or ends in a slash, without their slashes."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    for page in pages:
+        for entry in page.get("CommonPrefixes", ()):
+            yield entry["Prefix"][len(prefix) : -1]

@@ -82,9 +82,12 @@ def item_batch(
 ) -> pa.RecordBatch:
     """Build a batch numbered from `first_index`, with the source's columns and the inline bytes.
 
-    A missing id defaults to the index as text, or to the URI without user and password. No URI is null.
+    A missing id, null or empty, defaults to the index as text, or to the URI without user and password. No
+    URI is null.
     """
     indexes = pa.arange(first_index, first_index + len(uris))
+    if item_ids is not None:
+        item_ids = pc.if_else(pc.equal(item_ids, ""), None, item_ids)
     if item_ids is None or item_ids.null_count:
         names = _without_userinfo(uris) if named_by_uri else pc.cast(indexes, pa.string())
         item_ids = names if item_ids is None else pc.coalesce(item_ids, names)

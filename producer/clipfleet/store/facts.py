@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.store.committing.commit import COUNTS
 from clipfleet.store.committing.of_job import KIND
@@ -45,6 +46,7 @@ class StoreFacts:
     store: StoreFile
     dataset: DatasetFacts | None  # None: no job has finished yet
     jobs: tuple[str, ...] | None  # that fill or read it and have not ended; None: not known without a ledger
+    redis_is_away: bool = False  # which is why they are not known
 
 
 def store_facts(place: StorePlace, ledger: Ledger | None) -> StoreFacts:
@@ -53,15 +55,19 @@ def store_facts(place: StorePlace, ledger: Ledger | None) -> StoreFacts:
     Raises:
         UsageError: there is no store.
         OutputUnavailableError: it cannot be read.
-        RedisUnavailableError: no Redis responds.
     """
     store, dataset = current_dataset_if_there(place)
-    jobs = None if ledger is None else unfinished_jobs(ledger, place, store.store_id)
+    jobs, is_away = None, False
+    try:
+        jobs = None if ledger is None else unfinished_jobs(ledger, place, store.store_id)
+    except RedisUnavailableError:
+        is_away = True
     return StoreFacts(
         place.uri,
         store,
         None if dataset is None else _dataset_facts(dataset),
         None if jobs is None else tuple(job.job_id for job in jobs),
+        is_away,
     )
 
 
@@ -120,6 +126,8 @@ def info_lines(facts: StoreFacts) -> Iterator[str]:
         yield f"migration    to {migration.to.model}, since {_utc(migration.began_at)}"
     if facts.jobs is not None:
         yield f"jobs         {', '.join(facts.jobs) or 'none'}"
+    elif facts.redis_is_away:
+        yield "jobs         unknown (Redis is away)"
 
 
 def version_object(version: Version) -> dict[str, Any]:

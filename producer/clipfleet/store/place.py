@@ -8,9 +8,12 @@ STORE/_jobs/<job id>/        an ordinary output, until its finish has committed 
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -28,10 +31,15 @@ from clipfleet.errors import (
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.job_file import put_if
+from clipfleet.outputs.scratch import output_errors
+from clipfleet.s3.client import SCHEME, default_client, list_folders, split_s3_uri
+from clipfleet.s3.failures import S3Problem, explain, s3_errors
 
 STORE_FILE = "store.json"
 JOBS_FOLDER = "_jobs"
 STORE_VERSION = 1  # of `store.json` and of the columns of its datasets
+DATASET_NAME = re.compile(r"[0-9a-f]{16}\.lance")  # of the vectors of a model
+_WAY_OUT = "restore it from a backup, or fill another folder or prefix"
 _TRIES = 20  # of a change that others overtake
 
 
@@ -91,20 +99,42 @@ class StorePlace:
         """What the store is.
 
         Raises:
-            UsageError: there is no store.
+            UsageError: there is no store, or none can be there.
             OutputTooNewError: a newer version wrote it.
             OutputDamagedError: `store.json` is not what this version writes.
             OutputUnavailableError: it cannot be read now.
         """
-        found = self.read_if_there()
+        found = self.look()
         if found is None:
             raise UsageError(f"{self.uri}: there is no store; `clipfleet backfill` makes one")
         return found
 
+    def look(self) -> StoreFile | None:
+        """See `read`, for a place that a user has named; None if there is no store yet."""
+        try:
+            return self.read_if_there()
+        except OutputUnreachableError as error:
+            cause = error.__cause__
+            if isinstance(cause, NotADirectoryError):
+                paths = (Path(self.uri), *Path(self.uri).parents)
+                file = next((path for path in paths if path.is_file()), self.uri)
+                raise UsageError(f"{file} is a file: name a folder for the store") from error
+            if isinstance(cause, Exception) and explain(cause).problem is S3Problem.NO_BUCKET:
+                raise UsageError(str(error)) from error
+            raise
+
     def read_if_there(self) -> StoreFile | None:
-        """See `read`; None if there is no store."""
+        """See `read`; None if there is no store, nor vectors of one."""
         data = self._output.read(STORE_FILE)
-        return None if data is None else _parsed(data, f"{self.uri}/{STORE_FILE}")
+        if data is not None:
+            return _parsed(data, f"{self.uri}/{STORE_FILE}")
+        for name in _folders(self.uri):
+            if DATASET_NAME.fullmatch(name):
+                raise OutputDamagedError(
+                    f"{self.uri}/{STORE_FILE} is gone, though {name} is there: bring it back, or fill "
+                    "another folder or prefix"
+                )
+        return None
 
     def create(self, embedded_by: EmbeddedBy) -> StoreFile:
         """Make a store, or return the one that another program has made meanwhile."""
@@ -137,6 +167,21 @@ def store_place(text: str) -> StorePlace:
     return StorePlace(open_output(output_uri(text)))
 
 
+def _folders(uri: str) -> Iterator[str]:
+    """Names of the folders directly in a place; none if it is not there."""
+    if uri.startswith(SCHEME):
+        bucket, key = split_s3_uri(uri)
+        with s3_errors(uri):
+            yield from list_folders(default_client(), bucket, f"{key}/" if key else "")
+        return
+    with output_errors(Path(uri)):
+        try:
+            with os.scandir(uri) as entries:
+                yield from (entry.name for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return
+
+
 def _written(store: StoreFile) -> bytes:
     return store.model_dump_json(indent=1).encode()
 
@@ -146,12 +191,12 @@ def _parsed(data: bytes, where: str) -> StoreFile:
         values: Any = json.loads(data)
         version = values["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise OutputDamagedError(f"{where} is not the description of a store") from None
+        raise OutputDamagedError(f"{where} is not the description of a store: {_WAY_OUT}") from None
     if version != STORE_VERSION:
         raise OutputTooNewError(
-            f"{where} has version {version}, this clipfleet reads {STORE_VERSION}: update it"
+            f"{where} has version {version}, this clipfleet reads {STORE_VERSION}: update clipfleet"
         )
     try:
         return StoreFile.model_validate(values)
     except ValidationError as error:
-        raise OutputDamagedError(f"{where} is damaged: {first_problem(error)}") from None
+        raise OutputDamagedError(f"{where} is damaged: {first_problem(error)}; {_WAY_OUT}") from None

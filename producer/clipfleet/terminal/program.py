@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from clipfleet import __version__
-from clipfleet.errors import ClipfleetError, UsageError, problem_text
+from clipfleet.errors import ClipfleetError, OutputTooNewError, UsageError, problem_text
 from clipfleet.settings import doubtful_variables
 from clipfleet.terminal.console import say, say_error
 from clipfleet.terminal.help import GENERAL, HELP_NAMES, Group, epilog
@@ -81,7 +81,7 @@ def _exit_code(app: typer.Typer, name: str) -> int:
     except _CommandLineError as error:
         if message := _one_line(error):
             say_error(message)
-    except UsageError as error:
+    except (UsageError, OutputTooNewError) as error:
         say_error(error)
     except ClipfleetError as error:
         say_error(error)

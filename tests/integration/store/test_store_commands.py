@@ -17,10 +17,11 @@ from clipfleet import commands as cli
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
+from clipfleet.outputs import open_output
 from clipfleet.store.committing.of_job import lock_name
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.maintenance import holding
-from clipfleet.store.place import EmbeddedBy, StorePlace, store_place
+from clipfleet.store.place import STORE_FILE, EmbeddedBy, StorePlace, store_place
 from tests.support.jobs import make_job
 from tests.support.ledger import add_job
 from tests.support.s3 import S3Bucket
@@ -101,3 +102,18 @@ def test_info_names_the_jobs_that_fill_the_store(run: Run, place: StorePlace, le
 
     assert (code, found["jobs"], found["rows"]) == (0, ["mine"], 300)
     assert datetime.fromisoformat(found["created_at"]) == place.read().created_at
+
+
+def test_vectors_without_a_description_are_said(place: StorePlace, run: Run) -> None:
+    open_output(place.uri).remove(STORE_FILE)
+
+    code, _, said = run("info", place.uri)
+
+    assert (code, f"{STORE_FILE} is gone, though {MINE}.lance is there" in said) == (1, True)
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_a_mistake(run: Run) -> None:
+    code, _, said = run("info", "s3://no-such-bucket-here/store")
+
+    assert (code, "NoSuchBucket" in said, "create the bucket, or name another" in said) == (2, True, True)

@@ -297,7 +297,8 @@ def _print_result(result: BackfillResult, *, as_json: bool, is_migration: bool) 
                 style="yellow",
             )
     else:
-        say(f"job {result.job_id} is {result.state}: nothing was committed; run it again", style="yellow")
+        again = "deal with the reason, then run it again" if result.reason else "run it again"
+        say(f"job {result.job_id} is {result.state}: nothing was committed; {again}", style="yellow")
     if result.reason:
         say(f"reason: {with_options(result.reason)}", style="red")
     if result.failed and result.is_complete and not as_json:

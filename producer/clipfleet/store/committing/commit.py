@@ -31,7 +31,7 @@ class Counts:
     new: int = 0
     changed: int = 0
     copied: int = 0  # of both: the vector was that of an equal image
-    same: int = 0
+    same: int = 0  # with those whose images another night has embedded since the comparison
     failed: int = 0  # what the store has of them stays as it is
     late: int = 0  # likewise: another program has committed them meanwhile
     gone: int = 0
@@ -73,7 +73,10 @@ def commit_night(
         if done is not None:
             return done
         try:
-            return _commit(_with_own_columns(latest, night, properties), night, properties, alive)
+            # Another night may have embedded the same images since the comparison.
+            others = any(COUNTS in one.properties for one in latest.versions(after=since))
+            latest = _with_own_columns(latest, night, properties)
+            return _commit(latest, night, properties, alive, others=others)
         except VersionConflictError:
             alive()
 
@@ -101,13 +104,16 @@ def _with_own_columns(dataset: VectorDataset, night: Night, properties: Mapping[
     return dataset.with_columns(missing, properties) if missing else dataset
 
 
-def _commit(dataset: VectorDataset, night: Night, properties: Mapping[str, str], alive: Alive) -> Committed:
+def _commit(
+    dataset: VectorDataset, night: Night, properties: Mapping[str, str], alive: Alive, *, others: bool
+) -> Committed:
     import numpy as np
 
     matches = match(dataset, night, alive)
     renewing = _Renewing(dataset, night, matches)
     renewed = renewing.decide(alive)
-    counts = _counts(matches, renewing.late)
+    is_same = _is_same(dataset, night, matches, alive) if others else np.zeros(len(matches.ok), bool)
+    counts = _counts(matches, is_same, renewing.late)
     replaced = matches.ok[~matches.is_late]
     removed = np.unique(
         np.concatenate([replaced[replaced != NOWHERE], renewed, matches.gone, matches.expired])
@@ -122,20 +128,53 @@ def _commit(dataset: VectorDataset, night: Night, properties: Mapping[str, str],
     return Committed(made, counts)
 
 
-def _counts(matches: Matches, late_same: int) -> Counts:
-    """Count a night; `late_same`: items that are no longer the same, see `_Renewing.late`."""
-    is_new = (matches.ok == NOWHERE) & ~matches.is_late
-    new, late = int(is_new.sum()), int(matches.is_late.sum())
+def _counts(matches: Matches, is_same: np.ndarray, late_same: int) -> Counts:
+    """Count a night.
+
+    Args:
+        matches: of all its items.
+        is_same: see `_is_same`.
+        late_same: items that are no longer the same, see `_Renewing.late`.
+    """
+    is_made = ~matches.is_late & ~is_same
+    new = int((is_made & (matches.ok == NOWHERE)).sum())
     return Counts(
         new=new,
-        changed=len(matches.ok) - new - late,
-        copied=int(matches.is_copied[~matches.is_late].sum()),
-        same=len(matches.same) - late_same,
+        changed=int(is_made.sum()) - new,
+        copied=int((is_made & matches.is_copied).sum()),
+        same=len(matches.same) - late_same + int(is_same.sum()),
         failed=matches.failed,
-        late=late + late_same,
+        late=int(matches.is_late.sum()) + late_same,
         gone=len(matches.gone),
         expired=len(matches.expired),
     )
+
+
+def _is_same(dataset: VectorDataset, night: Night, matches: Matches, alive: Alive) -> np.ndarray:
+    """Whether the dataset has the image of each ok row already; not for rows that are late."""
+    import numpy as np
+
+    found: np.ndarray = (matches.ok != NOWHERE) & ~matches.is_late
+    for first, rows in _slices(night, ItemStatus.OK):
+        here = slice(first, first + rows.num_rows)
+        is_there = found[here].copy()
+        there = dataset.take(matches.ok[here][is_there], ["content_hash"])["content_hash"].combine_chunks()
+        found[np.flatnonzero(is_there) + first] = _equal(
+            there, rows["content_hash"].filter(pa.array(is_there))
+        )
+        alive()
+    return found
+
+
+def _slices(night: Night, status: ItemStatus) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows with a status, some at a time, each time with the number of those before."""
+    first = 0
+    for batch in night.rows():
+        rows = of_status(batch, status)
+        for start in range(0, rows.num_rows, _ROWS_AT_A_TIME):
+            some = rows.slice(start, _ROWS_AT_A_TIME)
+            yield first, some
+            first += some.num_rows
 
 
 class _Renewing:
@@ -153,30 +192,20 @@ class _Renewing:
 
     def decide(self, alive: Alive) -> np.ndarray:
         """Addresses of the rows that are to be written anew."""
-        first = 0
-        for items in self._items():
+        for first, items in _slices(self._night, ItemStatus.SAME):
             here = slice(first, first + items.num_rows)
             self._is_renewed[here] = self._differs(items, self._matches.same[here])
-            first += items.num_rows
             alive()
         addresses: np.ndarray = self._matches.same[self._is_renewed]
         return addresses
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows to be written anew."""
-        first = 0
-        for items in self._items():
+        for first, items in _slices(self._night, ItemStatus.SAME):
             here = slice(first, first + items.num_rows)
             chosen = self._is_renewed[here]
-            first += items.num_rows
             if chosen.any():
                 yield self._renewed(items.filter(pa.array(chosen)), self._matches.same[here][chosen])
-
-    def _items(self) -> Iterator[pa.RecordBatch]:
-        for batch in self._night.rows():
-            items = of_status(batch, ItemStatus.SAME)
-            for start in range(0, items.num_rows, _ROWS_AT_A_TIME):
-                yield items.slice(start, _ROWS_AT_A_TIME)
 
     def _differs(self, items: pa.RecordBatch, addresses: np.ndarray) -> np.ndarray:
         import numpy as np

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from clipfleet.outputs.scratch import output_errors
 from clipfleet.s3.client import SCHEME, default_client, list_objects, split_s3_uri
 from clipfleet.s3.failures import s3_errors
 from clipfleet.store.dataset import Alive
-from clipfleet.store.place import JOBS_FOLDER, StorePlace
+from clipfleet.store.place import DATASET_NAME, JOBS_FOLDER, StorePlace
 
 _SUFFIX = ".lance"
-_DATASET = re.compile(r"[0-9a-f]{16}" + re.escape(_SUFFIX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def _remove_empty_folders(place: StorePlace, top: str) -> None:
 def dataset_names(files: Iterable[StoredFile]) -> list[str]:
     """Fingerprints of all datasets, those of earlier models included."""
     folders = {one.name.partition("/")[0] for one in files if "/" in one.name}
-    return sorted(name.removesuffix(_SUFFIX) for name in folders if _DATASET.fullmatch(name))
+    return sorted(name.removesuffix(_SUFFIX) for name in folders if DATASET_NAME.fullmatch(name))
 
 
 def files_of_dataset(files: Iterable[StoredFile], fingerprint: str) -> list[StoredFile]:

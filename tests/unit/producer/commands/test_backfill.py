@@ -63,13 +63,13 @@ class FakeClient:
         return self.facts
 
     def backfill(self, source: str, store: str, *, options: Any, on_listed: Any) -> Backfill:
-        opened = partial(listed_source, source, options)
+        opened = partial(listed_source, source, options, self._nights.place.uri)
         return Backfill(self._nights.services, self._nights.place, opened, options, on_listed)
 
     def migrate(
         self, source: str, store: str, *, options: Any, most_failed: float | None, on_listed: Any
     ) -> StoreMigration:
-        opened = partial(listed_source, source, options)
+        opened = partial(listed_source, source, options, self._nights.place.uri)
         return StoreMigration(
             self._nights.services, self._nights.place, opened, options, most_failed, on_listed
         )
@@ -238,6 +238,20 @@ def test_a_job_that_was_cancelled(run: Run, nights: Nights, monkeypatch: pytest.
     assert (code, "is cancelled: nothing was committed; run it again" in err) == (4, True)
 
 
+def test_a_job_that_has_failed(run: Run, nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "output_refused: start the worker with a folder above it"
+    monkeypatch.setattr(nights, "work", lambda job: nights.ledger.fail(job.job_id, reason, ttl_seconds=60))
+
+    code, _, err = run("photos", "-m", "demo")
+
+    said, reason = err.splitlines()
+    assert (code, said.endswith("nothing was committed; deal with the reason, then run it again")) == (
+        1,
+        True,
+    )
+    assert reason.endswith("start the worker with a folder above it")
+
+
 def test_a_migration(run: Run, nights: Nights) -> None:
     run("photos", "-m", "demo")
     nights.images[f"{nights.place.uri.removesuffix('store')}photos/b.jpg"] = None
@@ -275,13 +289,27 @@ def test_a_migration_is_abandoned(run: Run, nights: Nights) -> None:
         (("none",), "does not exist"),
         (("photos", "--keep-gone", "99999999999"), "Invalid value for '--keep-gone': '99999999999' is more"),
         (("photos", "--keep-gone", "0.5"), "Invalid value for '--keep-gone': '0.5' is not a whole number"),
+        ((".",), "store lies in the source: name a folder or prefix outside it"),
+        (("store/inner/..",), "store lies in the source"),
     ],
 )
-def test_mistakes(run: Run, words: tuple[str, ...], message: str) -> None:
+def test_mistakes(run: Run, folder: Path, words: tuple[str, ...], message: str) -> None:
+    (folder / "store" / "inner").mkdir(parents=True)
+
     code, out, err = run(*words)
 
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize("source", ["list.txt", "./*.jpg", "photos"])
+def test_a_store_may_stand_beside_a_list_or_among_the_files_of_a_pattern(
+    run: Run, folder: Path, source: str
+) -> None:
+    (folder / "list.txt").write_text("photos/a.jpg\n")
+    (folder / "d.jpg").write_bytes(b"d")
+
+    assert run(source, "-m", "demo", "--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize("words", [("photos",), ("photos", "--migrate", "-m", "x"), ("--abandon-migration",)])

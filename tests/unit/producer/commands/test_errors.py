@@ -17,7 +17,7 @@ import typer
 import clipfleet
 from clipfleet import client
 from clipfleet import commands as cli
-from clipfleet.errors import ClipfleetError, JobNotFoundError, UsageError, WorldError
+from clipfleet.errors import ClipfleetError, JobNotFoundError, OutputTooNewError, UsageError, WorldError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.memory import MemoryLedger
 from clipfleet_worker.cli import commands as worker_cli
@@ -81,7 +81,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    ("kind", "code"), [(ClipfleetError, 1), (WorldError, 1), (UsageError, 2), (JobNotFoundError, 2)]
+    ("kind", "code"),
+    [(ClipfleetError, 1), (WorldError, 1), (UsageError, 2), (JobNotFoundError, 2), (OutputTooNewError, 2)],
 )
 def test_an_error_is_one_line_and_the_exit_code_of_its_kind(
     run: Run, monkeypatch: pytest.MonkeyPatch, program: str, kind: type[ClipfleetError], code: int

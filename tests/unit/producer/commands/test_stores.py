@@ -49,6 +49,16 @@ def place(folder: Path) -> StorePlace:
     return place
 
 
+def test_info_needs_no_redis(run: Run, place: StorePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    code, out, err = run("info", place.uri)
+    assert (code, out.splitlines()[-1], err) == (0, "jobs         unknown (Redis is away)", "")
+
+    code, out, _ = run("info", place.uri, "--json")
+    assert (code, json.loads(out)["jobs"]) == (0, None)
+
+
 def test_info_says_what_a_store_holds(run: Run, place: StorePlace) -> None:
     code, out, _ = run("info", "vectors", "--json")
 

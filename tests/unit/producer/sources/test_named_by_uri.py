@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,19 @@ def test_only_where_an_id_is_missing(tmp_path: Path) -> None:
     )
 
     assert ids(source_of(tmp_path / "list.jsonl", OPTIONS)) == ["x", NAMES[1]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "iterable"])
+@pytest.mark.parametrize(("named_by_uri", "expected"), [(True, ["x", NAMES[1]]), (False, ["x", "1"])])
+def test_an_empty_id_is_none(kind: str, named_by_uri: bool, expected: list[str], tmp_path: Path) -> None:
+    options, path = ReadOptions(named_by_uri=named_by_uri), tmp_path / f"list.{kind}"
+    rows = [{"id": "x", "url": URLS[0]}, {"id": "", "url": URLS[1]}]
+    match kind:
+        case "csv":
+            path.write_text("\n".join(["id,url", *(f"{row['id']},{row['url']}" for row in rows)]))
+        case "jsonl":
+            path.write_text("\n".join(json.dumps(row) for row in rows))
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+
+    assert ids(source_of(rows if kind == "iterable" else path, options)) == expected

@@ -94,6 +94,19 @@ def test_a_night_in_one_version(stored: VectorDataset) -> None:
     assert after.version == stored.version + 1
 
 
+def test_images_that_another_night_has_embedded_meanwhile_are_the_same(stored: VectorDataset) -> None:
+    others = [row("b", content_hash="new"), row("f"), row("g")]
+    commit(stored, night(others, listed_at=TONIGHT - timedelta(seconds=1)), "another")
+    mine = [row("b", content_hash="new"), row("f", _is_copied=True), row("g", content_hash="newer"), row("h")]
+
+    after, counts = commit(stored, night(mine))
+
+    assert counts == Counts(new=1, changed=1, same=2)
+    assert {
+        name: one["listed_at"] for name, one in rows_of(after).items() if name in "bfgh"
+    } == dict.fromkeys("bfgh", TONIGHT)
+
+
 def test_the_same_image_keeps_its_vector_and_gets_its_new_facts(stored: VectorDataset) -> None:
     after, _ = commit(stored, night([row("d", "same", uri="s3://moved/d", _etag='"7"')]))
 

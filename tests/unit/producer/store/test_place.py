@@ -26,6 +26,16 @@ def test_there_is_none_at_first(place: StorePlace) -> None:
         place.read()
 
 
+def test_vectors_without_a_description_are_no_new_store(place: StorePlace) -> None:
+    place.create(DEMO)
+    Path(place.dataset_uri("0" * 16), "data").mkdir(parents=True)
+    Path(place.uri, STORE_FILE).unlink()
+
+    for look in (place.read_if_there, place.read):
+        with pytest.raises(OutputDamagedError, match=r"store\.json is gone, .*0{16}\.lance is there: bring"):
+            look()
+
+
 def test_of_two_programs_that_make_one_the_first_decides(place: StorePlace) -> None:
     made = place.create(DEMO)
 
@@ -83,7 +93,7 @@ def test_a_change_that_is_always_overtaken_ends(place: StorePlace) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"schema_version": 2}, OutputTooNewError, "has version 2, this clipfleet reads 1: update it"),
+        ({"schema_version": 2}, OutputTooNewError, "has version 2, this clipfleet reads 1: update clipfleet"),
         ({"store_id": "x"}, OutputDamagedError, "store_id"),
         ({"current": {"model": "demo", "fingerprint": "../../etc"}}, OutputDamagedError, "fingerprint"),
     ],
@@ -104,5 +114,18 @@ def test_what_is_no_description(place: StorePlace, text: str) -> None:
     place.create(DEMO)
     Path(place.uri, STORE_FILE).write_text(text)
 
-    with pytest.raises(OutputDamagedError, match="not the description of a store"):
+    with pytest.raises(
+        OutputDamagedError, match="not the description of a store: restore it from a backup, or"
+    ):
         place.read()
+
+
+@pytest.mark.parametrize("below", ["", "/store"])
+def test_a_file_is_no_place(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("url\n")
+    place = store_place(f"{file}{below}")
+
+    for look in (place.look, place.read):
+        with pytest.raises(UsageError, match=r"list\.csv is a file: name a folder"):
+            look()
