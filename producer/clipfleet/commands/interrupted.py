@@ -59,8 +59,9 @@ def words_after_evaluating(arguments: Sequence[str] | None = None) -> str:
     return f"Nothing is lost. Continue with `{afterwards('clipfleet', *given)}`"
 
 
-def words_after_backfilling(arguments: Sequence[str] | None = None) -> str:
-    """For a Ctrl-C during a backfill; `arguments` as above."""
+def words_after_backfilling(last: JobStatus | None, arguments: Sequence[str] | None = None) -> str:
+    """For a Ctrl-C during a backfill; `last` is what was shown last, `arguments` as above."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     again = afterwards("clipfleet", *given)
-    return f"Nothing is lost; a job that was submitted goes on without this terminal. Continue with `{again}`"
+    job = "a job that was submitted" if last is None or last.state.is_final else f"job {last.job_id}"
+    return f"Nothing is lost; {job} goes on without this terminal. Continue with `{again}`"

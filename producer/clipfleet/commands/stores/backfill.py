@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -156,8 +157,7 @@ def backfill(
             {"--no-wait": not wait, "--dry-run": dry_run, "--job-id": job_id, "--max-items": max_items}
         )
     listed = _Listed(quiet=as_json)
-    with open_client() as client, interruptible(words_after_backfilling):
-        progress = JobProgress(client.workers, quiet=as_json, fills_a_store=True)
+    with open_client() as client, _progress(client, quiet=as_json) as progress:
         watch: dict[str, Any] = {"on_progress": progress.update, "on_trouble": say_trouble}
         if migrate:
             migration = client.migrate(source, store, options=options, most_failed=failing, on_listed=listed)
@@ -176,6 +176,14 @@ def backfill(
                 result = night.wait(**watch)
     _print_result(result, as_json=as_json, is_migration=migrate)
     raise typer.Exit(_exit_code(result, failing, is_migration=migrate))
+
+
+@contextmanager
+def _progress(client: Client, *, quiet: bool) -> Iterator[JobProgress]:
+    """The progress of a night's jobs, of which the last one is named after a Ctrl-C."""
+    progress = JobProgress(client.workers, quiet=quiet, fills_a_store=True)
+    with interruptible(lambda: words_after_backfilling(progress.latest)):
+        yield progress
 
 
 def _refuse_for_migrations(given: Mapping[str, object]) -> None:

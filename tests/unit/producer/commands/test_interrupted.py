@@ -7,10 +7,12 @@ import os
 import pytest
 
 from clipfleet.commands.interrupted import (
+    words_after_backfilling,
     words_after_evaluating,
     words_after_submitting,
     words_after_watching,
 )
+from clipfleet.contract.jobs import JobState
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import make_status
 
@@ -95,3 +97,17 @@ def test_during_an_evaluation(before: str) -> None:
     said = words_after_evaluating(["evaluate", "a root"])
 
     assert said == f"Nothing is lost. Continue with `{before}clipfleet evaluate 'a root'`"
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize("pid", [ALONE])
+@pytest.mark.parametrize(
+    ("state", "job"),
+    [(None, "a job that was submitted"), ("running", "job j"), ("completed", "a job that was submitted")],
+)
+def test_after_a_backfill_the_job_that_goes_on_is_named(state: str | None, job: str) -> None:
+    last = None if state is None else make_status(job_id="j", state=JobState(state))
+
+    assert words_after_backfilling(last, ["backfill", "photos"]) == (
+        f"Nothing is lost; {job} goes on without this terminal. Continue with `clipfleet backfill photos`"
+    )
