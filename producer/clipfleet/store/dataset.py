@@ -58,6 +58,10 @@ _REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for;
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
 # How an error of a place begins, of whatever type it is.
 _OF_PLACES = ("LanceError(IO)", "Dataset at path")
+# What a compaction commits: ids of fragments that it reserves, which has no class of its own in Python, and
+# the new fragments. Lance takes no properties for them.
+_OF_COMPACTIONS: Final = ("BaseOperation", "Rewrite")
+_COMPACTED: Final = {"kind": "compact"}
 _PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 
 Alive = Callable[[], object]
@@ -475,11 +479,16 @@ class VectorDataset:
             return sum(sum(batch["size_bytes"].to_pylist()) for batch in self._dataset.all_files())
 
     def _properties(self, version: int) -> Mapping[str, str]:
-        found = self._dataset.read_transaction(version)
+        try:
+            found = self._dataset.read_transaction(version)
+        except TypeError as error:
+            if "RewrittenIndex" not in str(error):
+                raise
+            return _COMPACTED  # Lance cannot tell Python how a compaction has rewritten an index
         if found is None:
             return {}
-        if type(found.operation).__name__ == "Rewrite":  # Lance takes no properties there
-            return {"kind": "compact"}
+        if type(found.operation).__name__ in _OF_COMPACTIONS:
+            return _COMPACTED
         return dict(found.transaction_properties or {})
 
     @property

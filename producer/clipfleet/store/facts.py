@@ -22,6 +22,8 @@ from clipfleet.store.rows import PRESENT
 from clipfleet.store.versions import current_dataset_if_there
 from clipfleet.terminal.console import printable
 
+_CREATE = "create"  # kind of the first version, which has no rows
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
@@ -128,7 +130,7 @@ def version_object(version: Version) -> dict[str, Any]:
     return {
         "version": version.number,
         "at": version.at.isoformat(),
-        "kind": found.get(KIND),
+        "kind": _kind(version),
         "job_id": found.get("job_id"),
         "counts": _counts(version),
     }
@@ -142,9 +144,14 @@ def version_table(versions: Sequence[Version]) -> Table:
     for one in versions:
         found = one.properties
         changes = ", ".join(f"{count:,} {name}" for name, count in _counts(one).items() if count)
-        cells = str(one.number), _utc(one.at), found.get(KIND, ""), found.get("job_id", ""), changes
+        cells = str(one.number), _utc(one.at), _kind(one) or "", found.get("job_id", ""), changes
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
+
+
+def _kind(version: Version) -> str | None:
+    """What the version is of; None: another program has committed it."""
+    return version.properties.get(KIND, _CREATE if version.number == 1 else None)
 
 
 def _counts(version: Version) -> dict[str, int]:

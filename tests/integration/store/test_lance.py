@@ -316,6 +316,8 @@ def test_an_index_outlives_a_compaction(dataset: VectorDataset) -> None:
     assert by_index == exact
     assert facts is not None
     assert facts.rows == 240
+    made = [one.properties for one in compacted.versions(after=later.version)]
+    assert made == [{"kind": "compact"}] * len(made) != [], "Lance has the new ids of the index for itself"
 
 
 def test_a_new_index_replaces_the_one_before(dataset: VectorDataset) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from clipfleet import commands as cli
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.indexing import build_index
+from clipfleet.store.maintenance.compacting import compact
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace, store_place
 from tests.support.held_stores import held
@@ -85,10 +87,25 @@ def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> N
 
     assert (newest["version"], newest["kind"], newest["job_id"]) == (3, "backfill", "night")
     assert newest["counts"] == {"new": 0, "gone": 1}
-    assert (first["version"], first["kind"], first["job_id"], first["counts"]) == (1, None, None, {})
+    assert (first["version"], first["kind"], first["job_id"], first["counts"]) == (1, "create", None, {})
     committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
     assert datetime.fromisoformat(newest["at"]) == committed
     assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+def test_log_names_compactions_also_beside_an_index(run: Run, place: StorePlace) -> None:
+    build_index(VectorDataset.open(place.dataset_uri(MINE)))
+    before = [one["version"] for one in json.loads(run("log", "vectors", "--json")[1])["versions"]]
+
+    compact(held(place))
+
+    code, out, err = run("log", "vectors", "--json")
+    assert (code, err) == (0, "")
+    kinds = {one["version"]: one["kind"] for one in json.loads(out)["versions"]}
+    made = [kind for version, kind in kinds.items() if version not in before]
+    assert {*made} == {"compact"}
+    assert run("log", "vectors")[1].count(" compact ") == len(made)
+    assert run("export", "vectors", "--to", "now", "--as-of", "2999-01-01")[0] == 0
 
 
 def test_log_says_how_many_items_were_forgotten(run: Run, place: StorePlace) -> None:
