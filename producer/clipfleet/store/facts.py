@@ -14,7 +14,7 @@ from rich.text import Text
 
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.store.committing.commit import COUNTS
-from clipfleet.store.committing.of_job import KIND
+from clipfleet.store.committing.of_job import COMPARED_SAME, KIND
 from clipfleet.store.dataset import IndexFacts, VectorDataset, Version
 from clipfleet.store.in_use import unfinished_jobs
 from clipfleet.store.place import StoreFile, StorePlace
@@ -156,6 +156,8 @@ def _kind(version: Version) -> str | None:
 
 def _counts(version: Version) -> dict[str, int]:
     found: dict[str, int] = json.loads(version.properties.get(COUNTS, "{}"))
+    if "same" in found:  # of those that the job has asked
+        found["same"] += int(version.properties.get(COMPARED_SAME, 0))
     return found
 
 

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import commands as cli
+from clipfleet.store.committing.of_job import commit_gone, commit_job
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.indexing import build_index
 from clipfleet.store.maintenance.compacting import compact
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace, store_place
 from tests.support.held_stores import held
+from tests.support.store_jobs import job_with, row
 from tests.support.store_rows import LISTED_AT, NO_ADDRESSES, item, make_dataset, stored_rows
 
 MINE = "a" * 16
@@ -91,6 +94,22 @@ def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> N
     committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
     assert datetime.fromisoformat(newest["at"]) == committed
     assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+def test_log_counts_the_items_that_no_job_had_to_ask(run: Run, place: StorePlace) -> None:
+    night = {"fingerprint": MINE, "base_version": 3, "same": 59}
+    job, output = job_with(place, [[row("d"), row("a", "same")]], "second", **night)
+    commit_job(place, job, output, 1, "")
+    target = job.store
+    assert target is not None
+    commit_gone(place, target, lambda: [pa.RecordBatch.from_pydict({"item_id": ["d"], "digest": [5]})])
+
+    third, second, *_ = json.loads(run("log", "vectors", "--json")[1])["versions"]
+
+    assert (second["counts"]["new"], second["counts"]["late"]) == (1, 1), "another image is in the store"
+    assert second["counts"]["same"] == 59
+    assert (third["counts"]["gone"], third["counts"]["same"]) == (1, 59)
+    assert "1 new, 59 same, 1 late" in run("log", "vectors")[1]
 
 
 def test_log_names_compactions_also_beside_an_index(run: Run, place: StorePlace) -> None:
