@@ -42,7 +42,7 @@ _ROWS_PER_BATCH = 4096
 _BYTES_AHEAD = 64 << 20  # a scan reads ahead; Lance's default is 2 GiB
 _ROW_BITS = 32  # of an address: fragment, then the position in it
 _SIGN_OF_LIFE_SECONDS = 5.0
-_DATA = "data/"  # the files of rows
+_DATA, _INDICES = "data/", "_indices/"  # `_DATA` has the files of rows
 _NO_VERSION = 0  # versions are counted from 1 on; Lance takes no empty list
 
 SIMILARITY: Final = "similarity"
@@ -708,6 +708,34 @@ class VectorDataset:
                     files -= self.open(self.uri, number)._files()
                     alive()
         return bool(files)
+
+    def has_leftovers(self, until: datetime, *, alive: Alive = lambda: None) -> bool:
+        """Whether files that were written before a time belong to no version: a killed commit has left them.
+
+        Lists of deleted rows, which are small, do not count: they go with the versions that they were made
+        from.
+
+        Args:
+            until: UTC.
+            alive: see `has_files_of_no_version`.
+        """
+        with self._errors():
+            files: set[str] = set()
+            for batch in self._dataset.all_files():
+                old = (one["path"] for one in batch.to_pylist() if one["last_modified"] < until)
+                files.update(path for path in old if path.startswith((_DATA, _INDICES)))
+                alive()
+            for number in sorted(self.times(), reverse=True):
+                if files:
+                    files = self.open(self.uri, number)._not_its_own(files)
+                    alive()
+        return bool(files)
+
+    def _not_its_own(self, files: set[str]) -> set[str]:
+        """Those of some files that do not belong to this version."""
+        segments = [one.uuid for index in self._dataset.describe_indices() for one in index.segments]
+        folders = tuple(f"{_INDICES}{one}/" for one in segments)
+        return {one for one in files - self._files() if not one.startswith(folders)}
 
     def _files(self) -> set[str]:
         return {

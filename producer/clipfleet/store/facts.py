@@ -21,6 +21,7 @@ from clipfleet.store.place import StoreFile, StorePlace
 from clipfleet.store.rows import PRESENT
 from clipfleet.store.versions import current_dataset_if_there
 from clipfleet.terminal.console import printable
+from clipfleet.wording import size_words
 
 _CREATE = "create"  # kind of the first version, which has no rows
 
@@ -113,7 +114,7 @@ def info_lines(facts: StoreFacts) -> Iterator[str]:
         yield f"rows         {found.rows:,}" + (f", and {found.gone:,} of gone items" if found.gone else "")
         yield f"versions     {found.versions:,}, {_utc(found.oldest_at)} to {_utc(found.newest_at)}"
         yield f"newest       {found.version}"
-        yield f"size         {found.stored_bytes / (1 << 20):,.1f} MiB"
+        yield f"size         {size_words(found.stored_bytes)}"
         if found.index is not None:
             covered = f"{found.index.rows:,} of {found.rows + found.gone:,} rows"
             yield f"index        {found.index.kind}, {covered}"
