@@ -78,8 +78,9 @@ test-chaos: $(VENV)/.dev-installed
 chaos: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.run
 
-# Kills during backfills, migrations and compaction of stores in a folder and in S3, then races of two backfills:
-# STORES_OPTIONS="--kills 40 --races 60 --seed N". Every night; `make test-chaos` has a small one.
+# Kills during backfills, migrations and compaction of stores in a folder and in S3, then races: of two backfills, of
+# nights and readers with vacuums, and of a migration with all of these. Every night; `make test-chaos` has a small one.
+# STORES_OPTIONS="--kills 40 --races 60 --vacuums 20 --switches 10 --seed N".
 STORES_OPTIONS ?=
 chaos-stores: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.stores.run $(STORES_OPTIONS)

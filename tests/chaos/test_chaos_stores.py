@@ -1,4 +1,4 @@
-"""`make chaos-stores` in small: broken nights, a broken migration and races end as promised."""
+"""`make chaos-stores` in small: broken nights, a broken migration and races of all kinds end as promised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from tests.support.documents import ROOT
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(600), pytest.mark.usefixtures("chaos_servers")]
 
 
-def test_stores_equal_fresh_ones_over_the_same_source(tmp_path: Path) -> None:
-    few = ("--seed", "3", "--kills", "6", "--races", "2")
+@pytest.mark.parametrize(
+    "few",
+    [
+        ("--kills", "6", "--races", "2", "--vacuums", "0", "--switches", "0"),
+        ("--kills", "0", "--races", "0", "--vacuums", "2", "--switches", "2"),
+    ],
+    ids=["kills", "races"],
+)
+def test_stores_equal_fresh_ones_over_the_same_source(tmp_path: Path, few: tuple[str, ...]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "ops.chaos.stores.run", "--folder", tmp_path, *few],
+        [sys.executable, "-m", "ops.chaos.stores.run", "--folder", tmp_path, "--seed", "3", *few],
         cwd=ROOT, text=True, capture_output=True, timeout=500, check=False,
     )  # fmt: skip
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from clipfleet.client import BackfillOptions
+from clipfleet.results.store_rows import store_rows
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import StorePlace, store_place
 from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
@@ -62,6 +65,12 @@ class Collection:
         assert fingerprint is not None
         dataset = VectorDataset.open(self.place.dataset_uri(fingerprint))
         return sorted(name for batch in dataset.batches(["item_id"]) for name in batch["item_id"].to_pylist())
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """By the ids of their items."""
+        rows = pa.Table.from_batches(store_rows(self.place).read(["item_id", "embedding"]).batches)
+        vectors = [np.array(one, np.float32) for one in rows["embedding"].to_pylist()]
+        return dict(zip(rows["item_id"].to_pylist(), vectors, strict=True))
 
 
 def counts(night: Night) -> Night:
@@ -154,6 +163,18 @@ def test_a_migration(collection: Collection) -> None:
     assert counts(after) == {"same": 20}
 
 
+def test_a_migration_to_the_weights_that_it_has(collection: Collection) -> None:
+    collection.night()
+    before = collection.place.read()
+    words = ("backfill", collection.images, "--store", collection.store, "--migrate", "--model", "demo")
+
+    run = collection.cluster.run(*words)
+
+    assert (run.returncode, "has these vectors already" in run.stderr) == (0, True)
+    assert (collection.place.read(), collection.ids()) == (before, names(range(20)))
+    assert counts(collection.night()) == {"same": 20}
+
+
 def test_a_plan(collection: Collection) -> None:
     plan = collection.night("--dry-run")
 
@@ -222,6 +243,36 @@ def test_nights_over_a_web_site(many: Collection, path: str, has_validators: boo
         assert counts(third) == CHANGES
         assert many.embedded - embedded == 15
         assert many.ids() == sorted(urls)
+
+
+def test_etags_that_repeat(collection: Collection) -> None:
+    """One that all images have does not say which is which; one that comes back, not what it was of."""
+    images = collection.images
+    changed, before = images / "000000.jpg", (images / "000000.jpg").read_bytes()
+    with HttpSite(images) as site:
+        urls = [site.url(f"/alike/{path.name}") for path in sorted(images.iterdir())]
+        source = list_of(images.parent, urls)
+        first = collection.night(source=source)
+        one_by_one = collection.vectors()
+        second = collection.night(source=source)
+        assert (counts(first), counts(second), second["fetched_bytes"]) == ({"new": 20}, {"same": 20}, 0)
+        assert len({vector.tobytes() for vector in one_by_one.values()}) == 20
+
+        site.etag = '"v2"'
+        changed.write_bytes(image(1000))
+        assert counts(collection.night(source=source)) == {"changed": 1, "same": 19}
+        assert differing(collection.vectors(), one_by_one) == [urls[0]]
+
+        site.etag = '"v1"'
+        changed.write_bytes(before)
+        assert counts(collection.night(source=source)) == {"changed": 1, "same": 19}
+        assert differing(collection.vectors(), one_by_one) == []
+
+
+def differing(vectors: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> list[str]:
+    """The ids of different vectors; batches of other sizes round otherwise."""
+    assert vectors.keys() == others.keys()
+    return [name for name in vectors if not np.allclose(vectors[name], others[name], atol=0.004)]
 
 
 def test_nights_over_files(many: Collection) -> None:

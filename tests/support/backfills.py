@@ -90,6 +90,12 @@ class Nights:
         dataset = VectorDataset.open(self.place.dataset_uri(FINGERPRINTS[model]))
         return sorted(name for batch in dataset.batches(["item_id"]) for name in batch["item_id"].to_pylist())
 
+    def hashes(self, model: str = "demo") -> dict[str, str]:
+        """What `images` had of each item when its vector was made."""
+        dataset = VectorDataset.open(self.place.dataset_uri(FINGERPRINTS[model]))
+        rows = [row for batch in dataset.batches(["item_id", "content_hash"]) for row in batch.to_pylist()]
+        return {row["item_id"]: row["content_hash"] for row in rows}
+
     def _submit(
         self, items: ComparedItems, described: JobOptions, target: StoreTarget, gone: GoneItems
     ) -> JobHandle:

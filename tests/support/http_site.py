@@ -6,6 +6,7 @@
 | `/sick/<name>` | 500 until `heal` is called, then a file of the folder, so often as it allows |
 | `/bare/<name>` | a file of the folder, without ETag and Last-Modified, which `/files/` has |
 | `/versioned?etag=E&modified=M&later=L` | 304 if the request names them (with the ETag `L`), else the image |
+| `/alike/<name>` | a file of the folder, whose ETag is the attribute `etag`; 304 if that is asked for |
 | `/held/<name>` | a file of the folder: a byte a second until `heal` allows the rest |
 | `/status/<code>` | that status with a short body |
 | `/flaky/<status>/<times>?after=SECONDS` | so many times that status, then 200; with `Retry-After` |
@@ -88,6 +89,7 @@ class HttpSite:
         self.connections: set[object] = set()  # one entry for each connection that carried a request
         self.user_agents: set[str] = set()
         self.robots_txt: str | int = 404
+        self.etag = '"v1"'
         self.active = 0  # requests being answered now
         self.most_active = 0
         self._answers_left: float = 0  # of `/sick/`, once it is healed
@@ -172,6 +174,7 @@ class HttpSite:
             "/held/{name}": self._held,
             "/bare/{name}": self._bare,
             "/versioned": self._versioned,
+            "/alike/{name}": self._alike,
             "/late/{name}": self._late,
             "/status/{code}": self._status,
             "/flaky/{status}/{times}": self._flaky,
@@ -264,6 +267,13 @@ class HttpSite:
             return web.Response(status=304, headers=later)
         headers = {"ETag": etag, "Last-Modified": modified}
         return web.Response(body=_IMAGE, headers={name: value for name, value in headers.items() if value})
+
+    async def _alike(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("If-None-Match") == self.etag:
+            return web.Response(status=304)
+        bare = await self._bare(request)
+        bare.headers["ETag"] = self.etag
+        return bare
 
     async def _held(self, request: web.Request) -> web.StreamResponse:
         if self._folder is None:

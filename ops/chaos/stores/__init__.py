@@ -1,1 +1,1 @@
-"""Breaks the nights of a store, its migrations and its compaction, and lets backfills race: see `run`."""
+"""Breaks the nights of a store, its migrations and its compaction, and lets them race: see `run`."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import store_place
 from clipfleet.store.rows import PRESENT, VECTOR_COLUMN
 
+_COLUMNS = ["item_id", "content_hash", VECTOR_COLUMN]
 _TOLERANCE = 0.004  # batches of other sizes round otherwise
 
 
@@ -31,9 +35,20 @@ def stored_in(store: str) -> Stored:
     if fingerprint is None:
         return Stored("", {}, ())
     dataset = VectorDataset.open(place.dataset_uri(fingerprint))
+    return _stored(fingerprint, dataset.batches(_COLUMNS, where=PRESENT))
+
+
+def exported_to(folder: Path) -> Stored:
+    """All that a snapshot of a store holds."""
+    files = [pq.ParquetFile(path) for path in sorted(folder.glob("*.parquet"))]
+    (fingerprint,) = {file.schema_arrow.metadata[b"fingerprint"].decode() for file in files}
+    return _stored(fingerprint, (batch for file in files for batch in file.iter_batches(columns=_COLUMNS)))
+
+
+def _stored(fingerprint: str, batches: Iterable[pa.RecordBatch]) -> Stored:
     seen: Counter[str] = Counter()
     rows = {}
-    for batch in dataset.batches(["item_id", "content_hash", VECTOR_COLUMN], where=PRESENT):
+    for batch in batches:
         vectors = np.stack(batch[VECTOR_COLUMN].to_numpy(zero_copy_only=False))
         for item_id, content_hash, vector in zip(
             batch["item_id"].to_pylist(), batch["content_hash"].to_pylist(), vectors, strict=True
@@ -51,6 +66,21 @@ def problems(stored: Stored, hashes: Mapping[str, str]) -> Iterator[str]:
     for item_id in sorted(hashes.keys() & stored.rows.keys()):
         if stored.rows[item_id][0] != hashes[item_id]:
             yield f"{item_id} is of an image that it was before, or never"
+
+
+def impossible(answer: Stored, always: Collection[str], ever: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """What was never in a library while a store was read.
+
+    Args:
+        answer: what was read.
+        always: ids of the images that were there all the time.
+        ever: hashes of all images so far, by id.
+    """
+    yield from (f"{item_id} is there twice" for item_id in answer.doubled)
+    yield from (f"{item_id} is missing" for item_id in sorted({*always} - answer.rows.keys()))
+    for item_id, (content_hash, _) in sorted(answer.rows.items()):
+        if content_hash not in ever.get(item_id, ()):
+            yield f"{item_id} is of an image that it never was"
 
 
 def differences(stored: Stored, fresh: Stored) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import defaultdict
 from pathlib import Path
 
 from ops.chaos.material import image_bytes
@@ -14,11 +15,13 @@ class Library:
 
     Attributes:
         hashes: sha256 of each image that is there, lowercase hex, by its name, which is its id.
+        ever: all that were there under a name, by the name.
     """
 
     def __init__(self, folder: Path, images: int, chance: random.Random) -> None:
         self.folder = folder
         self.hashes: dict[str, str] = {}
+        self.ever: defaultdict[str, set[str]] = defaultdict(set)
         self._chance = chance
         self._images = 0  # made so far: no image comes twice
         self._names = 0
@@ -40,5 +43,8 @@ class Library:
     def _write(self, name: str) -> None:
         self._images += 1
         data = image_bytes(self._images)
-        (self.folder / name).write_bytes(data)
+        scratch = self.folder.with_name(f"{self.folder.name}-next.jpg")
+        scratch.write_bytes(data)
+        scratch.replace(self.folder / name)  # whole, whoever reads it meanwhile
         self.hashes[name] = hashlib.sha256(data).hexdigest()
+        self.ever[name].add(self.hashes[name])

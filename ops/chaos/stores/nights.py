@@ -51,10 +51,10 @@ class Night:
 
 
 class Program:
-    """A command line of clipfleet, begun again whenever it was killed or was told no."""
+    """A module of Python with its arguments, begun again whenever it was killed or was told no."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._arguments = [sys.executable, "-P", "-m", "clipfleet", *arguments]
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._arguments = [sys.executable, "-P", "-m", *command]
         self._environment = dict(environment)
         self._log = log
         self.tries = 0
@@ -82,8 +82,9 @@ class Program:
 
     def stop(self) -> None:
         """For good."""
-        self._running.kill()
-        self._running.communicate()
+        if self._running.poll() is None:
+            self._running.kill()
+            self._running.communicate()
 
     def _begin(self) -> subprocess.Popen[str]:
         self.tries += 1
@@ -141,17 +142,55 @@ class Nights:
         finally:
             for program in programs:
                 program.stop()
-        nights = []
-        for number, program in enumerate(programs):
-            problem = "" if number in said else f"is not over after {_NIGHT_SECONDS:g} s"
-            if program.tries > 1 and not problem:
-                problem = f"did not succeed by itself: {program.tries} tries"
-            nights.append(Night([], program.tries, said.get(number, ""), program.traceback or problem))
-            self._note(commands[number], nights[-1])
-        return nights
+        return [
+            self._at_once(commands[number], program, said.get(number))
+            for number, program in enumerate(programs)
+        ]
 
-    def _program(self, arguments: Sequence[str]) -> Program:
-        return Program(arguments, self._servers.environment(), self._log)
+    def beside(
+        self, commands: Iterable[Sequence[str]], others: Sequence[Iterable[Sequence[str]]]
+    ) -> list[Night]:
+        """Run commands one after the other, and others beside them; each must end well at its first try.
+
+        Args:
+            commands: to their end.
+            others: likewise, but none is begun any more once that is over.
+        """
+        began = time.monotonic()
+        left = {number: iter(some) for number, some in enumerate([commands, *others])}
+        running: dict[int, tuple[Sequence[str], Program]] = {}
+        nights: list[Night] = []
+        try:
+            while (running or 0 in left) and time.monotonic() - began < _NIGHT_SECONDS:
+                self._tend()
+                for number in [one for one in left if one not in running]:
+                    command = next(left[number], None) if 0 in left else None
+                    if command is None:
+                        del left[number]
+                    else:
+                        running[number] = command, self._program(command)
+                for number, (command, program) in [*running.items()]:
+                    if (said := program.ended()) is not None or program.tries > 1:
+                        nights.append(self._at_once(command, program, said))
+                        del running[number]
+                time.sleep(_PAUSE_SECONDS)
+        finally:
+            for _, program in running.values():
+                program.stop()
+        return nights + [self._at_once(command, program, None) for command, program in running.values()]
+
+    def _at_once(self, command: Sequence[str], program: Program, said: str | None) -> Night:
+        """What became of a command that must succeed at its first try; `said` is None if it has not."""
+        program.stop()
+        problem = "" if said is not None else f"is not over after {_NIGHT_SECONDS:g} s"
+        if program.tries > 1:
+            problem = f"{command[:3]} did not succeed by itself: {program.tries} tries"
+        night = Night([], program.tries, said or "", program.traceback or problem)
+        self._note(command, night)
+        return night
+
+    def _program(self, command: Sequence[str]) -> Program:
+        return Program(command, self._servers.environment(), self._log)
 
     def _tend(self) -> None:
         self._fleet.tend()

@@ -1,4 +1,4 @@
-"""`make chaos-stores`: break the nights of stores, let backfills race, then compare with fresh stores.
+"""`make chaos-stores`: break the nights of stores, let them race, then compare with fresh stores.
 
 Exit code 0: every store holds what its source does, each image once. 1: it does not; the history tells more.
 """
@@ -6,6 +6,7 @@ Exit code 0: every store holds what its source does, each image once. 1: it does
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -13,14 +14,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from clipfleet_worker.machine.embedded.s3 import BUCKET
 from ops.chaos.fleet import Fleet
 from ops.chaos.history import History
 from ops.chaos.servers import Servers
-from ops.chaos.stores.check import Stored, differences, problems, stored_in
+from ops.chaos.stores import upkeep
+from ops.chaos.stores.check import Stored, differences, exported_to, impossible, problems, stored_in
 from ops.chaos.stores.library import Library
 from ops.chaos.stores.nights import Blow, Night, Nights, Victim
 from tests.support.second_model import write_second_model
@@ -28,6 +30,9 @@ from tests.support.second_model import write_second_model
 _IMAGES = 200
 _NEW, _CHANGED, _GONE = 8, 16, 6  # of a night
 _CHUNK_SIZE = "8"
+_NIGHTS_BESIDE = 6  # a migration
+_READERS = 3  # of a night
+_READ_SECONDS = (2.0, 10.0)  # that one stands still; a vacuum spares more, see `upkeep`
 _WORKERS = 3
 _BACKFILL, _COMPACT, _MIGRATE = "backfill", "compact", "migrate"
 _CYCLE = (_BACKFILL, _COMPACT, _BACKFILL, _MIGRATE)
@@ -47,8 +52,10 @@ class Trial:
         self._stores = [str(folder / "store"), f"s3://{BUCKET}/store"]
         self._model_of = dict.fromkeys(self._stores, models[0])
         self._fresh = str(folder / "fresh")
+        self._answers, self._read = folder / "answers", 0
         self.kills: Counter[str] = Counter()
-        self.races = 0
+        self.races: Counter[str] = Counter()
+        self.removed: Counter[str] = Counter()  # by vacuums
         self.found: list[str] = []
 
     def fill(self) -> None:
@@ -73,7 +80,82 @@ class Trial:
             self._library.change(new=2, changed=4, gone=1)
             for night in self._nights.race([self._backfill(store)] * 2):
                 self._judge(store, night)
-            self.races += 1
+            self.races["two backfills"] += 1
+
+    def let_switch(self, times: int) -> None:
+        """Migrations beside nights of a changing source, readers and vacuums."""
+        for number in range(times):
+            if self.found:
+                return
+            store = self._stores[number % 2]
+            before = self._look(store).fingerprint
+            self._model_of[store] = self._other_model(store)
+            others = [self._nights_to_come(store), self._reads(store), self._upkeep(store)]
+            self._beside(store, 4, [[*self._backfill(store), "--migrate"]], others)
+            if self._look(store).fingerprint == before:
+                self.found.append(f"{store}: did not switch to another model")
+            self.races["a migration with nights, readers and vacuums"] += 1
+
+    def let_vacuum(self, times: int) -> None:
+        """Nights beside readers and vacuums, of a store with versions that are old enough to go.
+
+        All images change: the next version has none of the files of the one before. In half of the races the
+        first vacuum comes after the night, as it makes a version of its own that has the same files.
+        """
+        if times:
+            time.sleep(upkeep.SECONDS)
+        for number in range(times):
+            if self.found:
+                return
+            store = self._stores[number % 2]
+            others = [self._reads(store) for _ in range(_READERS)]
+            others += [self._upkeep(store)] if number % 4 > 1 else []
+            changed = len(self._library.hashes) - 1
+            self._beside(store, changed, [self._backfill(store), self._vacuum(store)], others)
+            self.races["a night with readers and vacuums"] += 1
+        if times and not self.removed["versions"]:
+            self.found.append("no vacuum has removed a version")
+
+    def _beside(
+        self, store: str, changed: int, commands: Iterable[Sequence[str]],
+        others: Sequence[Iterable[Sequence[str]]],
+    ) -> None:  # fmt: skip
+        """Change some images, run commands, and others beside them; see `Nights.beside`."""
+        self._library.change(new=2, changed=changed, gone=1)
+        always = self._look(store).rows.keys() & self._library.hashes.keys()
+        for night in self._nights.beside(commands, others):
+            if night.problem:
+                self.found.append(f"{store}: {night.problem}")
+            elif "models" in (said := json.loads(night.said)):
+                self.removed.update(said)
+        self.found += [f"{store}: {one}" for one in problems(self._look(store), self._library.hashes)]
+        for answer in sorted(self._answers.iterdir()):
+            found = impossible(exported_to(answer), always, self._library.ever)
+            self.found += [f"{store}, read as {answer.name}: {one}" for one in found]
+            if not self.found:
+                shutil.rmtree(answer)
+
+    def _nights_to_come(self, store: str) -> Iterator[Sequence[str]]:
+        """Of whatever model the store has; so few that a migration comes to its end."""
+        for _ in range(_NIGHTS_BESIDE):
+            yield ["clipfleet", "backfill", str(self._library.folder), "--store", store, "--json"]
+            self._library.change(new=1, changed=2, gone=0)
+
+    def _reads(self, store: str) -> Iterator[Sequence[str]]:
+        self._answers.mkdir(exist_ok=True)
+        while True:
+            self._read += 1
+            folder = str(self._answers / f"{self._read:05}")
+            pause = f"{self._chance.uniform(*_READ_SECONDS):.1f}"
+            yield ["ops.chaos.stores.slow_reader", store, folder, pause]
+
+    def _upkeep(self, store: str) -> Iterator[Sequence[str]]:
+        while True:
+            yield self._vacuum(store)
+
+    @staticmethod
+    def _vacuum(store: str) -> list[str]:
+        return ["ops.chaos.stores.upkeep", store]
 
     def compare(self) -> None:
         """Each store with a fresh one of its model."""
@@ -88,9 +170,9 @@ class Trial:
         self._library.change(new=_NEW, changed=_CHANGED, gone=_GONE)
         if kind == _COMPACT:
             self._judge(store, self._nights.run(self._backfill(store), (), self._chance))
-            self._judge(store, self._run(kind, ["store", "compact", store]))
+            self._judge(store, self._run(kind, ["clipfleet", "store", "compact", store]))
         elif kind == _MIGRATE:
-            self._model_of[store] = next(one for one in self._models if one != self._model_of[store])
+            self._model_of[store] = self._other_model(store)
             self._judge(store, self._run(kind, [*self._backfill(store), "--migrate"]))
         else:
             # The same job whichever try comes through, every other time.
@@ -111,9 +193,12 @@ class Trial:
 
     def _backfill(self, store: str) -> list[str]:
         return [
-            "backfill", str(self._library.folder), "--store", store, "--model", self._model_of[store],
-            "--chunk-size", _CHUNK_SIZE, "--json",
+            "clipfleet", "backfill", str(self._library.folder), "--store", store,
+            "--model", self._model_of[store], "--chunk-size", _CHUNK_SIZE, "--json",
         ]  # fmt: skip
+
+    def _other_model(self, store: str) -> str:
+        return next(one for one in self._models if one != self._model_of[store])
 
     def _judge(self, store: str, night: Night) -> None:
         if night.problem:
@@ -129,12 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     options = _options(arguments)
     folder = Path(tempfile.mkdtemp(prefix="clipfleet-chaos-stores-", dir=options.folder)).absolute()
-    print(f"chaos of stores: seed {options.seed}, {options.kills} kills, {options.races} races; see {folder}")
+    sizes = ", ".join(f"{getattr(options, one)} {one}" for one in ("kills", "races", "vacuums", "switches"))
+    print(f"chaos of stores: seed {options.seed}, {sizes}; see {folder}")
     began = time.monotonic()
     trial = _try(options, folder)
     for what, times in sorted(trial.kills.items()):
         print(f"  {times:3} killed in {what}")
-    print(f"  {trial.races:3} races of two backfills; {time.monotonic() - began:.0f} s")
+    for what, times in trial.races.items():
+        print(f"  {times:3} races: {what}")
+    print(f"  {dict(trial.removed)} removed by vacuums; {time.monotonic() - began:.0f} s")
     if not trial.found:
         print("As promised: the stores equal fresh ones over the same source.")
         shutil.rmtree(folder)
@@ -171,6 +259,10 @@ def _steps(trial: Trial, options: argparse.Namespace) -> Iterator[str]:
     trial.break_nights(options.kills)
     yield "race"
     trial.let_race(options.races)
+    yield "vacuum"
+    trial.let_vacuum(options.vacuums)
+    yield "switch"
+    trial.let_switch(options.switches)
     yield "compare"
     if not trial.found:
         trial.compare()
@@ -182,6 +274,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(seed) if seed else random.randrange(1_000_000))
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--races", type=int, default=60)
+    parser.add_argument("--vacuums", type=int, default=20)
+    parser.add_argument("--switches", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="where the run makes its own folder; default: TMPDIR")
     return parser.parse_args(arguments)
 

@@ -41,6 +41,7 @@ from clipfleet.store.rows import PRESENT, id_hashes
 from clipfleet.wording import counted
 
 _IDS_AT_A_TIME = 8192
+_PROBED_ITEMS = 16  # of a first job that finds out whether the vectors are other ones at all
 
 
 class _EndedError(Exception):
@@ -118,9 +119,11 @@ class StoreMigration:
                 total = done.after(total)
                 if not done.is_complete:
                     return total, False
+                if done.is_superseded and self._keeps(store):
+                    return RoundResult(self._current_version(store)), True
                 # A source that always changes has always some changes: they are left for the next night.
                 is_steady = before is not None and 2 * done.found >= before
-                before = done.found
+                before = None if done.left else done.found
                 if earlier or done.is_superseded or (done.found and not is_steady):
                     continue
                 if self._too_many_failed(store, done):
@@ -147,7 +150,8 @@ class StoreMigration:
                     f"{to.decode}, exif {to.exif}): let it "
                     "end, or end it by `abandon_migration=True`"
                 )
-            if is_filled_by(store.current, wanted):
+            # The same model may have other weights by now: workers know, see `_keeps`.
+            if store.current.fingerprint is None and is_filled_by(store.current, wanted):
                 return store
             migration = Migration(migration_id=made, to=wanted, began_at=self._services.ledger.now())
             return store.model_copy(update={"migration": migration})
@@ -156,10 +160,13 @@ class StoreMigration:
 
     def _migration(self, store: StoreFile) -> Migration:
         """The migration as it is now; raise if it is another one, or none."""
-        now = self._place.read().migration
-        if now is None or store.migration is None or now.migration_id != store.migration.migration_id:
+        return self._own_migration(store, self._place.read())
+
+    def _own_migration(self, store: StoreFile, now: StoreFile) -> Migration:
+        found = now.migration
+        if found is None or store.migration is None or found.migration_id != store.migration.migration_id:
             raise _EndedError
-        return now
+        return found
 
     def _current_version(self, store: StoreFile) -> int:
         dataset = self._dataset(self._current(store))
@@ -198,13 +205,40 @@ class StoreMigration:
         with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
             compared = compare(
                 self._source(), self._dataset(migration.to), Path(folder),
-                now=services.ledger.now(), most_items=None, on_listed=self._on_listed,
+                now=services.ledger.now(), most_items=self._most_items(store, migration),
+                on_listed=self._on_listed,
             )  # fmt: skip
             target = target_of(place, store.store_id, migration.to, compared, options, migration.migration_id)
             if not compared.comparison.to_run:
                 return commit(services, place, compared, target)
             job = submit(services, place, new_job_id(), compared, target, migration.to, options)
         return outcome.of_job(job.job, job.wait(on_progress=self._watch[0], on_trouble=self._watch[1]))
+
+    def _most_items(self, store: StoreFile, migration: Migration) -> int | None:
+        """Few, as long as the new vectors may be those that the store has."""
+        current, to = self._current(store), migration.to
+        may_be_here = is_filled_by(current, to.model_copy(update={"precision": current.precision}))
+        return _PROBED_ITEMS if may_be_here and to.fingerprint is None else None
+
+    def _keeps(self, store: StoreFile) -> bool:
+        """End the migration if its vectors, which no commit took, are those that the store has."""
+        if self._migration(store).to.fingerprint is not None:
+            return False
+        try:
+            with held(self._services, lock_name(store.store_id)) as alive:
+                self._place.change(lambda now: self._kept(store, now), confirm=alive)
+        except LockLostError:
+            return False
+        self._services.say(f"{self._place.uri} has these vectors already")
+        return True
+
+    def _kept(self, store: StoreFile, now: StoreFile) -> StoreFile:
+        """The store without the migration, and with its options: they make the same vectors."""
+        to = self._own_migration(store, now).to
+        current = to.model_copy(
+            update={"fingerprint": now.current.fingerprint, "dimension": now.current.dimension}
+        )
+        return now.model_copy(update={"current": current, "migration": None})
 
     def _too_many_failed(self, store: StoreFile, done: RoundResult) -> bool:
         """Whether more items would lose their vectors than may."""
@@ -214,7 +248,8 @@ class StoreMigration:
             return False
         rows = current.count(PRESENT)
         lost = rows if new is None else self._lost(current, new, done)
-        if lost <= (self._most_failed or 0.0) * rows:
+        may_be_lost = 0.0 if new is None else (self._most_failed or 0.0) * rows
+        if lost <= may_be_lost:
             return False
         self._services.say(
             f"{counted(lost, 'item')} with vectors failed, more than may: nothing was switched; run it again "
@@ -269,10 +304,8 @@ class StoreMigration:
         return any(job.store is not None and job.store.migration_id is None for job, _ in nights)
 
     def _switched(self, store: StoreFile, now: StoreFile) -> StoreFile:
-        assert store.migration is not None  # noqa: S101 - it has begun
-        if now.migration is None or now.migration.migration_id != store.migration.migration_id:
-            raise _EndedError
-        return now.model_copy(update={"current": now.migration.to, "migration": None})
+        to = self._own_migration(store, now).to
+        return now.model_copy(update={"current": to, "migration": None})
 
 
 def abandon_migration(services: Services, place: StorePlace) -> bool:

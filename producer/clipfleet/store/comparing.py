@@ -143,7 +143,7 @@ class Comparing:
         versions, found = versions.take(pa.array(wanted)), found[wanted]
         # A digest that no later listing gives: the item is asked again.
         found = np.where(self._is_young(versions), ~found, found)
-        return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"]))
+        return _joined(taken, versions, found, self._facts(places[wanted], taken["uri"], versions))
 
     def _is_asked(self, places: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Which items seem not to have changed: they are only asked, as that is not certain."""
@@ -184,19 +184,24 @@ class Comparing:
         found: np.ndarray = pc.fill_null(is_young, False).to_numpy(zero_copy_only=False)
         return found
 
-    def _facts(self, places: np.ndarray, uris: pa.Array) -> dict[str, pa.Array]:
+    def _facts(self, places: np.ndarray, uris: pa.Array, versions: pa.Array) -> dict[str, pa.Array]:
         """What the store knows of items, by the names of `KNOWN_FIELDS`; null where it does not.
 
-        Validators mean something only where they came from; the hash is that of bytes, wherever they are.
+        Validators mean something only where they came from, and of the version that they came with: a site
+        may repeat an ETag. The hash is that of bytes, wherever they are.
         """
         import numpy as np
 
         is_known = places >= 0
         if self._dataset is None or not is_known.any():
             return {name: pa.nulls(len(places), pa.string()) for name in _OF_THE_STORE}
-        rows = self._dataset.take(self._known.addresses[places[is_known]], ["uri", *_OF_THE_STORE.values()])
+        rows = self._dataset.take(
+            self._known.addresses[places[is_known]], ["uri", "version", *_OF_THE_STORE.values()]
+        )
         pairs = zip(rows["uri"].to_pylist(), uris.filter(pa.array(is_known)).to_pylist(), strict=True)
         is_there = pa.array([lead_to_the_same(was, now) for was, now in pairs], pa.bool_())
+        is_other = pc.not_equal(rows["version"].combine_chunks(), versions.filter(pa.array(is_known)))
+        is_there = pc.and_not(is_there, pc.fill_null(is_other, False))
         at = np.full(len(places), -1)
         at[is_known] = np.arange(int(is_known.sum()))
         indexes = pa.array(at, mask=~is_known)

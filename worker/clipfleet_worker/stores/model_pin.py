@@ -29,9 +29,15 @@ def pin_model(ledger: Ledger, job: Job, target: StoreTarget, model: LoadedModel)
     if not wanted:
         raise ChunkInterrupted("the job is gone")
     if not model.has_made(wanted, job.decode, job.exif):
-        holder = f"the store {target.uri}" if target.fingerprint else f"job {job.job_id}"
+        holder, way_out = f"job {job.job_id}", "give all workers the same weights"
+        if target.fingerprint:
+            holder, way_out = (
+                f"the store {target.uri}",
+                "use the weights that made them, or move the store to these: "
+                f"`clipfleet backfill SOURCE --store {target.uri} --migrate --model {job.model}`",
+            )
         raise ModelMismatchError(
-            f"{holder} has vectors with the fingerprint {wanted}, those of {job.model} have {mine} here: use "
-            "the weights that made them, or move the store to these with `clipfleet backfill --migrate`"
+            f"{holder} has vectors with the fingerprint {wanted}, those of {job.model} have {mine} here: "
+            f"{way_out}"
         )
     return wanted

@@ -57,7 +57,7 @@ def commit_job(
         alive: called often; what it raises ends the commit, and nothing is changed.
 
     Raises:
-        SupersededError: the store has changed its model meanwhile.
+        SupersededError: the store has changed its model meanwhile, or migrates to the one that it has.
         OutputConflictError: another store is there by now, the rows are of several models, or a column has
             another type in the store.
         OutputUnavailableError: a part, or the store, cannot be read or written.
@@ -65,7 +65,10 @@ def commit_job(
     target = job.store
     assert target is not None  # noqa: S101 - the caller knows
     fingerprint = target.fingerprint or fingerprint or model_of_rows(job, output, range(chunks), alive)
-    embedded_by = _embedded_by(place.read(), target, place.uri)
+    store = place.read()
+    embedded_by = _embedded_by(store, target, place.uri)
+    if target.migration_id is not None and fingerprint == store.current.fingerprint:
+        raise SupersededError(f"{place.uri} has the vectors of {fingerprint} already")
     if embedded_by.fingerprint not in (None, fingerprint):
         raise SupersededError(
             f"{place.uri} has vectors with the fingerprint {embedded_by.fingerprint} by now, "

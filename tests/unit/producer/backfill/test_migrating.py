@@ -15,6 +15,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, UsageError
 from clipfleet.ledger.locks import LockLostError
 from clipfleet.sources.batches import Source
+from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, StorePlace
 from tests.support.backfills import FINGERPRINTS, Nights, uris
 from tests.support.store_rows import ListedItems, item
@@ -191,10 +192,15 @@ def test_some_may_fail(nights: Nights, most_failed: float | None, switched: bool
     assert migration(nights, listed("abcd"), most_failed).run().switched is switched
 
 
-def test_it_never_switches_to_nothing(nights: Nights) -> None:
+@pytest.mark.parametrize("model", ["new:one", "demo"])
+@pytest.mark.parametrize("most_failed", [None, 1.0])
+def test_it_never_switches_to_nothing(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, most_failed: float | None, model: str
+) -> None:
+    monkeypatch.setitem(FINGERPRINTS, "demo", "d" * 16)
     nights.images = dict.fromkeys(uris("abcd"))
 
-    assert not migration(nights, listed("abcd"), None).run().switched
+    assert not migration(nights, listed("abcd"), most_failed, model=model).run().switched
     assert current(nights) == OLD
 
 
@@ -246,6 +252,36 @@ def test_a_call_after_its_end_changes_nothing(nights: Nights) -> None:
 
     assert (result.switched, counts(result), nights.ids("new:one")) == (True, (0, 0, 0, 0), [*"abcd"])
     assert "has these vectors already" in nights.said[-1]
+
+
+def test_other_weights_under_the_same_name_are_other_vectors(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FINGERPRINTS, "demo", "d" * 16)
+    names = [f"{number:02}" for number in range(40)]
+    source = ListedItems([item(name) for name in names])
+
+    result = migration(nights, source, model="demo").run()
+
+    assert (result.switched, counts(result), result.same) == (True, (40, 0, 0, 0), 0)
+    assert (current(nights), nights.ids()) == ("d" * 16, names)
+    assert sorted(nights.fetched) == uris(names)  # each one once
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_the_same_weights_are_noticed_by_a_small_job(nights: Nights, precision: str | None) -> None:
+    """Also where another option turns out to make the same vectors."""
+    dataset = VectorDataset.open(nights.place.dataset_uri(OLD))
+    source = ListedItems([item(f"{number}") for number in range(100)])
+
+    result = migration(nights, source, model="demo", precision=precision).run()
+
+    store = nights.place.read()
+    assert (result.switched, counts(result), result.version) == (True, (0, 0, 0, 0), dataset.version)
+    assert (store.current.fingerprint, store.current.dimension) == (OLD, 4)
+    assert (store.current.precision, store.migration) == (precision or "auto", None)
+    assert nights.said[-1].endswith("has these vectors already")
+    assert (len(nights.fetched), nights.ids()) == (16, [*"abcd"])
 
 
 def test_only_one_migration_at_a_time(nights: Nights) -> None:

@@ -96,6 +96,17 @@ def test_a_night_without_changes_has_no_job_and_makes_no_version(nights: Nights)
     assert (result.version, result.job_id, result.ran) == (before.version, None, 0)
 
 
+def test_a_version_that_an_item_had_before_says_nothing_of_today(nights: Nights) -> None:
+    """S3 lists an object with an ETag that it has had, of a content that is back."""
+    for number, version in enumerate(("5 v1", "5 v2", "5 v1")):
+        nights.images["s3://bucket/a"] = f"the image of {version}"
+
+        result = nights.night(listed("ab", a=version)).wait()
+
+        assert counts(result) == ({"changed": 1, "same": 1} if number else {"new": 2})
+        assert nights.hashes()["a"] == f"the image of {version}"
+
+
 def test_what_is_gone_is_committed_without_a_job(nights: Nights) -> None:
     nights.night(listed("abcd")).wait()
 

@@ -113,6 +113,18 @@ def test_another_uri_is_not_asked_with_the_validators_of_the_earlier_one(
     assert [one["_content_hash"] for one in found.to_run] == ["hash of a", "hash of b", "hash of c", None]
 
 
+def test_an_item_that_the_source_calls_changed_is_read_whatever_its_site_says(
+    compare: Any, tmp_path: Path
+) -> None:
+    stored = [item("a", "1"), item("b", None), item("c", "1")]
+    dataset = make_dataset(tmp_path / "u.lance", stored, etag='"1"')
+
+    found = compare([item("a", "2"), item("b", "1"), item("c", None)], dataset)
+
+    asked = {one["item_id"]: one["_etag"] for one in found.to_run}
+    assert asked == {"a": None, "b": '"1"', "c": '"1"'}
+
+
 @pytest.mark.parametrize(("age_seconds", "is_asked"), [(-5, True), (1, True), (3, False)])
 def test_a_file_that_was_young_when_it_was_listed_is_asked(
     compare: Any, tmp_path: Path, age_seconds: int, is_asked: bool

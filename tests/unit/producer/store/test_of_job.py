@@ -84,6 +84,15 @@ def test_vectors_that_are_gone_are_not_replaced_by_those_of_one_night(place: Sto
     assert not Path(place.dataset_uri(MINE)).exists()
 
 
+def test_a_migration_to_the_vectors_that_the_store_has_commits_nothing(place: StorePlace) -> None:
+    commit_job(place, *job_with(place, [[row("a")]]), 1, MINE)
+    job, output = job_with(place, [[row("b")]], "moving", migration_id=migrating(place))
+
+    with pytest.raises(SupersededError, match=f"has the vectors of {MINE} already"):
+        commit_job(place, job, output, 1, MINE)
+    assert ids(place) == ["a"]
+
+
 def test_the_rows_say_which_model_made_them_where_redis_has_lost_that(place: StorePlace) -> None:
     job, output = job_with(place, [[row("a", "failed")], [row("b", "failed"), row("c")]])
 

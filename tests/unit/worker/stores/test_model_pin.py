@@ -43,7 +43,7 @@ def test_the_first_worker_decides_and_others_with_its_weights_go_on(ledger: Memo
     pin(ledger, "demo")
 
     assert ledger.pin_model(make_job().job_id) == MINE
-    with pytest.raises(ModelMismatchError, match=f"fingerprint {MINE}.*--migrate"):
+    with pytest.raises(ModelMismatchError, match=f"fingerprint {MINE}.*: give all workers the same weights"):
         pin(ledger, "other weights")
 
 
@@ -51,7 +51,10 @@ def test_a_store_that_has_vectors_has_decided(ledger: MemoryLedger) -> None:
     target = TARGET.model_copy(update={"fingerprint": MINE})
     pin(ledger, "demo", target)
 
-    with pytest.raises(ModelMismatchError, match=f"the store /store has vectors with the fingerprint {MINE}"):
+    words = (
+        f"the store /store has vectors with the fingerprint {MINE}.*--store /store --migrate --model demo`"
+    )
+    with pytest.raises(ModelMismatchError, match=words):
         pin(ledger, "other weights", target)
     assert ledger.pin_model(make_job().job_id) == ""
 
