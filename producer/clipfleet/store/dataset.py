@@ -506,11 +506,10 @@ class VectorDataset:
         try:
             yield whole(where)
         except (ValueError, OSError) as error:
-            text = words_of(error, where)
             # Subclasses of ValueError are of Arrow, which has them for files, too.
-            if type(error) is ValueError or any(word in text for word in _OF_CONDITIONS):
-                columns = ", ".join(self.schema.names)
-                raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
+            if type(error) is ValueError or any(word in str(error) for word in _OF_CONDITIONS):
+                text = words_of(error, where, self.schema.names)
+                raise UsageError(f"the condition {where!r} is invalid: {text}") from error
             raise
         except BaseException as error:
             if type(error).__name__ == _PANIC or str(error) == _ABORTED:
@@ -819,6 +818,7 @@ def _by_query(rows: pa.Table, queries: int) -> list[pa.Table]:
     import numpy as np
 
     similarity = pc.cast(pc.subtract(1.0, pc.cast(rows[_DISTANCE], pa.float64())), pa.float32())
+    similarity = pc.min_element_wise(similarity, pa.scalar(1, pa.float32()))  # above it by rounding
     found = rows.drop_columns([_DISTANCE]).append_column(SIMILARITY, similarity)
     if queries == 1:
         return [found]
