@@ -165,6 +165,10 @@ def test_ids_to_forget_may_stand_in_a_file(run: Run, place: StorePlace, tmp_path
     assert (found["forgotten"], found["missing"]) == (["a", "b"], [])
     assert item_ids(current(place)) == ["c", "d"]
     assert "name the items" in run("forget", place.uri)[2]
+    assert "an ID is empty" in run("forget", place.uri, "c", "")[2]
+    assert item_ids(current(place)) == ["c", "d"]
+    code, _, err = run("forget", place.uri, "nothing")
+    assert (code, "nothing was erased" in err, "not in the store: nothing" in err) == (0, True, True)
     assert "no-file: No such file" in run("forget", place.uri, "--file", "no-file")[2]
 
 

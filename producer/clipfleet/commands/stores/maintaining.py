@@ -119,6 +119,8 @@ def forget(
 ) -> None:
     """Erase items from all versions of a store, ids and vectors."""
     ids = [*(item_ids or ()), *_ids_of(file)]
+    if not all(one.strip() for one in ids):
+        raise UsageError("an ID is empty: no item has it")
     if not ids:
         raise UsageError("name the items: their ids, or --file FILE with one id per line")
     with _held(store) as held:
@@ -133,10 +135,11 @@ def forget(
         }  # fmt: skip
         typer.echo(json.dumps({"store": held.place.uri, **about}))
         return
-    say(
-        f"erased {counted(len(found.item_ids), 'item')}, and {counted(found.versions, 'earlier version')} "
-        "that held them"
-    )
+    if found.item_ids:
+        versions = counted(found.versions, "earlier version")
+        say(f"erased {counted(len(found.item_ids), 'item')}, and {versions} that held them")
+    else:
+        say("nothing was erased")
     if missing:
         say(f"not in the store: {_named(missing)}", style="yellow")
     if found.copies:
