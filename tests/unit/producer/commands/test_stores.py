@@ -153,6 +153,18 @@ def test_export_writes_a_snapshot_also_of_an_earlier_version(run: Run, place: St
     assert "no version 9" in run("export", "vectors", "--to", "newer", "--as-of", "9")[2]
 
 
+def test_changes_are_json_lines_whether_asked_for_or_not(run: Run, place: StorePlace) -> None:
+    assert run("changes", "vectors", "--since", "0", "--json") == run("changes", "vectors", "--since", "0")
+
+
+def test_changes_since_a_later_version_are_refused(run: Run, place: StorePlace) -> None:
+    code, out, err = run("changes", "vectors", "--since", "3", "--as-of", "2")
+
+    assert (code, out) == (2, "")
+    assert "--since 3 is version 3, and --as-of 2 the earlier version 2" in err
+    assert run("changes", "vectors", "--since", "2", "--as-of", "2")[0] == 0
+
+
 def test_index_needs_the_locks_of_redis(run: Run, place: StorePlace) -> None:
     code, out, err = run("index", "vectors")
 
