@@ -400,11 +400,12 @@ class Client:
         """
         from clipfleet.outputs import open_output
         from clipfleet.outputs.job_file import job_of
+        from clipfleet.store.place import no_job_of
 
         given = open_output(str(output))
         job = job_of(given)
         if job is None:
-            raise JobNotFoundError(f"{given.uri}: no job has this output")
+            raise no_job_of(given)
         place = open_output(job.output)
         if job_of(place) != job:
             raise OutputConflictError(

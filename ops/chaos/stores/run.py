@@ -100,7 +100,7 @@ class Trial:
         """Nights beside readers and vacuums, of a store with versions that are old enough to go.
 
         All images change: the next version has none of the files of the one before. In half of the races the
-        first vacuum comes after the night, as it makes a version of its own that has the same files.
+        first upkeep comes after the night: its compaction may make a version that has the same files.
         """
         if times:
             time.sleep(upkeep.SECONDS)

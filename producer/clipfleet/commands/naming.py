@@ -30,11 +30,12 @@ def find_job(client: Client, name: str) -> JobHandle:
         return found
     from clipfleet.outputs import open_output
     from clipfleet.outputs.job_file import job_of
+    from clipfleet.store.place import no_job_of
 
     output = open_output(found)
     job = job_of(output)
     if job is None:
-        raise JobNotFoundError(f"{output.uri}: no job has this output")
+        raise no_job_of(output)
     quoted = shlex.quote(name)
     try:
         known = client.job(job.job_id)

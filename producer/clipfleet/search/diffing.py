@@ -230,7 +230,7 @@ class _Compared:
         if not len(differing):
             return
         cosines = np.einsum("ij,ij->i", unit(here[differing]), unit(there[differing]))
-        cosines = np.where(np.isfinite(cosines), cosines, -1)
+        cosines = np.where(np.isfinite(cosines), np.minimum(cosines, 1), -1)  # above 1 by rounding
         self._changed_vectors += len(differing)
         self._sum_of_cosines += float(cosines.sum())
         lowest = np.argsort(cosines, kind="stable")[: self._top]

@@ -100,6 +100,6 @@ def _members(spool: Spool, rows: np.ndarray) -> Iterator[Member]:
     first = unit(spool.vectors[rows[:1]])[0]
     for start in range(0, len(rows), _ITEMS_AT_ONCE):
         some = rows[start : start + _ITEMS_AT_ONCE]
-        cosines = unit(spool.vectors[some]) @ first
+        cosines = np.minimum(unit(spool.vectors[some]) @ first, 1)  # above it by rounding
         for row, cosine in zip(spool.take(some).to_pylist(), cosines.tolist(), strict=True):
             yield Member(row["item_id"], row["uri"], row[_HASH], cosine)

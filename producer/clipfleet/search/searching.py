@@ -130,7 +130,7 @@ class _Kept:
     def table(self, nearest: Nearest) -> pa.Table:
         """All hits, best first."""
         rows = self._best(nearest)
-        scores = nearest.scores()[0, : len(rows)]
+        scores = np.minimum(nearest.scores()[0, : len(rows)], 1)  # above it by rounding
         return rows.drop_columns([_POSITION]).add_column(0, SIMILARITY, pa.array(scores))
 
     def _best(self, nearest: Nearest) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from clipfleet.errors import UsageError
 
@@ -18,6 +19,17 @@ _TOKENS = re.compile(
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
+_TIMES = "timestamp '2026-11-30' or timestamp '2026-11-30T22:15:00' (UTC)"
+# In errors of Lance.
+_MISTAKE = "Invalid user input: "
+_UNKNOWN = re.compile(r"No field named (.+?)\. ")
+_OF_ANOTHER_TYPE = re.compile(
+    r"Received literal \w+\((?P<value>.*)\) and could not convert to literal of type '(?P<type>.*)'"
+)
+_GRAMMAR = re.compile(
+    r"\(sql parser error: (.*)\)$|Error tokenizing statement: .* \((.*?)(?: at Line: .*)?\)$"
+)
+_LAYERS = re.compile(r"(?:LanceError\(\w+\)|Schema error|Error during planning|Parser error): ")
 _PLACE_IN_LANCE = re.compile(r", /\S+\.rs:\d+:\d+")
 
 
@@ -43,7 +55,29 @@ def not_read(where: str) -> UsageError:
     return UsageError(f"the condition {where!r} is invalid: write texts as 'x', and give all values")
 
 
-def words_of(error: BaseException, where: str) -> str:
-    """What an error of Lance says about a condition, in one line, without where in Lance that is."""
-    text = str(error).replace(f"({where}\n)", where)
-    return _PLACE_IN_LANCE.sub("", text.splitlines()[0])
+def words_of(error: BaseException, where: str, columns: Sequence[str]) -> str:
+    """What an error of Lance says about a condition, in one line, in words of those who wrote it.
+
+    Args:
+        error: of Lance.
+        where: the condition.
+        columns: that it may name.
+    """
+    text = str(error).replace(f"({where}\n)", " ".join(where.split()))
+    # The last mistake says what is wrong, those before it where that was found.
+    text = _PLACE_IN_LANCE.sub("", text.splitlines()[0]).rpartition(_MISTAKE)[2]
+    if (name := _UNKNOWN.search(text)) is not None:
+        return f"no column {name[1]}; columns: {', '.join(columns)}"
+    if (value := _OF_ANOTHER_TYPE.search(text)) is not None:
+        if value["type"].startswith("Timestamp"):
+            return f"{value['value']} is no time: write times as {_TIMES}"
+        return f"{value['value']} is not of the type {value['type']} of its column"
+    if (of_grammar := _GRAMMAR.search(text)) is not None:
+        return _at_its_end(of_grammar[1] or of_grammar[2], where)
+    return _LAYERS.sub("", text)
+
+
+def _at_its_end(text: str, where: str) -> str:
+    """What a parser says, which found the bracket of `whole` at the end of the condition."""
+    ends = ("found: EOF",) if ")" in where else ("found: EOF", "found: )")
+    return next((text.removesuffix(end) + "found: its end" for end in ends if text.endswith(end)), text)

@@ -42,7 +42,7 @@ _ROWS_PER_BATCH = 4096
 _BYTES_AHEAD = 64 << 20  # a scan reads ahead; Lance's default is 2 GiB
 _ROW_BITS = 32  # of an address: fragment, then the position in it
 _SIGN_OF_LIFE_SECONDS = 5.0
-_DATA = "data/"  # the files of rows
+_DATA, _INDICES = "data/", "_indices/"  # `_DATA` has the files of rows
 _NO_VERSION = 0  # versions are counted from 1 on; Lance takes no empty list
 
 SIMILARITY: Final = "similarity"
@@ -58,6 +58,10 @@ _REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for;
 _OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
 # How an error of a place begins, of whatever type it is.
 _OF_PLACES = ("LanceError(IO)", "Dataset at path")
+# What a compaction commits: ids of fragments that it reserves, which has no class of its own in Python, and
+# the new fragments. Lance takes no properties for them.
+_OF_COMPACTIONS: Final = ("BaseOperation", "Rewrite")
+_COMPACTED: Final = {"kind": "compact"}
 _PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 
 Alive = Callable[[], object]
@@ -475,11 +479,16 @@ class VectorDataset:
             return sum(sum(batch["size_bytes"].to_pylist()) for batch in self._dataset.all_files())
 
     def _properties(self, version: int) -> Mapping[str, str]:
-        found = self._dataset.read_transaction(version)
+        try:
+            found = self._dataset.read_transaction(version)
+        except TypeError as error:
+            if "RewrittenIndex" not in str(error):
+                raise
+            return _COMPACTED  # Lance cannot tell Python how a compaction has rewritten an index
         if found is None:
             return {}
-        if type(found.operation).__name__ == "Rewrite":  # Lance takes no properties there
-            return {"kind": "compact"}
+        if type(found.operation).__name__ in _OF_COMPACTIONS:
+            return _COMPACTED
         return dict(found.transaction_properties or {})
 
     @property
@@ -497,11 +506,10 @@ class VectorDataset:
         try:
             yield whole(where)
         except (ValueError, OSError) as error:
-            text = words_of(error, where)
             # Subclasses of ValueError are of Arrow, which has them for files, too.
-            if type(error) is ValueError or any(word in text for word in _OF_CONDITIONS):
-                columns = ", ".join(self.schema.names)
-                raise UsageError(f"the condition {where!r} is invalid: {text}; columns: {columns}") from error
+            if type(error) is ValueError or any(word in str(error) for word in _OF_CONDITIONS):
+                text = words_of(error, where, self.schema.names)
+                raise UsageError(f"the condition {where!r} is invalid: {text}") from error
             raise
         except BaseException as error:
             if type(error).__name__ == _PANIC or str(error) == _ABORTED:
@@ -700,6 +708,34 @@ class VectorDataset:
                     alive()
         return bool(files)
 
+    def has_leftovers(self, until: datetime, *, alive: Alive = lambda: None) -> bool:
+        """Whether files that were written before a time belong to no version: a killed commit has left them.
+
+        Lists of deleted rows, which are small, do not count: they go with the versions that they were made
+        from.
+
+        Args:
+            until: UTC.
+            alive: see `has_files_of_no_version`.
+        """
+        with self._errors():
+            files: set[str] = set()
+            for batch in self._dataset.all_files():
+                old = (one["path"] for one in batch.to_pylist() if one["last_modified"] < until)
+                files.update(path for path in old if path.startswith((_DATA, _INDICES)))
+                alive()
+            for number in sorted(self.times(), reverse=True):
+                if files:
+                    files = self.open(self.uri, number)._not_its_own(files)
+                    alive()
+        return bool(files)
+
+    def _not_its_own(self, files: set[str]) -> set[str]:
+        """Those of some files that do not belong to this version."""
+        segments = [one.uuid for index in self._dataset.describe_indices() for one in index.segments]
+        folders = tuple(f"{_INDICES}{one}/" for one in segments)
+        return {one for one in files - self._files() if not one.startswith(folders)}
+
     def _files(self) -> set[str]:
         return {
             f"{_DATA}{one.path}"
@@ -782,6 +818,7 @@ def _by_query(rows: pa.Table, queries: int) -> list[pa.Table]:
     import numpy as np
 
     similarity = pc.cast(pc.subtract(1.0, pc.cast(rows[_DISTANCE], pa.float64())), pa.float32())
+    similarity = pc.min_element_wise(similarity, pa.scalar(1, pa.float32()))  # above it by rounding
     found = rows.drop_columns([_DISTANCE]).append_column(SIMILARITY, similarity)
     if queries == 1:
         return [found]

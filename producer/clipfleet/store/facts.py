@@ -15,13 +15,16 @@ from rich.text import Text
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.store.committing.commit import COUNTS
-from clipfleet.store.committing.of_job import KIND
+from clipfleet.store.committing.of_job import COMPARED_SAME, KIND
 from clipfleet.store.dataset import IndexFacts, VectorDataset, Version
 from clipfleet.store.in_use import unfinished_jobs
 from clipfleet.store.place import StoreFile, StorePlace
 from clipfleet.store.rows import PRESENT
 from clipfleet.store.versions import current_dataset_if_there
 from clipfleet.terminal.console import printable
+from clipfleet.wording import size_words
+
+_CREATE = "create"  # kind of the first version, which has no rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def info_lines(facts: StoreFacts) -> Iterator[str]:
         yield f"rows         {found.rows:,}" + (f", and {found.gone:,} of gone items" if found.gone else "")
         yield f"versions     {found.versions:,}, {_utc(found.oldest_at)} to {_utc(found.newest_at)}"
         yield f"newest       {found.version}"
-        yield f"size         {found.stored_bytes / (1 << 20):,.1f} MiB"
+        yield f"size         {size_words(found.stored_bytes)}"
         if found.index is not None:
             covered = f"{found.index.rows:,} of {found.rows + found.gone:,} rows"
             yield f"index        {found.index.kind}, {covered}"
@@ -136,7 +139,7 @@ def version_object(version: Version) -> dict[str, Any]:
     return {
         "version": version.number,
         "at": version.at.isoformat(),
-        "kind": found.get(KIND),
+        "kind": _kind(version),
         "job_id": found.get("job_id"),
         "counts": _counts(version),
     }
@@ -150,13 +153,20 @@ def version_table(versions: Sequence[Version]) -> Table:
     for one in versions:
         found = one.properties
         changes = ", ".join(f"{count:,} {name}" for name, count in _counts(one).items() if count)
-        cells = str(one.number), _utc(one.at), found.get(KIND, ""), found.get("job_id", ""), changes
+        cells = str(one.number), _utc(one.at), _kind(one) or "", found.get("job_id", ""), changes
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
+def _kind(version: Version) -> str | None:
+    """What the version is of; None: another program has committed it."""
+    return version.properties.get(KIND, _CREATE if version.number == 1 else None)
+
+
 def _counts(version: Version) -> dict[str, int]:
     found: dict[str, int] = json.loads(version.properties.get(COUNTS, "{}"))
+    if "same" in found:  # of those that the job has asked
+        found["same"] += int(version.properties.get(COMPARED_SAME, 0))
     return found
 
 

@@ -22,6 +22,7 @@ from clipfleet.contract.jobs import MAX_DIMENSION, DecodeRoute, Exif, Precision
 from clipfleet.contract.label_sets import Fingerprint, FrozenModel
 from clipfleet.contract.stores import StoreId
 from clipfleet.errors import (
+    JobNotFoundError,
     OutputDamagedError,
     OutputTooNewError,
     OutputUnreachableError,
@@ -165,6 +166,17 @@ class StorePlace:
 def store_place(text: str) -> StorePlace:
     """The place that a user names: a folder or `s3://BUCKET/PREFIX`. Nothing is read."""
     return StorePlace(open_output(output_uri(text)))
+
+
+def no_job_of(output: Output) -> JobNotFoundError:
+    """The error where the output of a job is asked for, and is none: it may be a store."""
+    if output.version(STORE_FILE) is None:
+        return JobNotFoundError(f"{output.uri}: no job has this output")
+    return JobNotFoundError(
+        f"{output.uri} is a store, not the output of a job: `clipfleet store log` lists the jobs that have "
+        "filled it, `clipfleet store info` those that have not ended, and `clipfleet backfill` tries failed "
+        "items again"
+    )
 
 
 def _folders(uri: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,8 @@ def test_an_index_outlives_a_compaction(dataset: VectorDataset) -> None:
     assert by_index == exact
     assert facts is not None
     assert facts.rows == 240
+    made = [one.properties for one in compacted.versions(after=later.version)]
+    assert made == [{"kind": "compact"}] * len(made) != [], "Lance has the new ids of the index for itself"
 
 
 def test_a_new_index_replaces_the_one_before(dataset: VectorDataset) -> None:
@@ -411,7 +414,7 @@ def test_compaction_keeps_rows_and_order(dataset: VectorDataset) -> None:
     assert (after.version, dataset.latest().version) == (7, 7)
     assert table(after).equals(table(before))
     assert [dict(one.properties) for one in after.versions(after=5)] == [
-        {},  # numbers for fragments are reserved
+        {"kind": "compact"},  # numbers for fragments are reserved
         {"kind": "compact"},
     ]
     assert signs
@@ -567,11 +570,30 @@ def test_what_a_killed_commit_has_left_is_removed(dataset: VectorDataset) -> Non
 
     newest.drop_versions([], leftovers=False)
     assert newest.has_files_of_no_version(began), "it may be a commit of another program"
+    assert newest.has_leftovers(began + timedelta(days=1))
     newest.drop_versions([], leftovers=True)
 
     assert not newest.has_files_of_no_version(began)
     assert newest.stored_bytes() < used
     assert newest.latest().count() == 102
+
+
+def test_leftovers_are_files_that_no_version_has(dataset: VectorDataset) -> None:
+    def lost() -> None:
+        raise KeyError
+
+    first = dataset.replace(NONE, in_directions(directions(300)), {}).create_index({})
+    newest = first.replace(addresses(first, "7"), in_directions(directions(10, 1), 1000), {}).create_index({})
+    tomorrow = newest.committed_at + timedelta(days=1)
+    assert not newest.has_leftovers(tomorrow), "all files belong to some version"
+
+    with pytest.raises(KeyError):
+        newest.create_index({}, alive=lost)
+
+    assert newest.has_leftovers(tomorrow)
+    assert not newest.has_leftovers(newest.committed_at.replace(microsecond=0)), "it may go on"
+    newest.drop_versions([], leftovers=True)
+    assert not newest.has_leftovers(tomorrow)
 
 
 def test_a_dropped_version_whose_files_are_gone_already(dataset: VectorDataset) -> None:

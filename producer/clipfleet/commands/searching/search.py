@@ -127,7 +127,7 @@ def search(
         connect = cache(lambda: opened.enter_context(open_client()))
         vector = _vector_of(asked, reader, connect, quiet=as_json)
         found = found_in(reader, vector, wanted, exact=exact)
-        _report(reader.uri, asked, found, html, as_json=as_json)
+        _report(reader.uri, asked, found, html, has_condition=where is not None, as_json=as_json)
         if reader.finished_at() is None and not as_json:
             say("the job has not finished: rows may be missing", style="yellow")
 
@@ -171,7 +171,9 @@ def _vector_of(asked: _Asked, reader: RowReader, connect: Callable[[], Client], 
     return QueryEncoder(connect, wait).vector(query, made_by(reader))
 
 
-def _report(source: str, asked: _Asked, found: Hits, html: Path | None, *, as_json: bool) -> None:
+def _report(
+    source: str, asked: _Asked, found: Hits, html: Path | None, *, has_condition: bool, as_json: bool
+) -> None:
     from clipfleet.parts.json_rows import json_dicts
     from clipfleet.search.page import write_page
 
@@ -181,6 +183,9 @@ def _report(source: str, asked: _Asked, found: Hits, html: Path | None, *, as_js
     if as_json:
         query = {"text": asked.text, "image": asked.image, "like": asked.like}
         typer.echo(json.dumps({"source": source, "query": query, "exact": found.is_exact, "hits": hits}))
+        return
+    if not hits:
+        say("no hits" + (": --where holds for no row with a vector" if has_condition else ""))
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in found.rows.column_names:

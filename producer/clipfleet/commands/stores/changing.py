@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipfleet.commands.options import not_empty
+from clipfleet.commands.options import AsJson, not_empty
 from clipfleet.commands.stores.arguments import AsOf, Store
 from clipfleet.errors import UsageError
 from clipfleet.terminal.help import SOURCE
@@ -32,8 +32,8 @@ Since = Annotated[
 ]
 
 
-def changes(store: Store, since: Since, as_of: AsOf = None) -> None:
-    """Print what has changed since a version, as JSON lines, for another database."""
+def changes(store: Store, since: Since, as_of: AsOf = None, as_json: AsJson = False) -> None:
+    """Print what has changed since a version, as JSON lines, for another database; --json changes nothing."""
     from clipfleet.store.extra import require_store
 
     require_store()
@@ -44,6 +44,11 @@ def changes(store: Store, since: Since, as_of: AsOf = None) -> None:
     found, after = current_dataset(store_place(store), as_of)
     fingerprint = found.current.fingerprint or ""
     before = _before(after, fingerprint, since)
+    if before is not None and before.version > after.version:
+        raise UsageError(
+            f"--since {since} is version {before.version}, and --as-of {as_of} the earlier version "
+            f"{after.version}: give --since the earlier one"
+        )
     for some in changes(before, after):
         if isinstance(some, list):
             for item_id in some:

@@ -19,12 +19,13 @@ from clipfleet.errors import UsageError
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.help import ROWS
-from clipfleet.wording import counted
+from clipfleet.wording import counted, size_words
 
 if TYPE_CHECKING:
     from clipfleet.store.maintenance.holding import HeldStore
 
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+_LEAST_KEPT = timedelta(hours=1)
 _NAMED = 5
 
 
@@ -83,17 +84,26 @@ def vacuum(
         about = {"versions": found.versions, "models": found.models, "jobs": found.jobs}
         typer.echo(json.dumps({"store": held.place.uri, **about, "freed_bytes": found.freed_bytes}))
         return
-    removed = [counted(found.versions, "version")]
+    removed = [counted(found.versions, "version")] if found.versions else []
     removed += [f"the vectors of {fingerprint}" for fingerprint in found.models]
     removed += [f"outputs of {counted(len(found.jobs), 'job')}"] if found.jobs else []
-    say(f"removed {', '.join(removed)}: {found.freed_bytes / 2**20:.1f} MiB")
+    if removed or found.freed_bytes:
+        what = ", ".join(removed) or "files of killed programs"
+        say(f"removed {what}: {size_words(found.freed_bytes)}")
+    else:
+        say(f"{held.place.uri}: there is nothing to remove")
 
 
 def _duration(text: str) -> timedelta:
     found = re.fullmatch(r"(\d{1,5})([dhm])", text, re.ASCII)
     if found is None:
         raise UsageError(f"--keep {text!r}: write days, hours or minutes, such as 7d, 12h or 90m")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    keep = timedelta(**{_UNITS[found[2]]: int(found[1])})
+    if keep < _LEAST_KEPT:
+        raise UsageError(
+            f"--keep {text}: at least 1h: what is younger may be in the hands of a program that is writing it"
+        )
+    return keep
 
 
 def forget(
@@ -109,6 +119,8 @@ def forget(
 ) -> None:
     """Erase items from all versions of a store, ids and vectors."""
     ids = [*(item_ids or ()), *_ids_of(file)]
+    if not all(one.strip() for one in ids):
+        raise UsageError("an ID is empty: no item has it")
     if not ids:
         raise UsageError("name the items: their ids, or --file FILE with one id per line")
     with _held(store) as held:
@@ -123,10 +135,11 @@ def forget(
         }  # fmt: skip
         typer.echo(json.dumps({"store": held.place.uri, **about}))
         return
-    say(
-        f"erased {counted(len(found.item_ids), 'item')}, and {counted(found.versions, 'earlier version')} "
-        "that held them"
-    )
+    if found.item_ids:
+        versions = counted(found.versions, "earlier version")
+        say(f"erased {counted(len(found.item_ids), 'item')}, and {versions} that held them")
+    else:
+        say("nothing was erased")
     if missing:
         say(f"not in the store: {_named(missing)}", style="yellow")
     if found.copies:

@@ -23,6 +23,8 @@ from clipfleet.store.place import EmbeddedBy, StoreFile, StorePlace
 from clipfleet.store.rows import VECTOR_COLUMN, store_schema
 
 KIND, BACKFILL, MIGRATION = "kind", "backfill", "migration"  # a property of a version, and values of it
+# Another one: items that the comparison had found to be the same, which the counts of the commit do not have.
+COMPARED_SAME = "compared_same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def commit_job(
     if dataset is None:
         failed = sum(batch.num_rows for batch in night.rows())
         return JobCommit(0, "", Counts(failed=failed))
-    properties = {KIND: _kind(target), "job_id": job.job_id}
+    properties = {**_properties(target), "job_id": job.job_id}
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     dimension = dataset.schema.field(VECTOR_COLUMN).type.list_size
     _note_model(place, job, target, fingerprint, dimension)
@@ -101,14 +103,15 @@ def commit_gone(
     if _embedded_by(place.read(), target, place.uri).fingerprint != fingerprint:
         raise SupersededError(f"{place.uri} has other vectors by now than those of {fingerprint}")
     night = Night(lambda: (), gone, target.listed_at, target.listed_at, target.keep_gone_days)
-    properties = {KIND: _kind(target), "listed_at": target.listed_at.isoformat()}
+    properties = {**_properties(target), "listed_at": target.listed_at.isoformat()}
     dataset = _open(place, fingerprint)
     done = commit_night(dataset, night, properties, since=target.base_version, alive=alive)
     return JobCommit(done.dataset.version, fingerprint, done.counts)
 
 
-def _kind(target: StoreTarget) -> str:
-    return BACKFILL if target.migration_id is None else MIGRATION
+def _properties(target: StoreTarget) -> dict[str, str]:
+    kind = BACKFILL if target.migration_id is None else MIGRATION
+    return {KIND: kind, COMPARED_SAME: str(target.same)}
 
 
 def lock_name(store_id: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,6 +78,8 @@ def _require_no_jobs(held: HeldStore) -> None:
 
 def _forget(held: HeldStore, dataset: VectorDataset, ids: pa.Array, done: Forgotten) -> None:
     known: dict[str, set[str]] = {}
+    if not _may_hold(held, dataset, ids, known):
+        return
     while True:
         dataset = dataset.latest()
         holding = dataset.fragments_holding(ids, known, alive=held.alive)
@@ -102,10 +105,22 @@ def _forget(held: HeldStore, dataset: VectorDataset, ids: pa.Array, done: Forgot
     done.item_ids |= set().union(*known.values())
 
 
-def _holds(held: HeldStore, uri: str, number: int, ids: pa.Array, known: dict[str, set[str]]) -> bool:
+def _may_hold(held: HeldStore, dataset: VectorDataset, ids: pa.Array, known: dict[str, set[str]]) -> bool:
+    """Whether a file of any version, or of a killed commit, may hold one of these ids."""
+    if any(_holds(held, dataset.uri, number, ids, known, or_index=False) for number in dataset.times()):
+        return True
+    return dataset.has_leftovers(datetime.max.replace(tzinfo=UTC), alive=held.alive)
+
+
+def _holds(
+    held: HeldStore, uri: str, number: int, ids: pa.Array, known: dict[str, set[str]], *,
+    or_index: bool = True,
+) -> bool:  # fmt: skip
+    """Whether a version has rows with these ids, or an index, which may have their vectors."""
     try:
         version = VectorDataset.open(uri, number)
-        return bool(version.fragments_holding(ids, known, alive=held.alive) or version.index_names)
+        is_held = version.fragments_holding(ids, known, alive=held.alive)
+        return bool(is_held or (or_index and version.index_names))
     except OutputDamagedError:  # its removal was killed
         return True
 

@@ -82,11 +82,14 @@ def _drop_versions(
     # A version is read as the newest one until the next one is there.
     old = {number for (number, _), (_, until) in pairwise(times.items()) if until < before}
     old -= {dataset.version, *versions_in_use(held.jobs, fingerprint, times)}
-    dataset = fenced(dataset, VACUUM)
-    leftovers = not dataset.has_files_of_no_version(spared_since, alive=held.alive)
+    leftovers = dataset.has_leftovers(spared_since, alive=held.alive)
+    if leftovers:  # only these could be of a commit that goes on
+        dataset = fenced(dataset, VACUUM)
+        leftovers = not dataset.has_files_of_no_version(spared_since, alive=held.alive)
     held.alive()
-    done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers, alive=held.alive)
-    done.versions += len(old)
+    if old or leftovers:
+        done.freed_bytes += dataset.drop_versions(old, leftovers=leftovers, alive=held.alive)
+        done.versions += len(old)
 
 
 def _remove_if_old(

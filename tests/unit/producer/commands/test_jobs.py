@@ -16,6 +16,7 @@ from clipfleet.contract.jobs import Job
 from clipfleet.ledger.jobs import WorkerFacts
 from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.store.place import EmbeddedBy, store_place
 from tests.support.doubles import Clock
 from tests.support.jobs import place_job
 from tests.support.ledger import (
@@ -181,6 +182,17 @@ def test_an_output_without_a_job_is_named(run: Run, folder: Path, name: str) -> 
 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no job has this output" in err or "write s3://BUCKET/PATH" in err
+
+
+@pytest.mark.parametrize("command", ["status", "retry", "rebuild", "cancel"])
+def test_a_store_that_is_taken_for_an_output_is_named(run: Run, folder: Path, command: str) -> None:
+    store_place(str(folder / "vectors")).create(EmbeddedBy(model="demo"))
+
+    code, out, err = run(command, "vectors")
+
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{folder}/vectors is a store, not the output of a job: `clipfleet store log` lists" in err
+    assert "`clipfleet backfill` tries failed items again" in err
 
 
 def test_a_job_that_redis_has_lost_is_read_or_restored_by_its_output(run: Run, folder: Path) -> None:

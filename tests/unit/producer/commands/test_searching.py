@@ -71,6 +71,16 @@ class TestDuplicates:
         assert {row["equal"] for row in rows} == {"false"}
         assert (rows[9]["item_id"], rows[9]["cosine"]) == ("item-00000031", "1.000000")
 
+    def test_no_cosine_is_above_1(self, run: Run, folder: Path) -> None:
+        vectors = unit_vectors(1, 60, 64)
+        place(folder / "twice", np.concatenate([vectors, vectors]))
+
+        groups = json.loads(run("duplicates", "twice", "--json")[1])["groups"]
+
+        cosines = [one["cosine"] for group in groups for one in group["items"]]
+        assert len(cosines) == 120
+        assert 1 - 1e-6 < min(cosines) <= max(cosines) <= 1
+
     def test_as_lines(self, run: Run) -> None:
         lines = run("duplicates", "vectors")[1].splitlines()
 
@@ -124,6 +134,12 @@ class TestSearch:
         (hit,) = json.loads(run(*words)[1])["hits"]
         assert (hit["item_id"], hit["shelf"]) == ("b", "y")
 
+    def test_that_finds_nothing_says_so(self, run: Run) -> None:
+        words = ("search", "store", "--like", "a", "--where", "shelf = 'z'")
+
+        assert run(*words) == (0, "", "no hits: --where holds for no row with a vector\n")
+        assert json.loads(run(*words, "--json")[1])["hits"] == []
+
     def test_as_a_table_and_a_page(self, run: Run, folder: Path) -> None:
         lines = run("search", "vectors", "--like", "7", "--top", "2", "--html", "page.html")[1].splitlines()
 
@@ -142,7 +158,7 @@ class TestSearch:
             (["a", "vectors", "--like", "b"], "give only a job, an output or a store to search"),
             (["vectors", "--like", "b", "--image", "c"], "give --image or --like, not both"),
             (["vectors", "--like", "b"], "no row of item 'b'; give its id, its index or its URI"),
-            (["vectors", "--like", "7", "--where", "colour = 1"], "No field named colour"),
+            (["vectors", "--like", "7", "--where", "colour = 1"], "no column colour; columns: item_index, "),
             (["vectors", "--like", "7", "--columns", "colour"], "the rows have no column 'colour'"),
             (["vectors", "--image", "nothing.jpg"], "nothing.jpg: No such file or directory"),
             (["a red car", "vectors"], "CLIPFLEET_REDIS_URL is not set"),

@@ -8,14 +8,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import commands as cli
+from clipfleet.store.committing.of_job import commit_gone, commit_job
 from clipfleet.store.dataset import VectorDataset
+from clipfleet.store.indexing import build_index
+from clipfleet.store.maintenance.compacting import compact
 from clipfleet.store.maintenance.forgetting import forget
 from clipfleet.store.place import EmbeddedBy, Migration, StorePlace, store_place
 from tests.support.held_stores import held
+from tests.support.store_jobs import job_with, row
 from tests.support.store_rows import LISTED_AT, NO_ADDRESSES, item, make_dataset, stored_rows
 
 MINE = "a" * 16
@@ -95,10 +100,41 @@ def test_log_lists_versions_from_the_newest_on(run: Run, place: StorePlace) -> N
 
     assert (newest["version"], newest["kind"], newest["job_id"]) == (3, "backfill", "night")
     assert newest["counts"] == {"new": 0, "gone": 1}
-    assert (first["version"], first["kind"], first["job_id"], first["counts"]) == (1, None, None, {})
+    assert (first["version"], first["kind"], first["job_id"], first["counts"]) == (1, "create", None, {})
     committed = VectorDataset.open(place.dataset_uri(MINE)).times()[3]
     assert datetime.fromisoformat(newest["at"]) == committed
     assert f"      3  {committed:%Y-%m-%d %H:%M:%S}  backfill  night  1 gone" in run("log", "vectors")[1]
+
+
+def test_log_counts_the_items_that_no_job_had_to_ask(run: Run, place: StorePlace) -> None:
+    night = {"fingerprint": MINE, "base_version": 3, "same": 59}
+    job, output = job_with(place, [[row("d"), row("a", "same")]], "second", **night)
+    commit_job(place, job, output, 1, "")
+    target = job.store
+    assert target is not None
+    commit_gone(place, target, lambda: [pa.RecordBatch.from_pydict({"item_id": ["d"], "digest": [5]})])
+
+    third, second, *_ = json.loads(run("log", "vectors", "--json")[1])["versions"]
+
+    assert (second["counts"]["new"], second["counts"]["late"]) == (1, 1), "another image is in the store"
+    assert second["counts"]["same"] == 59
+    assert (third["counts"]["gone"], third["counts"]["same"]) == (1, 59)
+    assert "1 new, 59 same, 1 late" in run("log", "vectors")[1]
+
+
+def test_log_names_compactions_also_beside_an_index(run: Run, place: StorePlace) -> None:
+    build_index(VectorDataset.open(place.dataset_uri(MINE)))
+    before = [one["version"] for one in json.loads(run("log", "vectors", "--json")[1])["versions"]]
+
+    compact(held(place))
+
+    code, out, err = run("log", "vectors", "--json")
+    assert (code, err) == (0, "")
+    kinds = {one["version"]: one["kind"] for one in json.loads(out)["versions"]}
+    made = [kind for version, kind in kinds.items() if version not in before]
+    assert {*made} == {"compact"}
+    assert run("log", "vectors")[1].count(" compact ") == len(made)
+    assert run("export", "vectors", "--to", "now", "--as-of", "2999-01-01")[0] == 0
 
 
 def test_log_says_how_many_items_were_forgotten(run: Run, place: StorePlace) -> None:
@@ -125,6 +161,18 @@ def test_export_writes_a_snapshot_also_of_an_earlier_version(run: Run, place: St
         "new is not empty: choose another folder, or remove what is there\n"
     )
     assert "no version 9" in run("export", "vectors", "--to", "newer", "--as-of", "9")[2]
+
+
+def test_changes_are_json_lines_whether_asked_for_or_not(run: Run, place: StorePlace) -> None:
+    assert run("changes", "vectors", "--since", "0", "--json") == run("changes", "vectors", "--since", "0")
+
+
+def test_changes_since_a_later_version_are_refused(run: Run, place: StorePlace) -> None:
+    code, out, err = run("changes", "vectors", "--since", "3", "--as-of", "2")
+
+    assert (code, out) == (2, "")
+    assert "--since 3 is version 3, and --as-of 2 the earlier version 2" in err
+    assert run("changes", "vectors", "--since", "2", "--as-of", "2")[0] == 0
 
 
 def test_index_needs_the_locks_of_redis(run: Run, place: StorePlace) -> None:

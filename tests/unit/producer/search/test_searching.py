@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,29 @@ def test_further_columns(reader: PartRows) -> None:
     row = found.to_pylist()[0]
     index = int(row["item_id"].rpartition("-")[2])
     assert (row["shelf"], row["width"]) == (f"shelf {index % 3}", 640 + index % 7)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("colour = 'red'", "no column colour; columns: item_index, item_id, "),
+        ("width = 'wide'", '"wide" is not of the type Int32 of its column'),
+        ("width >", "Expected: an expression, found: its end"),
+        ("shelf = 'a' AND (width > 3", "Expected: ), found: its end"),
+        ("width + shelf > 1", "Cannot coerce arithmetic expression Int32 + Utf8 to valid types"),
+    ],
+)
+def test_a_condition_is_refused_in_words_of_those_who_wrote_it(
+    reader: PartRows, where: str, words: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        search(reader, QUERY, Wanted(3, where=where))
+
+    said = str(raised.value)
+    assert said.startswith(f"the condition {where!r} is invalid: {words}")
+    for jargon in ("user input", "Error", "Schema", "SELECT", "_rowid", "Received"):
+        assert jargon not in said
+    assert said.count("content_hash") <= 1, "the columns are listed once"
 
 
 @pytest.mark.parametrize(
@@ -183,3 +207,14 @@ class TestOfAStore:
             with pytest.raises(UsageError) as raised:
                 self.ids(place, Wanted(3, where=where))
             assert str(raised.value).startswith(f"the condition {where!r} is invalid")
+
+    def test_a_condition_on_a_time(self, place: StorePlace) -> None:
+        with pytest.raises(UsageError, match=r'"2026-10-31" is no time: write times as timestamp') as raised:
+            self.ids(place, Wanted(3, where="embedded_at > '2026-10-31'"))
+        for written in re.findall(r"timestamp '[^']+'", str(raised.value)):
+            assert self.ids(place, Wanted(3, where=f"embedded_at < {written}"))[0] == ["i0", "i2", "i3"]
+
+    def test_no_cosine_is_above_1(self, place: StorePlace) -> None:
+        query = np.array([math.cos(0.3), math.sin(0.3), 0, 0], np.float32)
+        for vector in query * np.linspace(1, 3, 50, dtype=np.float32)[:, None]:
+            assert search(store_rows(place), vector, Wanted(1)).rows["similarity"][0].as_py() <= 1

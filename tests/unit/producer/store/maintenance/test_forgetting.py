@@ -70,6 +70,16 @@ def test_an_item_goes_from_all_versions(place: StorePlace) -> None:
     assert current(place).properties == {"kind": "forget", "counts": '{"forgotten": 1}'}
 
 
+def test_ids_that_are_not_there_change_nothing(place: StorePlace) -> None:
+    indexed = current(place).create_index({"kind": "index"})
+
+    done = forget(held(place), ["nothing"])
+
+    assert (done.item_ids, done.versions, done.indexes) == (set(), 0, 0)
+    assert current(place).version == indexed.version
+    assert current(place).index_facts() is not None
+
+
 def test_one_that_was_deleted_already(place: StorePlace) -> None:
     delete(add(current(place)))
 
