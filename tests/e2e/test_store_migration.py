@@ -70,7 +70,7 @@ def test_nights_and_readers_go_on_during_a_migration(collection: Collection) -> 
     reader = PollingReader(place)
     polling = threading.Thread(target=reader.run)
     polling.start()
-    to_other_model = ("--store", collection.store, "--migrate", "-m", "./mine", "--chunk-size", "2")
+    to_other_model = ("--store", collection.store, "--migrate", "-m", "./mine", "--chunk-size", "1")
     migrating = cluster.start("backfill", images, *to_other_model, "--json")
     wait_until(lambda: place.read().migration, "the migration has begun")
 

@@ -60,7 +60,7 @@ def forget(held: HeldStore, item_ids: Sequence[str]) -> Forgotten:
             remove_folder(held.place, its, f"{fingerprint}.lance", alive=held.alive)
         else:
             _forget(held, dataset, ids, done)
-    for job_id, its in outputs_of_jobs(files).items():
+    for job_id, its in sorted(outputs_of_jobs(files).items()):
         remove_folder(held.place, its, f"{JOBS_FOLDER}/{job_id}", alive=held.alive)
         done.jobs.append(job_id)
     return done

@@ -109,7 +109,7 @@ def _remove_if_old(
 
 def _remove_outputs(held: HeldStore, files: Sequence[StoredFile], before: datetime, done: Vacuumed) -> None:
     needed = {job.job_id for job in held.jobs}
-    for job_id, its in outputs_of_jobs(files).items():
+    for job_id, its in sorted(outputs_of_jobs(files).items()):
         if job_id not in needed and all(one.modified_at < before for one in its):
             _remove(held, its, f"{JOBS_FOLDER}/{job_id}", done)
             done.jobs.append(job_id)
