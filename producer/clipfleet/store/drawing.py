@@ -1,4 +1,4 @@
-"""Which items a limited night runs, of all that it could: the lot decides, anew each night.
+"""Chooses the items that a limited night runs, of all that it could: at random, anew each night.
 
 Nothing needs to be remembered for that, and items that fail every night keep no others out for long.
 Memory: 32 bytes per item that may be drawn.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-# New and changed items come first, but for one place of so many: they may fail every night.
+# New and changed items come first, except for one place in so many: they may fail every night.
 _ASKED_SHARE = 4
 
 
