@@ -116,7 +116,9 @@ def _expected(records: Iterable[Record]) -> list[Expected]:
     renamed = {"label": "source_label", "status": "source_status", "note": "note"}
     return [
         Expected(
-            record.item_id, record.error_code, {renamed[n]: text for n, text in _columns(number).items()}
+            record.item_id or str(number),  # an empty id counts as missing
+            record.error_code,
+            {renamed[n]: text for n, text in _columns(number).items()},
         )
         for number, record in enumerate(records)
     ]
