@@ -136,10 +136,13 @@ class Trial:
                 shutil.rmtree(answer)
 
     def _nights_to_come(self, store: str) -> Iterator[Sequence[str]]:
-        """Of whatever model the store has; so few that a migration comes to its end."""
+        """Of whatever model the store has; so few that a migration comes to its end.
+
+        Each begins after the change that it is for: of a later one, a migration that is over knows nothing.
+        """
         for _ in range(_NIGHTS_BESIDE):
-            yield ["clipfleet", "backfill", str(self._library.folder), "--store", store, "--json"]
             self._library.change(new=1, changed=2, gone=0)
+            yield ["clipfleet", "backfill", str(self._library.folder), "--store", store, "--json"]
 
     def _reads(self, store: str) -> Iterator[Sequence[str]]:
         self._answers.mkdir(exist_ok=True)
