@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from clipfleet.errors import UsageError
 
@@ -30,7 +31,39 @@ _GRAMMAR = re.compile(
     r"\(sql parser error: (.*)\)$|Error tokenizing statement: .* \((.*?)(?: at Line: .*)?\)$"
 )
 _LAYERS = re.compile(r"(?:LanceError\(\w+\)|Schema error|Error during planning|Parser error): ")
+# In messages about a condition, not about a file.
+_OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
+_PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 _PLACE_IN_LANCE = re.compile(r", /\S+\.rs:\d+:\d+")
+
+
+@contextmanager
+def condition_of(where: str | None, columns: Sequence[str]) -> Iterator[str | None]:
+    """The condition as Lance is given it; an invalid one is reported as the user's mistake.
+
+    Args:
+        where: the condition, or None.
+        columns: that it may name.
+
+    Raises:
+        UsageError: it is invalid, by itself or in what is done within.
+    """
+    if where is None:
+        yield None
+        return
+    try:
+        yield whole(where)
+    except (ValueError, OSError) as error:
+        # Subclasses of ValueError are of Arrow, which has them for files, too.
+        if type(error) is ValueError or any(word in str(error) for word in _OF_CONDITIONS):
+            raise UsageError(
+                f"the condition {where!r} is invalid: {_words_of(error, where, columns)}"
+            ) from error
+        raise
+    except BaseException as error:
+        if type(error).__name__ == _PANIC or str(error) == _ABORTED:
+            raise _not_read(where) from error
+        raise
 
 
 def whole(where: str) -> str:
@@ -42,7 +75,7 @@ def whole(where: str) -> str:
     depth = 0
     for token in _TOKENS.finditer(where):
         if token["panics"]:
-            raise not_read(where)
+            raise _not_read(where)
         if token["bracket"]:
             depth += 1 if token["bracket"] == "(" else -1
         if depth < 0:
@@ -50,12 +83,12 @@ def whole(where: str) -> str:
     return f"({where}\n)"  # on a line of its own: the condition may end in a comment
 
 
-def not_read(where: str) -> UsageError:
+def _not_read(where: str) -> UsageError:
     """The error of a condition that Lance has no words about."""
     return UsageError(f"the condition {where!r} is invalid: write texts as 'x', and give all values")
 
 
-def words_of(error: BaseException, where: str, columns: Sequence[str]) -> str:
+def _words_of(error: BaseException, where: str, columns: Sequence[str]) -> str:
     """What an error of Lance says about a condition, in one line, in words of those who wrote it.
 
     Args:

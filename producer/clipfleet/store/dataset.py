@@ -20,16 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.errors import (
-    OutputDamagedError,
-    OutputTooNewError,
-    OutputUnavailableError,
-    OutputUnreachableError,
-    UsageError,
-)
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError, UsageError
 from clipfleet.s3.client import SCHEME
 from clipfleet.s3.object_store import storage_options
-from clipfleet.store.conditions import not_read, whole, words_of
+from clipfleet.store.conditions import condition_of
+from clipfleet.store.place_errors import lance_errors
 
 if TYPE_CHECKING:
     import lance
@@ -54,15 +49,10 @@ _INDEX_KIND = "IVF_SQ"
 _QUERIES_AT_A_TIME = 256
 _REFINE_FACTOR = 10  # an index finds so many candidates for each row asked for; their vectors decide
 
-# In messages about a condition, not about a file.
-_OF_CONDITIONS = ("filter", "Invalid user input", "parser", "column", "Schema error")
-# How an error of a place begins, of whatever type it is.
-_OF_PLACES = ("LanceError(IO)", "Dataset at path")
 # What a compaction commits: ids of fragments that it reserves, which has no class of its own in Python, and
 # the new fragments. Lance takes no properties for them.
 _OF_COMPACTIONS: Final = ("BaseOperation", "Rewrite")
 _COMPACTED: Final = {"kind": "compact"}
-_PANIC, _ABORTED = "PanicException", "Task was aborted"  # a bug of Lance, here or in another thread
 
 Alive = Callable[[], object]
 
@@ -168,7 +158,7 @@ class VectorDataset:
 
     def count(self, where: str | None = None) -> int:
         """Number of rows, or of those that a condition holds for. Raises like `batches`."""
-        with self._errors(), self._condition(where) as condition:
+        with self._errors(), condition_of(where, self.schema.names) as condition:
             return int(self._dataset.count_rows(filter=condition))
 
     def batches(
@@ -191,7 +181,7 @@ class VectorDataset:
             UsageError: the condition is invalid.
             OutputUnavailableError: a file is missing or unreadable.
         """
-        with self._errors(), self._condition(where) as condition:
+        with self._errors(), condition_of(where, self.schema.names) as condition:
             fragments = None if other_than is None else self._fragments_unlike(other_than)
             if fragments == []:
                 return
@@ -262,7 +252,7 @@ class VectorDataset:
         found: list[pa.Table] = []
         for start in range(0, len(wanted), _QUERIES_AT_A_TIME):
             some = wanted[start : start + _QUERIES_AT_A_TIME]
-            with self._errors(), self._condition(where) as condition:
+            with self._errors(), condition_of(where, self.schema.names) as condition:
                 scanner = self._dataset.scanner(
                     columns=[*columns, _DISTANCE],
                     nearest={
@@ -496,25 +486,6 @@ class VectorDataset:
         """What the commit of this version was given."""
         with self._errors():
             return self._properties(self.version)
-
-    @contextmanager
-    def _condition(self, where: str | None) -> Iterator[str | None]:
-        """The condition as Lance is given it; an invalid one is reported as the user's mistake."""
-        if where is None:
-            yield None
-            return
-        try:
-            yield whole(where)
-        except (ValueError, OSError) as error:
-            # Subclasses of ValueError are of Arrow, which has them for files, too.
-            if type(error) is ValueError or any(word in str(error) for word in _OF_CONDITIONS):
-                text = words_of(error, where, self.schema.names)
-                raise UsageError(f"the condition {where!r} is invalid: {text}") from error
-            raise
-        except BaseException as error:
-            if type(error).__name__ == _PANIC or str(error) == _ABORTED:
-                raise not_read(where) from error
-            raise
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -857,29 +828,3 @@ class _Watched:
 
 def _as_utc(time: datetime) -> datetime:
     return (time if time.tzinfo else time.astimezone()).astimezone(UTC)
-
-
-@contextmanager
-def lance_errors(uri: str) -> Iterator[None]:
-    """Report errors of Lance as those of the place where the dataset is."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        if "upgrade Lance" in text:
-            raise OutputTooNewError(
-                f"{uri}: a newer version of Lance wrote it: `pip install --upgrade 'clipfleet[store]'`"
-            ) from error
-        # Arrow's through batches and tables, others where a dataset is opened.
-        if not isinstance(error, (OSError, pa.ArrowInvalid)) and not text.startswith(_OF_PLACES):
-            raise
-        low = text.lower()
-        if "no space left" in low or "disk quota" in low:
-            raise OutputUnavailableError(f"{uri}: the disk is full; nothing was changed") from error
-        if "permission denied" in low or "read-only" in low or "access denied" in low:
-            raise OutputUnreachableError(f"{uri}: {text}") from error
-        if "not found" in low or "corrupt" in low or "invalid" in low:
-            raise OutputDamagedError(f"{uri} is damaged: {text}") from error
-        raise OutputUnavailableError(f"{uri}: {text}") from error

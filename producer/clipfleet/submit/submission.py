@@ -295,9 +295,7 @@ def naming_the_way_out() -> Iterator[None]:
     try:
         yield
     except OutputUnreachableError as error:
-        raise OutputUnreachableError(
-            f"{error}: choose another `output=`, or make this one writable"
-        ) from error
+        raise OutputUnreachableError(f"{error}: make it writable, or choose another place") from error
 
 
 def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
