@@ -578,8 +578,10 @@ def test_what_a_killed_commit_has_left_is_removed(dataset: VectorDataset) -> Non
     assert newest.latest().count() == 102
 
 
-def test_leftovers_are_files_that_no_version_has(dataset: VectorDataset) -> None:
-    def lost() -> None:
+def test_leftovers_are_files_that_no_version_has(
+    dataset: VectorDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
         raise KeyError
 
     first = dataset.replace(NONE, in_directions(directions(300)), {}).create_index({})
@@ -587,8 +589,9 @@ def test_leftovers_are_files_that_no_version_has(dataset: VectorDataset) -> None
     tomorrow = newest.committed_at + timedelta(days=1)
     assert not newest.has_leftovers(tomorrow), "all files belong to some version"
 
-    with pytest.raises(KeyError):
-        newest.create_index({}, alive=lost)
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(VectorDataset, "_commit", killed)
+        newest.create_index({})
 
     assert newest.has_leftovers(tomorrow)
     assert not newest.has_leftovers(newest.committed_at.replace(microsecond=0)), "it may go on"
