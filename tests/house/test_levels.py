@@ -30,6 +30,15 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "commands",
         "__main__",
     ),
+    "clipfleet_gateway": (
+        "__init__ errors settings",
+        "keys",
+        "services",
+        "web",
+        "server",
+        "commands",
+        "__main__",
+    ),
     "clipfleet_worker": (
         "__init__ pixel_spec",
         "failures outcomes",
@@ -46,8 +55,8 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__main__",
     ),
 }
-# Other packages of ours that a package may import: `clipfleet_gateway` would be one more producer.
-USES = {"clipfleet": (), "clipfleet_worker": ("clipfleet",)}
+# Other packages of ours that a package may import.
+USES = {"clipfleet": (), "clipfleet_gateway": ("clipfleet",), "clipfleet_worker": ("clipfleet",)}
 PACKAGES = {
     door.parent.name: door.parent
     for top in ("producer", "worker")

@@ -93,8 +93,9 @@ class FolderOutput:
 
     @contextmanager
     def _made_holder(self, name: str) -> Iterator[Path]:
-        if name.startswith(objects.LAYOUT.data):
-            self._make_folder(objects.LAYOUT.data)
+        below = name.rpartition("/")[0]
+        if below not in ("", objects.INTERNAL):  # the latter is made with the folder for scratch files
+            self._make_folder(below)
         with self._holder(name) as folder:
             yield folder
 

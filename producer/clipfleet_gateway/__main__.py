@@ -1,0 +1,22 @@
+"""`python -m clipfleet_gateway`, and the command `clipfleet-gateway`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clipfleet.terminal.loading import load_and_run
+
+
+def _commands() -> Callable[[], None]:
+    from clipfleet_gateway.commands import main
+
+    return main
+
+
+def main() -> None:
+    """Load the commands, then run them."""
+    load_and_run(_commands)
+
+
+if __name__ == "__main__":
+    main()

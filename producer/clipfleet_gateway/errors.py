@@ -1,0 +1,78 @@
+"""What a request is answered with if it cannot be done: OpenAI's error object, with the HTTP status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """A request that is refused, or cannot be served now.
+
+    The official clients retry 408, 409, 429 and 500 and above by themselves, and no other status.
+    """
+
+    status: HTTPStatus
+    message: str
+    kind: str  # `type` of the error object
+    param: str | None = None  # what of the request is wrong, such as `input[3]`
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+
+    def body(self) -> dict[str, Any]:
+        """The body of the answer; all four keys are always there."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+INVALID, DENIED, LIMITED, FAILED = (
+    "invalid_request_error",
+    "permission_error",
+    "rate_limit_error",
+    "server_error",
+)
+
+
+def invalid(
+    message: str, param: str | None = None, code: str | None = None, *, status: HTTPStatus | None = None
+) -> ApiError:
+    """The request is wrong: the same one will be refused again."""
+    return ApiError(status or HTTPStatus.BAD_REQUEST, message, INVALID, param, code)
+
+
+def not_found(what: str, name: str, param: str | None = None) -> ApiError:
+    """There is no such object, or it is that of another key: the answer is the same."""
+    return ApiError(HTTPStatus.NOT_FOUND, f"No such {what}: {name!r}", INVALID, param, "not_found")
+
+
+def unauthorized(message: str) -> ApiError:
+    """No key, or none that is known."""
+    challenge = {"WWW-Authenticate": 'Bearer realm="clipfleet"'}
+    return ApiError(HTTPStatus.UNAUTHORIZED, message, INVALID, code="invalid_api_key", headers=challenge)
+
+
+def denied(message: str, param: str | None = None) -> ApiError:
+    """The key must not do this."""
+    return ApiError(HTTPStatus.FORBIDDEN, message, DENIED, param, "not_allowed")
+
+
+def limited(message: str, retry_after_seconds: float, code: str = "rate_limit_exceeded") -> ApiError:
+    """Too much at once: the same request will do later."""
+    seconds = max(1, round(retry_after_seconds))
+    return ApiError(
+        HTTPStatus.TOO_MANY_REQUESTS, message, LIMITED, code=code, headers={"Retry-After": str(seconds)}
+    )
+
+
+def unavailable(message: str, retry_after_seconds: int = 5) -> ApiError:
+    """Redis, the gateway's place or all workers are away: the same request will do later."""
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE, message, FAILED, code="unavailable",
+        headers={"Retry-After": str(retry_after_seconds)},
+    )  # fmt: skip

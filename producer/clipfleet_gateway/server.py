@@ -1,0 +1,48 @@
+"""Runs the application until a signal; what is under way is answered first."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from collections.abc import Callable
+
+from aiohttp import web
+
+from clipfleet.errors import UsageError
+from clipfleet_gateway.services import Services
+from clipfleet_gateway.web.app import make_app
+
+_LAST_ANSWERS_SECONDS = 20.0
+
+
+def run(services: Services, host: str, port: int, *, on_listening: Callable[[str], object]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UsageError: the address is in use, or is none of this machine.
+    """
+    asyncio.run(_serve(services, host, port, on_listening))
+
+
+async def _serve(services: Services, host: str, port: int, on_listening: Callable[[str], object]) -> None:
+    ends = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ends.set)
+    runner = web.AppRunner(
+        make_app(services), access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS, handler_cancellation=True
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(f"{host}:{port} is in use: give another --port") from None
+            raise UsageError(f"{host}:{port}: {error.strerror}; give another --host or --port") from None
+        listening = runner.addresses[0]
+        on_listening(f"http://{listening[0]}:{listening[1]}/v1")
+        await ends.wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,44 @@
+"""What all requests share: the client for jobs, the gateway's place, and threads for calls that block."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Self, TypeVar
+
+from clipfleet.client import Client
+from clipfleet.outputs import Output, open_output, output_uri
+from clipfleet_gateway.keys.ring import KeyRing
+from clipfleet_gateway.settings import GatewaySettings
+
+T = TypeVar("T")
+_THREADS = 32
+
+
+class Services:
+    """Opened once, closed with the gateway. Redis and the place are first asked by a request."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Raises `UsageError` if a setting is missing or wrong."""
+        self._opened = ExitStack()
+        self.settings = settings
+        self.place: Output = open_output(output_uri(settings.require_gateway_output()))
+        self.keys = KeyRing(self.place)
+        # Patience is the clients': they are told to come again, and hold nothing meanwhile.
+        self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
+        self._threads = ThreadPoolExecutor(_THREADS, "gateway")
+        self._opened.callback(self._threads.shutdown)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    async def call(self, function: Callable[..., T], *arguments: object, **named: object) -> T:
+        """Run a call that may block in a thread; cancelling does not end it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))

@@ -1,0 +1,52 @@
+"""Answers as JSON, and errors as OpenAI writes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from clipfleet.errors import (
+    ClipfleetError,
+    JobConflictError,
+    JobNotFoundError,
+    QuotaExceededError,
+    UsageError,
+    WorldError,
+)
+from clipfleet_gateway.errors import ApiError, invalid, limited, not_found, unavailable
+
+_LOG = logging.getLogger(__name__)
+_QUOTA_RETRY_SECONDS = 10
+
+
+def answer(found: BaseModel | dict[str, Any], status: int = 200) -> web.Response:
+    """A JSON answer; fields without a value are null, as the official clients expect."""
+    body = found.model_dump_json() if isinstance(found, BaseModel) else json.dumps(found, ensure_ascii=False)
+    return web.Response(text=body, status=status, content_type="application/json")
+
+
+def refusal(error: ApiError) -> web.Response:
+    """The answer to a request that cannot be served."""
+    text = json.dumps(error.body(), ensure_ascii=False)
+    return web.Response(
+        text=text, status=int(error.status), content_type="application/json", headers=dict(error.headers)
+    )
+
+
+def as_api_error(error: ClipfleetError) -> ApiError:
+    """What an error of a job says to the one who asked for it. Troubles of this side are logged."""
+    if isinstance(error, JobNotFoundError):
+        return not_found("job", str(error))
+    if isinstance(error, QuotaExceededError):
+        return limited(str(error), _QUOTA_RETRY_SECONDS, "quota_exceeded")
+    if isinstance(error, JobConflictError):
+        return invalid(str(error), code="conflict")
+    if isinstance(error, UsageError):
+        return invalid(str(error))
+    _LOG.warning("a request could not be served: %s", error)
+    message = "Redis or the gateway's place is away" if isinstance(error, WorldError) else "internal trouble"
+    return unavailable(f"{message}: try again")

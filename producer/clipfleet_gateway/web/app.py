@@ -1,0 +1,50 @@
+"""The application: guards, then routes. Reading `routes_of` says what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Protocol
+
+from aiohttp import web
+
+from clipfleet_gateway.keys.key import Key
+from clipfleet_gateway.services import Services
+from clipfleet_gateway.web import guards
+from clipfleet_gateway.web.callers import Callers
+from clipfleet_gateway.web.health import HealthRoutes
+
+_MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
+
+
+class Routes(Protocol):
+    """Some paths and what they are answered with."""
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Add the routes."""
+
+
+def routes_of(services: Services) -> Iterable[Routes]:
+    """All routes of a gateway."""
+    yield HealthRoutes(services)
+
+
+def make_app(services: Services) -> web.Application:
+    """Build the application over services that the caller closes."""
+    find = partial(_find_key, services)
+    callers = Callers(find, services.settings.gateway_requests_per_minute)
+    app = web.Application(
+        middlewares=[
+            guards.answering(),
+            guards.hosts(services.settings.gateway_hosts),
+            guards.keys(callers),
+        ],
+        client_max_size=_MOST_BODY_BYTES,
+    )
+    for routes in routes_of(services):
+        routes.add_to(app.router)
+    return app
+
+
+async def _find_key(services: Services, token: str) -> Key | None:
+    return await services.call(services.keys.of_token, token)

@@ -1,0 +1,77 @@
+"""Who asks: the key of a request, looked up at most once in a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from clipfleet_gateway.errors import invalid, limited, unauthorized
+from clipfleet_gateway.keys.key import Key, digest
+
+CALLER: web.RequestKey[Key] = web.RequestKey("caller", Key)
+
+_KEPT_SECONDS = 5.0  # after it is revoked, a key opens for so long at most
+_MOST_KEPT = 1000
+_SCHEME = "bearer "
+
+
+class Callers:
+    """Finds keys by their tokens, and counts their requests."""
+
+    def __init__(
+        self,
+        find: Callable[[str], Awaitable[Key | None]],
+        per_minute: int,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find = find
+        self._monotonic = monotonic
+        self._per_minute = per_minute
+        self._known: OrderedDict[str, tuple[float, Key]] = OrderedDict()  # by the hash of the token
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by name: when, and requests then
+
+    async def of(self, request: web.Request) -> Key:
+        """The key of a request.
+
+        Raises:
+            ApiError: there is none, it opens nothing, or it has asked too often.
+        """
+        header = request.headers.getall("Authorization", [])
+        if not header:
+            raise unauthorized("Send a key: `Authorization: Bearer KEY`")
+        if len(header) > 1:
+            raise invalid("There is more than one Authorization header")
+        if not header[0].lower().startswith(_SCHEME):
+            raise unauthorized("The Authorization header must be `Bearer KEY`")
+        key = await self._key_of(header[0][len(_SCHEME) :].strip())
+        self._count(key.name)
+        return key
+
+    async def _key_of(self, token: str) -> Key:
+        hashed, now = digest(token), self._monotonic()
+        known = self._known.get(hashed)
+        if known is not None and now < known[0]:
+            return known[1]
+        self._known.pop(hashed, None)
+        key = await self._find(token)
+        if key is None:
+            raise unauthorized("This key is not known, or was revoked")
+        self._known[hashed] = now + _KEPT_SECONDS, key
+        if len(self._known) > _MOST_KEPT:
+            self._known.popitem(last=False)
+        return key
+
+    def _count(self, name: str) -> None:
+        """A bucket that fills evenly: bursts of a minute's worth are served."""
+        now, per_second = self._monotonic(), self._per_minute / 60
+        then, left = self._left.pop(name, (now, float(self._per_minute)))
+        left = min(self._per_minute, left + (now - then) * per_second)
+        self._left[name] = now, max(left - 1, 0.0)
+        if len(self._left) > _MOST_KEPT:
+            self._left.popitem(last=False)
+        if left < 1:
+            raise limited(f"This key may ask {self._per_minute:,} times in a minute", (1 - left) / per_second)
