@@ -450,7 +450,7 @@ class Client:
         job = make_job(opened, described, task, label_sets, heads=[one.of_job for one in heads], **asked)
         require_model(heads, job.model, decode=job.decode, exif=job.exif)
         output = output_of(job, store)
-        with naming_the_way_out():
+        with naming_the_way_out(job):
             holder = None if job.output_is_redis else job_of(output)
         chooses_size = described.chunk_size is None
         if chooses_size and described.job_id is not None:

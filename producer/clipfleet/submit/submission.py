@@ -84,7 +84,7 @@ class Submission:
         contents = Contents()
         batches = self._first_batches(source, contents)
         overwriting = self._overwriting()
-        with naming_the_way_out():
+        with naming_the_way_out(self.job):
             must_clear = overwriting.is_due(is_wanted=overwrite)
         is_new, state = self._known(overwriting)
         status = self.ledger.status(self.job.job_id)
@@ -97,7 +97,7 @@ class Submission:
                 self._require_unchanged(status, batches, contents)
             return state.is_final
         try:
-            with naming_the_way_out():
+            with naming_the_way_out(self.job):
                 if must_clear:
                     overwriting.run()
                 self._claim_output()
@@ -290,12 +290,15 @@ class _JobEndedError(Exception):
 
 
 @contextmanager
-def naming_the_way_out() -> Iterator[None]:
-    """Add the way out to errors of the first calls of an output."""
+def naming_the_way_out(job: Job) -> Iterator[None]:
+    """Add the way out to errors of the first calls of a job's output."""
     try:
         yield
     except OutputUnreachableError as error:
-        raise OutputUnreachableError(f"{error}: make it writable, or choose another place") from error
+        option = "`output=`" if job.store is None else "`store=`"
+        raise OutputUnreachableError(
+            f"{error}: choose another {option}, or make this one writable"
+        ) from error
 
 
 def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
