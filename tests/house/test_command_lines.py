@@ -19,6 +19,7 @@ from clipfleet.commands import app as clipfleet
 from clipfleet.commands.options import JOB_OPTIONS
 from clipfleet.terminal.console import with_options
 from clipfleet.terminal.help import GROUPS
+from clipfleet_gateway.commands import app as clipfleet_gateway
 from clipfleet_worker.cli.commands import app as clipfleet_worker
 from tests.support.documents import ROOT
 
@@ -38,8 +39,10 @@ HEAVY = {
 }
 PROGRAMS: dict[str, Any] = {
     "clipfleet": typer.main.get_command(clipfleet),
+    "clipfleet-gateway": typer.main.get_command(clipfleet_gateway),
     "clipfleet-worker": typer.main.get_command(clipfleet_worker),
 }
+APPS = {"clipfleet": clipfleet, "clipfleet-gateway": clipfleet_gateway, "clipfleet-worker": clipfleet_worker}
 
 
 def below(words: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -60,6 +63,8 @@ COMMANDS = {words: one for name, program in PROGRAMS.items() for words, one in b
         "clipfleet classify --help",
         "clipfleet results -h",
         "clipfleet",
+        "clipfleet-gateway --help",
+        "clipfleet-gateway keys add -h",
         "clipfleet-worker --version",
         "clipfleet-worker --help",
         "clipfleet-worker up -h",
@@ -100,9 +105,8 @@ class TestHelp:
     def test_is_complete_at_80_columns(self, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
         program, *rest = words.split()
-        app = {"clipfleet": clipfleet, "clipfleet-worker": clipfleet_worker}[program]
 
-        short, long = (CliRunner().invoke(app, [*rest, name]) for name in ("-h", "--help"))
+        short, long = (CliRunner().invoke(APPS[program], [*rest, name]) for name in ("-h", "--help"))
 
         assert (short.exit_code, short.output) == (0, long.output)
         assert "Usage:" in long.output and "<bool>" not in long.output

@@ -17,6 +17,7 @@ import yaml
 
 from clipfleet import commands as producer_cli
 from clipfleet.contract.bottleneck import LimitingStep
+from clipfleet_gateway import commands as gateway_cli
 from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES
@@ -24,6 +25,7 @@ from tests.support.documents import ROOT, blocks, documents
 
 PROGRAMS: dict[str, Any] = {
     "clipfleet": typer.main.get_command(producer_cli.app),
+    "clipfleet-gateway": typer.main.get_command(gateway_cli.app),
     "clipfleet-worker": typer.main.get_command(worker_cli.app),
 }
 SUFFIXES = ("_bucket", "_sum", "_count")  # that the format adds
@@ -36,12 +38,12 @@ def commands(document: Path) -> Iterator[str]:
     shown = [block.text for block in blocks(document) if block.language in ("sh", "bash", "shell")]
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     shown += [
-        span.replace("\n", " ") for span in re.findall(r"`((?:clipfleet|clipfleet-worker) [^`]+)`", text)
+        span.replace("\n", " ") for span in re.findall(r"`(clipfleet(?:-gateway|-worker)? [^`]+)`", text)
     ]
     for part in shown:
         for line in part.replace("\\\n", " ").splitlines():
             for piece in re.split(r" -- ", line):
-                if re.match(r"\s*(clipfleet|clipfleet-worker) ", piece):
+                if re.match(r"\s*clipfleet(-gateway|-worker)? ", piece):
                     yield ENDS.sub("", piece.replace("\\|", "|")).strip()
 
 

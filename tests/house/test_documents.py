@@ -22,6 +22,8 @@ from clipfleet.labels.certifying import MOST_LOOKS, level, passes
 from clipfleet.settings import Settings
 from clipfleet.store.rows import OWN_COLUMNS
 from clipfleet.terminal import program
+from clipfleet_gateway import commands as gateway_cli
+from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS
 from clipfleet_worker.settings import WorkerSettings
@@ -47,7 +49,9 @@ RETRYABLE = {
 
 
 def setting_names() -> set[str]:
-    return {f"CLIPFLEET_{name.upper()}" for name in WorkerSettings.model_fields}
+    return {
+        f"CLIPFLEET_{name.upper()}" for name in (*WorkerSettings.model_fields, *GatewaySettings.model_fields)
+    }
 
 
 def shown_default(name: str, field: FieldInfo) -> str:
@@ -69,16 +73,24 @@ def shown_default(name: str, field: FieldInfo) -> str:
 
 
 def test_the_settings_table_is_that_of_the_code() -> None:
+    of_the_gateway = {
+        name: field
+        for name, field in GatewaySettings.model_fields.items()
+        if name not in WorkerSettings.model_fields
+    }
     expected = [
         [f"`CLIPFLEET_{name.upper()}`", shown_default(name, field), field.description]
-        for name, field in WorkerSettings.model_fields.items()
+        for name, field in {**WorkerSettings.model_fields, **of_the_gateway}.items()
     ]
     assert table(SETTINGS_PAGE, "variable", "default", "meaning") == expected
+    assert all(name.startswith("gateway_") for name in of_the_gateway)
 
 
 def test_producers_read_the_first_eight_settings() -> None:
     assert list(WorkerSettings.model_fields)[:8] == list(Settings.model_fields)
-    assert "Producers read the first eight, workers all of them." in SETTINGS_PAGE.read_text()
+    assert (
+        "Producers read the first eight, workers all but those of the gateway." in SETTINGS_PAGE.read_text()
+    )
 
 
 def test_the_error_table_is_that_of_the_contract() -> None:
@@ -139,7 +151,12 @@ def _marks_needed(promise: Promise, wrong: int, look: int, confidence: float) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "app"), [("clipfleet", producer_cli.app), ("clipfleet-worker", worker_cli.app)]
+    ("name", "app"),
+    [
+        ("clipfleet", producer_cli.app),
+        ("clipfleet-gateway", gateway_cli.app),
+        ("clipfleet-worker", worker_cli.app),
+    ],
 )
 def test_the_commands_table_has_every_command(name: str, app: typer.Typer) -> None:
     listed = [row[0].strip("`") for row in table(COMMANDS_PAGE, "command", "what it does")]

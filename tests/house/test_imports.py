@@ -72,7 +72,11 @@ def python(
 RUN_ALL = """
 import contextlib, importlib, io, json, sys
 program, lines = json.loads(sys.argv[1])
-modules = {"clipfleet": "clipfleet.commands", "clipfleet-worker": "clipfleet_worker.cli.commands"}
+modules = {
+    "clipfleet": "clipfleet.commands",
+    "clipfleet-gateway": "clipfleet_gateway.commands",
+    "clipfleet-worker": "clipfleet_worker.cli.commands",
+}
 main = importlib.import_module(modules[program]).main
 answers = []
 for words in lines:
@@ -144,6 +148,22 @@ class TestProducer:
         for answer in run_all(site, tmp_path, "clipfleet", "--help", "classify --help", "jobs --help"):
             assert (answer.code, answer.err) == (0, ""), answer
             assert "Usage: clipfleet" in answer.out
+
+
+class TestWithoutGatewayExtra:
+    def test_one_line_says_what_to_install(self, installation: Installation, tmp_path: Path) -> None:
+        (answer,) = run_all(installation.without("aiohttp"), tmp_path, "clipfleet-gateway", "serve")
+
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err == "error: the gateway needs an extra: pip install 'clipfleet[gateway]'\n"
+
+    def test_the_rest_works(self, installation: Installation, tmp_path: Path) -> None:
+        site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
+
+        for answer in run_all(
+            site, tmp_path, "clipfleet-gateway", "--help", "serve --help", "keys add --help"
+        ):
+            assert (answer.code, answer.err) == (0, ""), answer
 
 
 class TestWithoutWorkerExtra:

@@ -47,7 +47,7 @@ _Sources = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON object per key", rich_help_panel=OUTPUT)]
 
 
-@add_command(keys_app, "clipfleet-gateway keys add nightly --lane bulk --source s3://photos/2026/")
+@add_command(keys_app, "clipfleet-gateway keys add nightly --source s3://photos/2026/")
 def add(name: _Name, lane: _Lane = Lane.NORMAL, quota: _Quota = None, source: _Sources = None) -> None:
     """Make a key, and print it, alone and once, on stdout."""
     from clipfleet_gateway.keys.prefixes import checked_prefix
