@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.figures, pytest.mark.timeout(600), pytest.mark.usefixt
     "few",
     [
         ("--kills", "6", "--races", "2", "--vacuums", "0", "--switches", "0"),
-        ("--kills", "0", "--races", "0", "--vacuums", "2", "--switches", "2"),
+        ("--kills", "0", "--races", "0", "--vacuums", "2", "--switches", "1"),
     ],
     ids=["kills", "races"],
 )

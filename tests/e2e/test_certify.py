@@ -74,8 +74,11 @@ def test_thresholds_are_chosen_and_proven_on_the_demo_model(
     true = {label: precision(rows, label, shows) for label in LABELS}
     assert "certified" in verdicts.values()
     for label, verdict in verdicts.items():
-        # One whose precision is next to the target may end as "not yet": no number of marks would serve.
-        assert verdict in ("certified", "failed", "not")
+        # "not yet": a precision so close below the target that no number of marks settles it.
+        assert verdict in ("certified", "failed") or (verdict == "not" and true[label] < TARGET), (
+            label,
+            true,
+        )
         assert verdict != "certified" or true[label] >= TARGET, (label, true)
     require_its_place(cluster, folder, verdicts)
     require_its_threshold(cluster, folder)

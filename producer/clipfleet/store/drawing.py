@@ -1,6 +1,6 @@
-"""Chooses the items that a limited night runs, of all that it could: at random, anew each night.
+"""Draws the items that a limited night runs, at random each night.
 
-Nothing needs to be remembered for that, and items that fail every night keep no others out for long.
+Nothing needs to be remembered for that, and items that always fail do not keep others out for long.
 Memory: 32 bytes per item that may be drawn.
 """
 

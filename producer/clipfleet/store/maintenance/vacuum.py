@@ -83,7 +83,7 @@ def _drop_versions(
     old = {number for (number, _), (_, until) in pairwise(times.items()) if until < before}
     old -= {dataset.version, *versions_in_use(held.jobs, fingerprint, times)}
     leftovers = dataset.has_leftovers(spared_since, alive=held.alive)
-    if leftovers:  # only these could be of a commit that goes on
+    if leftovers:  # they may belong to a commit that is still running
         dataset = fenced(dataset, VACUUM)
         leftovers = not dataset.has_files_of_no_version(spared_since, alive=held.alive)
     held.alive()
