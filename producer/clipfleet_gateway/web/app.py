@@ -12,8 +12,11 @@ from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.callers import Callers
+from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.health import HealthRoutes
+from clipfleet_gateway.web.request_bodies import bodies
 
+_SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
 _MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
 
 
@@ -32,12 +35,14 @@ def routes_of(services: Services) -> Iterable[Routes]:
 def make_app(services: Services) -> web.Application:
     """Build the application over services that the caller closes."""
     find = partial(_find_key, services)
-    callers = Callers(find, services.settings.gateway_requests_per_minute)
+    at_once = max(1, int(most_connections() * _SHARE_OF_A_KEY))
+    callers = Callers(find, services.settings.gateway_requests_per_minute, at_once)
     app = web.Application(
         middlewares=[
             guards.answering(),
             guards.hosts(services.settings.gateway_hosts),
             guards.keys(callers),
+            bodies(services.settings.gateway_file_bytes),
         ],
         client_max_size=_MOST_BODY_BYTES,
     )

@@ -68,7 +68,9 @@ def hosts(names: Collection[str]) -> Middleware:
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.getall("Host", [])
-        if len(given) != 1 or not _is_known(given[0], known):
+        if not request.raw_path.startswith("/"):  # http://HOST/PATH, which proxies send, or *
+            given += [request.url.authority]
+        if not request.headers.get("Host") or not all(_is_known(host, known) for host in given):
             raise invalid(
                 "The Host header names another server; CLIPFLEET_GATEWAY_HOSTS lists the names of this one",
                 code="unknown_host", status=HTTPStatus.MISDIRECTED_REQUEST,
@@ -97,8 +99,10 @@ def keys(callers: Callers) -> Middleware:
 
     @web.middleware
     async def find_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN:
-            request[CALLER] = await callers.of(request)
-        return await handler(request)
+        if request.path in OPEN:
+            return await handler(request)
+        key = request[CALLER] = await callers.of(request)
+        with callers.one_more(key):
+            return await handler(request)
 
     return find_key
