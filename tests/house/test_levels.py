@@ -33,6 +33,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     "clipfleet_gateway": (
         "__init__ errors settings",
         "keys",
+        "files",
         "services",
         "web",
         "server",
