@@ -32,6 +32,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
+        "shapes",
         "keys",
         "files",
         "services",

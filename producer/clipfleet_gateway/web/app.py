@@ -13,15 +13,17 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.health import HealthRoutes
+from clipfleet_gateway.web.openapi import OpenApiRoutes
+from clipfleet_gateway.web.operations import Served
 
 _MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
 
 
 class Routes(Protocol):
-    """Some paths and what they are answered with."""
+    """Some operations and what handles them."""
 
-    def add_to(self, router: web.UrlDispatcher) -> None:
-        """Add the routes."""
+    def operations(self) -> Iterable[Served]:
+        """Each with its handler, see `Operation`."""
 
 
 def routes_of(services: Services) -> Iterable[Routes]:
@@ -41,8 +43,10 @@ def make_app(services: Services) -> web.Application:
         ],
         client_max_size=_MOST_BODY_BYTES,
     )
-    for routes in routes_of(services):
-        routes.add_to(app.router)
+    served = [one for routes in routes_of(services) for one in routes.operations()]
+    served += OpenApiRoutes([operation for operation, _ in served]).operations()
+    for operation, handler in served:
+        app.router.add_route(operation.method, operation.path, handler)
     return app
 
 
