@@ -32,9 +32,8 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
-        "shapes",
-        "keys",
-        "files",
+        "shapes keys",
+        "files inputs",
         "services",
         "web",
         "server",
