@@ -5,7 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ErrorObject(BaseModel):
+    """What is wrong. All four keys are always there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message: str = Field(description="for people: what failed, on what, what to do")
+    type: str = Field(
+        description="`invalid_request_error`, `permission_error`, `rate_limit_error` or `server_error`"
+    )
+    param: str | None = Field(description="what of the request is wrong, such as `input[3]`")
+    code: str | None = Field(description="for programs, such as `not_found`")
+
+
+class ErrorBody(BaseModel):
+    """A request that is refused, or cannot be served now."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: ErrorObject
 
 
 @dataclass(eq=False)
@@ -25,10 +47,10 @@ class ApiError(Exception):
     def __post_init__(self) -> None:
         super().__init__(self.message)
 
-    def body(self) -> dict[str, Any]:
-        """The body of the answer; all four keys are always there."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+    def body(self) -> ErrorBody:
+        """The body of the answer."""
+        error = ErrorObject(message=self.message, type=self.kind, param=self.param, code=self.code)
+        return ErrorBody(error=error)
 
 
 INVALID, DENIED, LIMITED, FAILED = (

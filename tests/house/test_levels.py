@@ -32,7 +32,8 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
-        "keys",
+        "shapes keys",
+        "files inputs",
         "services",
         "web",
         "server",

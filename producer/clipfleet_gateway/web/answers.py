@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -23,18 +21,16 @@ _LOG = logging.getLogger(__name__)
 _QUOTA_RETRY_SECONDS = 10
 
 
-def answer(found: BaseModel | dict[str, Any], status: int = 200) -> web.Response:
+def answer(found: BaseModel, status: int = 200) -> web.Response:
     """A JSON answer; fields without a value are null, as the official clients expect."""
-    body = found.model_dump_json() if isinstance(found, BaseModel) else json.dumps(found, ensure_ascii=False)
-    return web.Response(text=body, status=status, content_type="application/json")
+    return web.Response(text=found.model_dump_json(), status=status, content_type="application/json")
 
 
 def refusal(error: ApiError) -> web.Response:
     """The answer to a request that cannot be served."""
-    text = json.dumps(error.body(), ensure_ascii=False)
-    return web.Response(
-        text=text, status=int(error.status), content_type="application/json", headers=dict(error.headers)
-    )
+    response = answer(error.body(), int(error.status))
+    response.headers.update(error.headers)
+    return response
 
 
 def as_api_error(error: ClipfleetError) -> ApiError:

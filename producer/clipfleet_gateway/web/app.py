@@ -14,17 +14,19 @@ from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.health import HealthRoutes
-from clipfleet_gateway.web.request_bodies import bodies
+from clipfleet_gateway.web.openapi import OpenApiRoutes
+from clipfleet_gateway.web.operations import Served
+from clipfleet_gateway.web.request_bodies import bodies, expect_later
 
 _SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
 _MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
 
 
 class Routes(Protocol):
-    """Some paths and what they are answered with."""
+    """Some operations and what handles them."""
 
-    def add_to(self, router: web.UrlDispatcher) -> None:
-        """Add the routes."""
+    def operations(self) -> Iterable[Served]:
+        """Each with its handler, see `Operation`."""
 
 
 def routes_of(services: Services) -> Iterable[Routes]:
@@ -46,8 +48,10 @@ def make_app(services: Services) -> web.Application:
         ],
         client_max_size=_MOST_BODY_BYTES,
     )
-    for routes in routes_of(services):
-        routes.add_to(app.router)
+    served = [one for routes in routes_of(services) for one in routes.operations()]
+    served += OpenApiRoutes([operation for operation, _ in served]).operations()
+    for operation, handler in served:
+        app.router.add_route(operation.method, operation.path, handler, expect_handler=expect_later)
     return app
 
 

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -16,8 +16,8 @@ from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.errors import FAILED, ApiError, invalid
 from clipfleet_gateway.web.answers import as_api_error, refusal
 from clipfleet_gateway.web.callers import CALLER, Callers
+from clipfleet_gateway.web.operations import Handler
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Any  # aiohttp's decorator returns one
 _LOG = logging.getLogger(__name__)
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})  # to anyone who reaches the port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -10,9 +11,25 @@ from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_gateway.errors import not_found
 from clipfleet_gateway.services import Services
+from clipfleet_gateway.shapes.health import Health, Readiness
+from clipfleet_gateway.shapes.models import ModelList, ModelObject
 from clipfleet_gateway.web.answers import answer
+from clipfleet_gateway.web.operations import Operation, Served
 
 _PROBE = "keys/"
+_OK = "ok"
+_HEALTHZ = Operation("GET", "/healthz", "getHealth", "Say that the process answers.", answers={200: Health})
+_READYZ = Operation(
+    "GET", "/readyz", "getReadiness", "Say whether Redis and the gateway's place can be reached.",
+    answers={200: Readiness, 503: Readiness},
+)  # fmt: skip
+_MODELS = Operation(
+    "GET", "/v1/models", "listModels", "List the models that workers serve now.", answers={200: ModelList}
+)
+_MODEL = Operation(
+    "GET", "/v1/models/{model:.+}", "getModel", "Find a model that workers serve now.",
+    answers={200: ModelObject}, path_parameters={"model": "its id"}, errors=(404,),
+)  # fmt: skip
 
 
 class HealthRoutes:
@@ -21,23 +38,23 @@ class HealthRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def add_to(self, router: web.UrlDispatcher) -> None:
-        """Add the routes."""
-        router.add_get("/healthz", self._healthz)
-        router.add_get("/readyz", self._readyz)
-        router.add_get("/v1/models", self._models)
-        router.add_get("/v1/models/{model:.+}", self._model)
+    def operations(self) -> Iterable[Served]:
+        """The routes."""
+        yield _HEALTHZ, self._healthz
+        yield _READYZ, self._readyz
+        yield _MODELS, self._models
+        yield _MODEL, self._model
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return answer({"status": "ok"})
+        return answer(Health())
 
     async def _readyz(self, _: web.Request) -> web.Response:
         """Ready with Redis and the place; without workers requests wait, so they do not count."""
-        found = {"redis": await self._trouble(self._services.client.workers)}
-        found["place"] = await self._trouble(lambda: [*self._services.place.names(_PROBE)])
-        is_ready = not any(found.values())
-        words = {name: trouble or "ok" for name, trouble in found.items()}
-        return answer({"status": "ok" if is_ready else "unavailable", **words}, 200 if is_ready else 503)
+        redis = await self._trouble(self._services.client.workers)
+        place = await self._trouble(lambda: [*self._services.place.names(_PROBE)])
+        if redis or place:
+            return answer(Readiness(status="unavailable", redis=redis or _OK, place=place or _OK), 503)
+        return answer(Readiness(status="ok", redis=_OK, place=_OK))
 
     async def _trouble(self, look: Any) -> str | None:
         try:
@@ -48,18 +65,18 @@ class HealthRoutes:
 
     async def _models(self, _: web.Request) -> web.Response:
         workers = await self._services.call(self._services.client.workers)
-        return answer({"object": "list", "data": _described(workers)})
+        return answer(ModelList(data=_described(workers)))
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
         workers = await self._services.call(self._services.client.workers)
         for model in _described(workers):
-            if model["id"] == name:
+            if model.id == name:
                 return answer(model)
         raise not_found("model", name, "model")
 
 
-def _described(workers: list[WorkerFacts]) -> list[dict[str, Any]]:
-    """The models of the workers that are there, by name. None of them says when it was made."""
+def _described(workers: list[WorkerFacts]) -> list[ModelObject]:
+    """The models of the workers that are there, by name."""
     names = sorted({name for worker in workers for name in worker.models})
-    return [{"id": name, "object": "model", "created": 0, "owned_by": "clipfleet"} for name in names]
+    return [ModelObject(id=name) for name in names]
