@@ -16,11 +16,12 @@ from clipfleet_gateway.settings import GatewaySettings
 
 _Host = Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen at", rich_help_panel=MACHINE)]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="port; 0: any", rich_help_panel=MACHINE)]
+_OF_THE_EXTRA = ("aiohttp", "prometheus_client")
 
 
 def serve(host: _Host = "127.0.0.1", port: _Port = 8080) -> None:
     """Serve HTTP until SIGTERM or Ctrl-C. The first start makes a key and prints it on stdout, once."""
-    if importlib.util.find_spec("aiohttp") is None:
+    if any(importlib.util.find_spec(name) is None for name in _OF_THE_EXTRA):
         raise UsageError("the gateway needs an extra: pip install 'clipfleet[gateway]'")
     from clipfleet_gateway.server import run
     from clipfleet_gateway.services import Services
