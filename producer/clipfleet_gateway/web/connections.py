@@ -10,7 +10,7 @@ import logging
 import resource
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import cast
 
 from aiohttp import web
 from typing_extensions import override
@@ -18,8 +18,10 @@ from typing_extensions import override
 from clipfleet_gateway.errors import invalid, unavailable
 from clipfleet_gateway.web.answers import refusal
 
-KEPT_ALIVE_SECONDS = 75.0  # between two requests; longer than the 60 s of most load balancers
-LINGERING_SECONDS = 5.0  # in which the rest of a refused body is read and dropped, so that the answer arrives
+_KEPT_ALIVE_SECONDS = 75.0  # between two requests; longer than the 60 s of most load balancers
+_LINGERING_SECONDS = (
+    5.0  # in which the rest of a refused body is read and dropped, so that the answer arrives
+)
 _MOST = 4096
 _OPEN_FILES_SHARE = 0.75  # the others are for Redis, the place, and scratch files
 _UNREAD_SECONDS = 60.0  # in which nothing of an answer was read
@@ -53,9 +55,9 @@ class _Busy(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(_busy_answer())
-        transport.close()
+        writable = cast(asyncio.WriteTransport, transport)
+        writable.write(_busy_answer())
+        writable.close()
 
 
 def _busy_answer() -> bytes:
@@ -73,20 +75,17 @@ def most_connections() -> int:
     return _MOST if soft == resource.RLIM_INFINITY else min(_MOST, int(soft * _OPEN_FILES_SHARE))
 
 
-def connection_factory(server: web.Server, most: int, **options: Any) -> Callable[[], asyncio.BaseProtocol]:
-    """Makes the protocol of each new connection, for `create_server`.
-
-    Args:
-        server: of the application.
-        most: connections at a time; others are refused.
-        options: of aiohttp's `RequestHandler`.
-    """
+def connection_factory(server: web.Server, most: int) -> Callable[[], asyncio.BaseProtocol]:
+    """What makes the protocol of each new connection; those beyond `most` are refused."""
     loop = asyncio.get_running_loop()
 
     def make() -> asyncio.BaseProtocol:
         if len(server.connections) >= most:
             return _Busy()
-        return Connection(server, loop=loop, **options)
+        return Connection(
+            server, loop=loop, auto_decompress=False,
+            keepalive_timeout=_KEPT_ALIVE_SECONDS, lingering_time=_LINGERING_SECONDS,
+        )  # fmt: skip
 
     return make
 

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
-from clipfleet_gateway.errors import FAILED, ApiError, invalid
+from clipfleet_gateway.errors import FAILED, INVALID, ApiError, invalid
 from clipfleet_gateway.web.answers import as_api_error, refusal
 from clipfleet_gateway.web.callers import CALLER, Callers
 from clipfleet_gateway.web.operations import Handler
@@ -58,7 +58,8 @@ def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
     if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return invalid("The body is too large", code="body_too_large", status=HTTPStatus(error.status))
     headers = {name: value for name, value in error.headers.items() if name == "Allow"}
-    return ApiError(HTTPStatus(error.status), error.reason, "invalid_request_error", headers=headers)
+    code = "method_not_allowed" if error.status == HTTPStatus.METHOD_NOT_ALLOWED else None
+    return ApiError(HTTPStatus(error.status), error.reason, INVALID, code=code, headers=headers)
 
 
 def hosts(names: Collection[str]) -> Middleware:

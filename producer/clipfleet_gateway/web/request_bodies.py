@@ -1,4 +1,4 @@
-"""What a body must keep to before and while it is read: its size, its pace, and the memory of all together."""
+"""What a body must keep to before and while it is read: its size, its pace, the memory of all together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import hdrs, web
 
 from clipfleet_gateway.errors import INVALID, ApiError, invalid, unavailable
-from clipfleet_gateway.web.guards import Handler, Middleware
+from clipfleet_gateway.web.guards import Middleware
+from clipfleet_gateway.web.operations import Handler
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _UPLOADS = "/v1/files"  # the one body that is streamed
@@ -73,7 +73,7 @@ def bodies(most_file_bytes: int, pace: Pace = DEFAULT_PACE) -> Middleware:
 
 async def _let_continue(request: web.Request) -> None:
     expected = request.headers.get(hdrs.EXPECT)
-    if expected is None:
+    if expected is None or request.match_info.http_exception is not None:  # which aiohttp lets continue
         return
     if expected.lower() != "100-continue":
         raise invalid(
@@ -105,33 +105,29 @@ class _Held:
 @contextmanager
 def _watched(request: web.Request, pace: Pace) -> Iterator[None]:
     """Let whoever reads the body fail with 408 once it arrives too slowly."""
-    content: Any = request.content
-    if content.is_eof():
+    if request.content.is_eof():
         yield
         return
-    loop = asyncio.get_running_loop()
-    seen_bytes, idle_seconds, read_seconds = 0, 0.0, 0.0
+    watch = asyncio.create_task(_watch(request, pace))
+    try:
+        yield
+    finally:
+        watch.cancel()
 
-    def look() -> None:
-        nonlocal seen_bytes, idle_seconds, read_seconds, timer
-        transport = request.transport
-        if content.is_eof() or transport is None:
-            return
-        if transport.is_reading():  # else it is us who are slow
+
+async def _watch(request: web.Request, pace: Pace) -> None:
+    content = request.content
+    seen_bytes, idle_seconds, read_seconds = 0, 0.0, 0.0
+    while not content.is_eof():
+        await asyncio.sleep(_LOOK_SECONDS)
+        if request.transport is not None and request.transport.is_reading():  # else it is us who are slow
             idle_seconds = idle_seconds + _LOOK_SECONDS if content.total_bytes == seen_bytes else 0.0
             read_seconds += _LOOK_SECONDS
         seen_bytes = content.total_bytes
         allowed_seconds = pace.spare_seconds + seen_bytes / pace.bytes_per_second
         if idle_seconds >= pace.idle_seconds or read_seconds >= allowed_seconds:
             content.set_exception(_too_slow())
-        else:
-            timer = loop.call_later(_LOOK_SECONDS, look)
-
-    timer = loop.call_later(_LOOK_SECONDS, look)
-    try:
-        yield
-    finally:
-        timer.cancel()
+            return
 
 
 def _too_slow() -> ApiError:
