@@ -13,6 +13,7 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
+from clipfleet_gateway.web.files import FileRoutes
 from clipfleet_gateway.web.health import HealthRoutes
 from clipfleet_gateway.web.openapi import OpenApiRoutes
 from clipfleet_gateway.web.operations import Served
@@ -32,6 +33,7 @@ class Routes(Protocol):
 def routes_of(services: Services) -> Iterable[Routes]:
     """All routes of a gateway."""
     yield HealthRoutes(services)
+    yield FileRoutes(services)
 
 
 def make_app(services: Services) -> web.Application:
