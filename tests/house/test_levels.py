@@ -35,6 +35,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "shapes keys",
         "files inputs",
         "services",
+        "asking",
         "web",
         "server",
         "commands",
