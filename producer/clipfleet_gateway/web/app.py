@@ -14,6 +14,7 @@ from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.health import HealthRoutes
+from clipfleet_gateway.web.metrics import MetricsRoutes
 from clipfleet_gateway.web.openapi import OpenApiRoutes
 from clipfleet_gateway.web.operations import Served
 
@@ -37,15 +38,17 @@ def make_app(services: Services) -> web.Application:
     """Build the application over services that the caller closes."""
     find = partial(_find_key, services)
     callers = Callers(find, services.settings.gateway_requests_per_minute)
+    metrics = MetricsRoutes()
     app = web.Application(
         middlewares=[
+            metrics.counting(),
             guards.answering(),
             guards.hosts(services.settings.gateway_hosts),
             guards.keys(callers),
         ],
         client_max_size=_MOST_BODY_BYTES,
     )
-    served = [one for routes in routes_of(services) for one in routes.operations()]
+    served = [one for routes in (*routes_of(services), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
         app.router.add_route(operation.method, operation.path, handler)
