@@ -37,6 +37,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "shapes",
         "inputs",
         "services",
+        "asking",
         "web",
         "server",
         "commands",
