@@ -12,6 +12,7 @@ from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.asking import AskingRoutes
+from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.files import FileRoutes
@@ -19,7 +20,6 @@ from clipfleet_gateway.web.health import HealthRoutes
 from clipfleet_gateway.web.metrics import MetricsRoutes
 from clipfleet_gateway.web.openapi import OpenApiRoutes
 from clipfleet_gateway.web.operations import Served
-from clipfleet_gateway.web.request_bodies import bodies, expect_later
 
 _SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
 _MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own

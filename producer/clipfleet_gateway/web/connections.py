@@ -1,6 +1,6 @@
 """Connections: how many there are, what is not HTTP, and answers that nobody reads.
 
-A head that does not arrive in time ends with the keep-alive time, and slow bodies in `request_bodies`.
+A head that does not arrive in time ends with the keep-alive time, and slow bodies in `body_guard`.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from clipfleet_gateway.web import connections, guards, request_bodies
+from clipfleet_gateway.web import body_guard, connections, guards
+from clipfleet_gateway.web.body_guard import Pace, bodies, expect_later
 from clipfleet_gateway.web.connections import connection_factory
-from clipfleet_gateway.web.request_bodies import Pace, bodies, expect_later
 
 MOST_FILE_BYTES, MOST_BODY_BYTES = 5_000_000, 1000
 HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\n"
@@ -48,7 +48,7 @@ async def server(pace: Pace, most: int) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def answers(*sent: bytes, pace: Pace = request_bodies.DEFAULT_PACE, most: int = 10) -> list[bytes]:
+def answers(*sent: bytes, pace: Pace = body_guard.DEFAULT_PACE, most: int = 10) -> list[bytes]:
     """What some connections that stay open until the end are answered, each up to the end of its answer."""
 
     async def talk() -> list[bytes]:
@@ -100,7 +100,7 @@ def test_a_packed_body_is_refused() -> None:
     ids=["nothing arrives", "too little arrives"],
 )
 def test_a_body_that_arrives_too_slowly(monkeypatch: pytest.MonkeyPatch, pace: Pace) -> None:
-    monkeypatch.setattr(request_bodies, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(body_guard, "_LOOK_SECONDS", 0.5)
 
     (answer,) = answers(request(b"/v1/body", b"Content-Length: 100", body=b"x" * 10), pace=pace)
 

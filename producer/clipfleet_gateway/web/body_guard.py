@@ -11,8 +11,7 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 
 from clipfleet_gateway.errors import INVALID, ApiError, invalid, unavailable
-from clipfleet_gateway.web.guards import Middleware
-from clipfleet_gateway.web.operations import Handler
+from clipfleet_gateway.web.operations import Handler, Middleware
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _UPLOADS = "/v1/files"  # the one body that is streamed
@@ -55,10 +54,7 @@ def bodies(most_file_bytes: int, pace: Pace = DEFAULT_PACE) -> Middleware:
         most = most_file_bytes + _MULTIPART_EXTRA_BYTES if is_upload else request.client_max_size
         length = request.content_length
         if length is not None and length > most:
-            raise invalid(
-                f"The body has more than {most:,} bytes", code="body_too_large",
-                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            )  # fmt: skip
+            raise _too_large(most_file_bytes if is_upload else most, is_upload=is_upload)
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
             raise invalid(
                 "Send the body without Content-Encoding", code="unsupported_encoding",
@@ -128,6 +124,12 @@ async def _watch(request: web.Request, pace: Pace) -> None:
         if idle_seconds >= pace.idle_seconds or read_seconds >= allowed_seconds:
             content.set_exception(_too_slow())
             return
+
+
+def _too_large(most_bytes: int, *, is_upload: bool) -> ApiError:
+    what, param, code = ("file", "file", "file_too_large") if is_upload else ("body", None, "body_too_large")
+    message = f"The {what} has more than {most_bytes:,} bytes"
+    return invalid(message, param, code, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 def _too_slow() -> ApiError:
