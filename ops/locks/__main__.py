@@ -4,7 +4,7 @@ Each pins versions and hashes for every Python and platform that pyproject.toml 
 
 - `ci.txt`: all that tests need, without torch.
 - `worker.txt`: all that the worker's image needs, without torch, and what builds the package there.
-- `producer.txt`: the same for the image of producers and of the exporter.
+- `producer.txt`: the same for the image of producers, of the gateway and of the exporter.
 - `torch.txt`: torch and torchvision of the default build, with what only they need. It is a file of its own,
   because each build of torch (CPU, CUDA, ROCm) has its own index, and so its own hashes.
 
@@ -24,16 +24,16 @@ OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
 BUILDS = "hatchling"  # see build-system in pyproject.toml
 EXTRAS = {
-    "ci.txt": ("worker", "embedded", "otel", "fit", "store", "test", "dev"),
+    "ci.txt": ("worker", "embedded", "otel", "fit", "gateway", "store", "test", "dev"),
     "worker.txt": ("worker", "store"),
-    "producer.txt": ("exporter", "store"),
+    "producer.txt": ("exporter", "gateway", "store"),
 }
 
 _HEADER = "# {}\n# Written by `make lock`; do not edit. Install with --require-hashes --no-deps.\n"
 _TITLES = {
     "ci.txt": "What tests need, but torch: see torch.txt.",
     "worker.txt": "What the image of a worker needs, but torch: see torch.txt.",
-    "producer.txt": "What the image of producers and of the exporter needs.",
+    "producer.txt": "What the image of producers, of the gateway and of the exporter needs.",
     "torch.txt": "The default build of torch, and what only it needs.",
 }
 

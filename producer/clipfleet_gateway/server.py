@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -18,6 +20,12 @@ _LAST_ANSWERS_SECONDS = 20.0
 
 def run(services: Services, host: str, port: int, *, on_listening: Callable[[str], object]) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Args:
+        services: closed by the caller.
+        host: address or name to listen at.
+        port: 0: any.
+        on_listening: called once in a thread, with the URL below which clients find everything.
 
     Raises:
         UsageError: the address is in use, or is none of this machine.
@@ -40,9 +48,15 @@ async def _serve(services: Services, host: str, port: int, on_listening: Callabl
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(f"{host}:{port} is in use: give another --port") from None
-            raise UsageError(f"{host}:{port}: {error.strerror}; give another --host or --port") from None
+            raise UsageError(f"{host}:{port}: {_reason(error)}; give another --host or --port") from None
         listening = runner.addresses[0]
-        on_listening(f"http://{listening[0]}:{listening[1]}/v1")
+        # Only now, so that a port in use costs no first key.
+        await services.call(on_listening, f"http://{listening[0]}:{listening[1]}/v1")
         await ends.wait()
     finally:
         await runner.cleanup()
+
+
+def _reason(error: OSError) -> str | None:
+    is_of_a_name = isinstance(error, socket.gaierror)  # its numbers are not those of the system
+    return error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)

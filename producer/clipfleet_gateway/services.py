@@ -46,6 +46,10 @@ class Services:
         self._threads = ThreadPoolExecutor(_THREADS, "gateway")
         self._opened.callback(self._threads.shutdown)
 
+    def closing(self, close: Callable[[], object]) -> None:
+        """Close something of a route with the services, before them."""
+        self._opened.callback(close)
+
     def __enter__(self) -> Self:
         return self
 

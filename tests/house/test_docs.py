@@ -22,6 +22,7 @@ from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES
 from tests.support.documents import ROOT, blocks, documents
+from tests.support.metrics_page import gateway_names
 
 PROGRAMS: dict[str, Any] = {
     "clipfleet": typer.main.get_command(producer_cli.app),
@@ -72,9 +73,10 @@ def test_commands_and_options_that_are_shown_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_metrics_that_are_named_exist(document: Path) -> None:
-    known = {family.name for family in (*WORKER_FAMILIES, *LEDGER_FAMILIES)}
+    known = {family.name for family in (*WORKER_FAMILIES, *LEDGER_FAMILIES)} | gateway_names()
     named = set(re.findall(r"\bclipfleet_[a-z_]+[a-z]\b(?!/|\.)", document.read_text())) - {
-        "clipfleet_worker"
+        "clipfleet_gateway",
+        "clipfleet_worker",
     }
     for name in named:
         short = next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)

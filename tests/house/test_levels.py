@@ -38,6 +38,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "inputs",
         "batches",
         "services",
+        "asking",
         "web",
         "server",
         "commands",

@@ -11,6 +11,7 @@ import promql_parser
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from clipfleet_gateway.web.metrics import MetricsRoutes
 from tests.support.documents import ROOT
 
 ALERTS = ROOT / "ops" / "prometheus" / "alerts.yml"
@@ -30,6 +31,15 @@ def metric_values(text: str) -> dict[str, Values]:
         for sample in family.samples:
             found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
     return found
+
+
+def gateway_names() -> set[str]:
+    """Metrics of a gateway, as it declares them."""
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in MetricsRoutes().registry.collect()
+        if family.name.startswith("clipfleet_")
+    }
 
 
 def named_in(expression: str) -> set[str]:

@@ -11,10 +11,12 @@ from aiohttp import web
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
+from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.batches import BatchRoutes
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.files import FileRoutes
 from clipfleet_gateway.web.health import HealthRoutes
+from clipfleet_gateway.web.metrics import MetricsRoutes
 from clipfleet_gateway.web.openapi import OpenApiRoutes
 from clipfleet_gateway.web.operations import Served
 from clipfleet_gateway.web.tending import Tending
@@ -34,14 +36,17 @@ def routes_of(services: Services, tending: Tending) -> Iterable[Routes]:
     yield HealthRoutes(services)
     yield FileRoutes(services)
     yield BatchRoutes(services, tending)
+    yield AskingRoutes(services)
 
 
 def make_app(services: Services) -> web.Application:
     """Build the application over services that the caller closes."""
     find = partial(_find_key, services)
     callers = Callers(find, services.settings.gateway_requests_per_minute)
+    metrics = MetricsRoutes()
     app = web.Application(
         middlewares=[
+            metrics.counting(),
             guards.answering(),
             guards.hosts(services.settings.gateway_hosts),
             guards.keys(callers),
@@ -50,7 +55,7 @@ def make_app(services: Services) -> web.Application:
     )
     tending = Tending(services)
     app.cleanup_ctx.append(tending.during)
-    served = [one for routes in routes_of(services, tending) for one in routes.operations()]
+    served = [one for routes in (*routes_of(services, tending), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
         app.router.add_route(operation.method, operation.path, handler)

@@ -8,7 +8,6 @@ import secrets
 import socket
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 
@@ -16,9 +15,8 @@ from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.errors import FAILED, ApiError, invalid
 from clipfleet_gateway.web.answers import as_api_error, refusal
 from clipfleet_gateway.web.callers import CALLER, Callers
-from clipfleet_gateway.web.operations import Handler
+from clipfleet_gateway.web.operations import Handler, Middleware
 
-Middleware = Any  # aiohttp's decorator returns one
 _LOG = logging.getLogger(__name__)
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})  # to anyone who reaches the port
 _ALWAYS = ("localhost", "localhost.localdomain")

@@ -26,6 +26,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware: TypeAlias = Any  # aiohttp's decorator returns one
 Shape: TypeAlias = Any  # a pydantic model, or a union or list of some
 _PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
