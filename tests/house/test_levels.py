@@ -32,9 +32,12 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
-        "shapes",
         "keys",
+        "files",
+        "shapes",
+        "inputs",
         "services",
+        "asking",
         "web",
         "server",
         "commands",
