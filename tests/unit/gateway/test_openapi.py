@@ -8,7 +8,7 @@ import pytest
 from openapi_spec_validator import validate
 from pydantic import BaseModel, Field
 
-from clipfleet_gateway.web.openapi import document
+from clipfleet_gateway.web.about.openapi import document
 from clipfleet_gateway.web.operations import Form, Operation, Raw
 
 
