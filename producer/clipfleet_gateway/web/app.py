@@ -11,15 +11,15 @@ from aiohttp import web
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
+from clipfleet_gateway.web.about.health import HealthRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.openapi import OpenApiRoutes
 from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.batches import BatchRoutes
 from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.files import FileRoutes
-from clipfleet_gateway.web.health import HealthRoutes
-from clipfleet_gateway.web.metrics import MetricsRoutes
-from clipfleet_gateway.web.openapi import OpenApiRoutes
 from clipfleet_gateway.web.operations import Served
 from clipfleet_gateway.web.tending import Tending
 
@@ -38,8 +38,8 @@ def routes_of(services: Services, tending: Tending) -> Iterable[Routes]:
     """All routes of a gateway."""
     yield HealthRoutes(services)
     yield FileRoutes(services)
-    yield BatchRoutes(services, tending)
     yield AskingRoutes(services)
+    yield BatchRoutes(services, tending)
 
 
 def make_app(services: Services) -> web.Application:

@@ -82,7 +82,10 @@ def test_a_right_file_is_run(desk: Desk) -> None:
         ({"body": {"model": "demo"}}, ("invalid_request", None)),
         ({"body": {"model": "demo", "input": ["a", " "]}}, ("empty_input", "input[1]")),
         ({"body": {"model": "demo", "input": [1, 2]}}, ("invalid_request", "input[0]")),
-        ({"body": {"model": "demo", "input": [{"image": "."}]}}, ("not_allowed", "input[0]")),
+        (
+            {"body": {"model": "demo", "input": [{"image": IMAGE}, {"image": "."}]}},
+            ("not_allowed", "input[1]"),
+        ),
         ({"body": {"model": "demo", "input": ["a", {"image": IMAGE}]}}, ("mixed_inputs", "input[1]")),
         ({"body": {"model": "demo", "input": {"image": "s3://b/x"}}}, ("not_allowed", "input")),
         ({"body": {"model": "demo", "input": {"image": IMAGE}}}, ("mismatched_modality", "input")),
