@@ -15,7 +15,7 @@ from clipfleet.errors import UsageError
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web.app import make_app
 
-_LAST_ANSWERS_SECONDS = 20.0
+LAST_ANSWERS_SECONDS = 20.0  # after a signal; then connections are closed
 
 
 def run(services: Services, host: str, port: int, *, on_listening: Callable[[str], object]) -> None:
@@ -38,7 +38,7 @@ async def _serve(services: Services, host: str, port: int, on_listening: Callabl
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
     runner = web.AppRunner(
-        make_app(services), access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS, handler_cancellation=True
+        make_app(services), access_log=None, shutdown_timeout=LAST_ANSWERS_SECONDS, handler_cancellation=True
     )
     await runner.setup()
     try:
