@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -71,6 +71,14 @@ def invalid(
 def not_found(what: str, name: str, param: str | None = None) -> ApiError:
     """There is no such object, or it is that of another key: the answer is the same."""
     return ApiError(HTTPStatus.NOT_FOUND, f"No such {what}: {name!r}", INVALID, param, "not_found")
+
+
+def model_not_found(name: str, served: Iterable[str]) -> ApiError:
+    """No worker serves this model, nor has."""
+    return ApiError(
+        HTTPStatus.NOT_FOUND, f"No worker serves the model {name!r}; served: {', '.join(sorted(served))}",
+        INVALID, "model", "model_not_found",
+    )  # fmt: skip
 
 
 def unauthorized(message: str) -> ApiError:

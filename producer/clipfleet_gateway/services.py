@@ -11,6 +11,8 @@ from typing import Self, TypeVar
 
 from clipfleet.client import Client
 from clipfleet.outputs import Output, open_output, output_uri
+from clipfleet_gateway.files.store import FileStore
+from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing
 from clipfleet_gateway.settings import GatewaySettings
 
@@ -27,10 +29,16 @@ class Services:
         self.settings = settings
         self.place: Output = open_output(output_uri(settings.require_gateway_output()))
         self.keys = KeyRing(self.place)
+        self.files = FileStore(self.place)
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
+        self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
         self._threads = ThreadPoolExecutor(_THREADS, "gateway")
         self._opened.callback(self._threads.shutdown)
+
+    def closing(self, close: Callable[[], object]) -> None:
+        """Close something of a route with the services, before them."""
+        self._opened.callback(close)
 
     def __enter__(self) -> Self:
         return self

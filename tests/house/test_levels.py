@@ -32,9 +32,10 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
-        "shapes",
-        "keys",
+        "shapes keys",
+        "files inputs",
         "services",
+        "asking",
         "web",
         "server",
         "commands",

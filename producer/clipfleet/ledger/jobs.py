@@ -51,6 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 _LISTED_AT_A_TIME = 100
+_MOST_ENDS = 1000  # of jobs, in one answer
 _MOST_COUNTED_JOBS = 5_000  # by `backlog`: they block Redis for some 20 ms
 
 
@@ -271,6 +272,26 @@ class Ledger(ChunkLedger):
             return after
         entries = next(iter(answer.values()))[0] if isinstance(answer, dict) else answer[0][1]
         return str(entries[-1][0])
+
+    def last_end(self) -> str:
+        """ID of the last entry of the stream of ended jobs, for `wait_for_ends`."""
+        with redis_errors(self._url):
+            entries: Any = self._redis.xrevrange(keys.EVENTS, count=1)
+        return str(entries[0][0]) if entries else "0-0"
+
+    def wait_for_ends(self, after: str, block_seconds: float) -> tuple[str, list[str]]:
+        """Block until any job has ended after this entry; return the last entry, and the jobs.
+
+        `after` is an earlier answer, or that of `last_end`. Returns `after` and no job if none ends within
+        `block_seconds` (at most 5). A caller that was away for long may miss some: the stream is bounded.
+        """
+        block_ms = max(1, int(min(block_seconds, 5) * 1000))
+        with redis_errors(self._url):
+            answer: Any = self._redis.xread({keys.EVENTS: after}, count=_MOST_ENDS, block=block_ms)
+        if not answer:
+            return after, []
+        entries = next(iter(answer.values()))[0] if isinstance(answer, dict) else answer[0][1]
+        return str(entries[-1][0]), [str(fields.get("job_id", "")) for _, fields in entries]
 
 
 def _snapshot(job_id: str, answer: Sequence[Any]) -> JobStatus:

@@ -45,6 +45,16 @@ def lock(name: str) -> str:
     return f"{PREFIX}:lock:{name}"
 
 
+def spent(name: str) -> str:
+    """Name of the string with the items that a key of the gateway has asked for today."""
+    return f"{PREFIX}:spent:{name}"
+
+
+def act(name: str, act: str) -> str:
+    """Name of the string that is there if an act of a key of the gateway has been counted."""
+    return f"{PREFIX}:act:{name}:{act}"
+
+
 def text_matrix(model_fingerprint: str, label_set_hash: str, suffix: str = "") -> str:
     """Name of the string with an encoded label set that workers share; suffix `:lock`: its encoder."""
     return f"{PREFIX}:text-matrix:{model_fingerprint}:{label_set_hash}{suffix}"
@@ -114,6 +124,8 @@ def lua_prelude() -> str:
         f"local function token_key(token) return '{claim_token(_spliced('token'))}' end",
         f"local function pending_key(job, token, suffix) return '{pending_key}' end",
         f"local function lock_key(name) return '{lock(_spliced('name'))}' end",
+        f"local function spent_key(name) return '{spent(_spliced('name'))}' end",
+        f"local function act_key(name, act) return '{act(_spliced('name'), _spliced('act'))}' end",
         f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",
         f"local PENDING_SUFFIXES = {_lua_list(PENDING_SUFFIXES)}",
         f"local RESULT_SUFFIXES = {_lua_list(RESULT_SUFFIXES)}",

@@ -17,15 +17,29 @@ import redis
 from clipfleet.contract.jobs import Job, read_job
 from clipfleet.contract.parts import UNKNOWN_DIMENSION, PartIdentity, part_schema
 from clipfleet.ledger import keys
-from clipfleet.ledger.answers import WriteAnswer
+from clipfleet.ledger.answers import SubmitAnswer, WriteAnswer
+from clipfleet.ledger.arguments import brief_argument
+from clipfleet.ledger.refusals import conflict, quota_exceeded
 from clipfleet.ledger.scripts import LuaScripts
+from clipfleet.ledger.values import Quota, Retention
 from clipfleet.redis.connection import connect, damage_of, redis_errors
 from clipfleet.redis.patience import Patience, patient
 
-_SCRIPTS = ("put_object", "write_rows")
+_SCRIPTS = ("put_object", "write_rows", "submit_whole")
 # The columns of every job are not stored with each: few jobs have others after them, or among them.
 _COMMON = pa.schema([field for field in part_schema(UNKNOWN_DIMENSION) if field.name != "embedding"])
 _KEEP_PENDING_SECONDS = 3600  # of rows whose worker died; a living worker completes them within seconds
+
+
+@dataclass(frozen=True, slots=True)
+class WholeItems:
+    """All items of a small job, as a staged file."""
+
+    name: str  # of the object
+    data: bytes
+    chunks: int
+    items: int
+    source_sum: str  # see `clipfleet.submit.contents.Contents`
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,25 @@ class RedisStore:
         """Give the client for a job's values, and translate errors of Redis or of planted values."""
         with damage_of(job_id), redis_errors(self._url):
             yield self.client
+
+    def submit_whole(self, job: Job, items: WholeItems, retention: Retention, quota: Quota) -> None:
+        """Add a job whose rows live here, with all of its items, in one step. Idempotent.
+
+        Raises:
+            JobConflictError: a different job has this id.
+            QuotaExceededError: the quota has no room for it.
+        """
+        spec = job.model_dump_json()
+        word, *more = self.run(
+            "submit_whole", job.job_id, spec, job.fingerprint, job.lane.value, job.model, job.chunk_size,
+            brief_argument(job, spec), *retention.milliseconds, quota.items, quota.bytes, items.name,
+            items.data, items.chunks, items.items, items.source_sum,
+        )  # fmt: skip
+        answer = SubmitAnswer(word.decode())
+        if answer is SubmitAnswer.QUOTA:
+            raise quota_exceeded(quota, more[0].decode(), more[1])
+        if answer is SubmitAnswer.EXISTS and more[0] != job.fingerprint.encode():
+            raise conflict(job, more[1].decode())
 
     def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> WriteAnswer:
         """Write rows of a chunk claimed by this token; `Ledger.complete` makes them visible. Idempotent."""

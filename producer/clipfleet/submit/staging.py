@@ -17,14 +17,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import count_items
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, SourceChangedError
+from clipfleet.ledger.row_store import WholeItems
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.objects import Layout, layout_of
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.outputs.staged import StagedReader
+from clipfleet.submit.contents import Contents
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0
@@ -40,6 +43,28 @@ class StagedFile:
     chunks: int
     items: int
     name: str  # object name in the output
+
+
+def staged_bytes(rows: pa.Table, job: Job) -> WholeItems:
+    """All items of a small job, as `Stager` would write them to one file.
+
+    Args:
+        rows: all rows of its source.
+        job: with its chunk size.
+    """
+    contents = Contents()
+    batches = [*contents.counted(rows.to_batches())]
+    chunks = -(-rows.num_rows // job.chunk_size)
+    schema = rows.schema.with_metadata(_identity(job.job_id, 0, job.schema_version))
+    sink = pa.BufferOutputStream()
+    with _parquet_writer(sink, schema) as writer:
+        writer.write_table(pa.Table.from_batches(batches), row_group_size=job.chunk_size)
+    name = layout_of(job.schema_version).staged_file(0, chunks)
+    return WholeItems(name, sink.getvalue().to_pybytes(), chunks, rows.num_rows, contents.sum)
+
+
+def _identity(job_id: str, first_chunk: int, schema_version: int) -> dict[str, str]:
+    return {"job_id": job_id, "first_chunk": str(first_chunk), "schema_version": str(schema_version)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +128,7 @@ class Stager:
                 file.discard()
 
     def _new_file(self, first_chunk: int, chunk: _Chunk) -> _OpenFile:
-        identity = {
-            "job_id": self.job_id,
-            "first_chunk": str(first_chunk),
-            "schema_version": str(self.schema_version),
-        }
+        identity = _identity(self.job_id, first_chunk, self.schema_version)
         layout = layout_of(self.schema_version)
         schema = chunk.rows.schema.with_metadata(identity)
         return _OpenFile(self.output, layout, first_chunk, chunk.since, schema)

@@ -11,6 +11,7 @@ from aiohttp import web
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
+from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.health import HealthRoutes
 from clipfleet_gateway.web.metrics import MetricsRoutes
@@ -30,6 +31,7 @@ class Routes(Protocol):
 def routes_of(services: Services) -> Iterable[Routes]:
     """All routes of a gateway."""
     yield HealthRoutes(services)
+    yield AskingRoutes(services)
 
 
 def make_app(services: Services) -> web.Application:

@@ -13,6 +13,7 @@ from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
 from clipfleet.ledger.locks import LOCK_SCRIPTS
 from clipfleet.ledger.row_store import _SCRIPTS as STORE_SCRIPTS
+from clipfleet_gateway.keys.quotas import QUOTA_SCRIPTS
 from tests.support.documents import ROOT
 
 SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet.ledger") / "lua")).glob("*.lua")}
@@ -55,6 +56,7 @@ class TestLua:
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
         loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS, *LOCK_SCRIPTS)}
+        loaded |= {f"{name}.lua" for name in QUOTA_SCRIPTS}
         assert loaded | {"measured.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
 
 

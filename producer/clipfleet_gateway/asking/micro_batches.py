@@ -1,0 +1,98 @@
+"""Gathers requests that arrive within milliseconds, so that they share a job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from clipfleet_gateway.asking.jobs import FULL_INPUTS, Kind, Row
+from clipfleet_gateway.inputs.asked import Item
+
+GATHER_SECONDS = 0.004  # after the first of a job
+# While jobs of the kind are under way a job that is not full waits for one of them to end, so that the load
+# decides how many requests share one; but not for long, as they may be stuck.
+MOST_GATHER_SECONDS = 0.05
+_ENOUGH_UNDER_WAY = 2
+_FULL_BYTES = 8 << 20
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """The inputs of one request in a job, and the future of their rows."""
+
+    items: Sequence[Item]
+    size_bytes: int
+    rows: asyncio.Future[list[Row]]
+
+
+@dataclass(eq=False, slots=True)
+class _Gathered:
+    shares: list[Share] = field(default_factory=list)
+    inputs: int = 0
+    size_bytes: int = 0
+    timer: asyncio.TimerHandle | None = None
+    is_due: bool = False  # has waited for `GATHER_SECONDS`
+    under_way: int = 0  # jobs
+
+
+class MicroBatches:
+    """Decides which requests share a job, and when it begins. For one event loop."""
+
+    def __init__(self, run: Callable[[Kind, list[Share]], Awaitable[None]]) -> None:
+        """`run` has a job done, and sets the rows of all shares or an exception; it raises nothing."""
+        self._run = run
+        self._gathered: dict[Kind, _Gathered] = {}
+        self._tasks: set[asyncio.Future[None]] = set()
+
+    def add(self, kind: Kind, items: Sequence[Item], size_bytes: int) -> Share:
+        """Queue the inputs of a request. To withdraw it, cancel its future."""
+        share = Share(items, size_bytes, asyncio.get_running_loop().create_future())
+        gathered = self._gathered.setdefault(kind, _Gathered())
+        if len(items) >= FULL_INPUTS or size_bytes >= _FULL_BYTES:
+            self._start(kind, gathered, [share])
+            return share
+        if gathered.inputs + len(items) > FULL_INPUTS or gathered.size_bytes + size_bytes > _FULL_BYTES:
+            self._begin(kind, gathered)
+        gathered.shares.append(share)
+        gathered.inputs += len(items)
+        gathered.size_bytes += size_bytes
+        if gathered.inputs >= FULL_INPUTS:
+            self._begin(kind, gathered)
+        elif gathered.timer is None:
+            self._set_timer(kind, gathered, GATHER_SECONDS)
+        return share
+
+    def _set_timer(self, kind: Kind, gathered: _Gathered, seconds: float) -> None:
+        gathered.timer = asyncio.get_running_loop().call_later(seconds, self._on_time, kind, gathered)
+
+    def _on_time(self, kind: Kind, gathered: _Gathered) -> None:
+        if gathered.is_due or gathered.under_way < _ENOUGH_UNDER_WAY:
+            self._begin(kind, gathered)
+        else:
+            gathered.is_due = True
+            self._set_timer(kind, gathered, MOST_GATHER_SECONDS - GATHER_SECONDS)
+
+    def _begin(self, kind: Kind, gathered: _Gathered) -> None:
+        """Begin a job of what is gathered, less what was withdrawn."""
+        if gathered.timer is not None:
+            gathered.timer.cancel()
+        shares = [share for share in gathered.shares if not share.rows.done()]
+        gathered.shares, gathered.inputs, gathered.size_bytes = [], 0, 0
+        gathered.timer, gathered.is_due = None, False
+        if shares:
+            self._start(kind, gathered, shares)
+
+    def _start(self, kind: Kind, gathered: _Gathered, shares: list[Share]) -> None:
+        gathered.under_way += 1
+        task = asyncio.ensure_future(self._run(kind, shares))
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._on_end(kind, gathered, ended))
+
+    def _on_end(self, kind: Kind, gathered: _Gathered, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        gathered.under_way -= 1
+        if gathered.is_due:
+            self._begin(kind, gathered)
+        if not gathered.under_way and not gathered.shares:
+            self._gathered.pop(kind, None)

@@ -1,0 +1,129 @@
+"""`/v1/embeddings` and `/v1/zero-shot`: a request waits for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from clipfleet_gateway.asking.asker import Asker
+from clipfleet_gateway.asking.jobs import RequestJobs, Row
+from clipfleet_gateway.errors import invalid, unavailable
+from clipfleet_gateway.inputs.asked import Asked, Item
+from clipfleet_gateway.inputs.embeddings import all_asked_of_embedding, embedding_answer
+from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES, own_file_id
+from clipfleet_gateway.inputs.zero_shot import asked_of_zero_shot, zero_shot_answer
+from clipfleet_gateway.keys.key import Key
+from clipfleet_gateway.services import Services
+from clipfleet_gateway.shapes.bodies import parsed
+from clipfleet_gateway.shapes.embeddings import EmbeddingsAnswer, EmbeddingsRequest
+from clipfleet_gateway.shapes.zero_shot import ZeroShotAnswer, ZeroShotRequest
+from clipfleet_gateway.web.bodies import read_json
+from clipfleet_gateway.web.callers import CALLER
+from clipfleet_gateway.web.operations import Operation, Served
+
+_EMBEDDINGS = Operation(
+    "POST", "/v1/embeddings", "createEmbeddings", "Embed texts and images; all or none are answered.",
+    answers={200: EmbeddingsAnswer}, body=EmbeddingsRequest, errors=(403, 404, 415),
+)  # fmt: skip
+_ZERO_SHOT = Operation(
+    "POST", "/v1/zero-shot", "classifyImage", "Score labels for an image.",
+    answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404, 415),
+)  # fmt: skip
+_FEW_VECTORS = 16  # are written at once; more in a thread
+
+_Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
+
+
+class AskingRoutes:
+    """The routes."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        jobs = RequestJobs(services.settings)
+        services.closing(jobs.close)
+        self._asker = Asker(services, jobs)
+        services.closing(self._asker.close)
+
+    def operations(self) -> Iterable[Served]:
+        """The routes."""
+        yield _EMBEDDINGS, self._embed
+        yield _ZERO_SHOT, self._zero_shot
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        key = request[CALLER]
+        body, parts = await read_json(request, self._services, partial(_embedding, key))
+        count = sum(len(positions) for _, positions in parts)
+        await self._spend(key, count)
+        asked = [await self._with_own_files(one, key) for one, _ in parts]
+        found = await _all([self._asker.rows(one) for one in asked])
+        by_position = {
+            position: row.vector
+            for (_, positions), rows in zip(parts, found, strict=True)
+            for position, row in zip(positions, rows, strict=True)
+        }
+        vectors = [vector for _, vector in sorted(by_position.items()) if vector is not None]
+        if len(vectors) < count:
+            raise unavailable("Vectors are missing: try again")
+
+        def write() -> str:
+            return embedding_answer(body, asked[0].model, vectors).model_dump_json()
+
+        return _json(write() if count <= _FEW_VECTORS else await self._services.call(write))
+
+    async def _zero_shot(self, request: web.Request) -> web.Response:
+        key = request[CALLER]
+        body = await read_json(request, self._services, partial(parsed, ZeroShotRequest))
+        if body.model is None:
+            body = body.model_copy(update={"model": await self._asker.served.only()})
+        asked = asked_of_zero_shot(body, key)
+        await self._spend(key, 1)
+        (row,) = await self._asker.rows(await self._with_own_files(asked, key))
+        return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
+
+    async def _spend(self, key: Key, count: int) -> None:
+        if key.quota is not None:
+            await self._services.call(self._services.quotas.spend, key, count)
+
+    async def _with_own_files(self, asked: Asked, key: Key) -> Asked:
+        """With the content of the key's own files in place of their ids."""
+        if not any(map(own_file_id, asked.items)):
+            return asked
+        pairs = zip(asked.items, asked.params, strict=True)
+        items = await self._services.call(lambda: [self._content(item, key, param) for item, param in pairs])
+        return replace(asked, items=tuple(items))
+
+    def _content(self, item: Item, key: Key, param: str) -> Item:
+        file_id = own_file_id(item)
+        if file_id is None:
+            return item
+        files = self._services.files
+        if files.require(key.name, file_id, param).bytes > MOST_IMAGE_BYTES:
+            raise invalid(f"{param}: the file is too large for an image", param, "image_too_large")
+        data = files.read(key.name, file_id)
+        if data is None:
+            raise invalid(f"{param}: the file was deleted meanwhile", param, "not_found")
+        return {"bytes": data}
+
+
+def _embedding(key: Key, body: bytes) -> tuple[EmbeddingsRequest, _Parts]:
+    request = parsed(EmbeddingsRequest, body)
+    return request, all_asked_of_embedding(request, key)
+
+
+async def _all(asking: Sequence[Coroutine[Any, Any, list[Row]]]) -> list[list[Row]]:
+    """All rows, or the first error; then the others are withdrawn."""
+    tasks = [asyncio.ensure_future(one) for one in asking]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _json(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
