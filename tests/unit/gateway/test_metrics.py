@@ -14,7 +14,7 @@ from promql_parser import MatchOp
 
 from clipfleet_gateway.errors import limited
 from clipfleet_gateway.web import guards
-from clipfleet_gateway.web.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT, table
 from tests.support.metrics_page import (
     OF_THE_GATEWAY,
