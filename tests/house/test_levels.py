@@ -36,6 +36,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "files",
         "shapes",
         "inputs",
+        "batches",
         "services",
         "asking",
         "web",

@@ -11,12 +11,13 @@ import promql_parser
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipfleet_gateway.web.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT
 
 ALERTS = ROOT / "ops" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "ops" / "grafana" / "clipfleet.json"
 OF_PROMETHEUS = {"up"}  # it makes these itself
+OF_THE_GATEWAY = "clipfleet_gateway_"  # no worker has them
 
 Values = Mapping[tuple[tuple[str, str], ...], float]  # by labels, sorted
 

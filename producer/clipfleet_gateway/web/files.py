@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 18
 _ID = {"file_id": "such as `file-019a...`"}
 _UPLOAD = Operation(
     "POST", "/v1/files", "createFile", "Upload a file.",
-    body=Form(FileUpload), answers={200: FileObject}, errors=(415,),
+    body=Form(FileUpload), answers={200: FileObject},
 )  # fmt: skip
 _LIST = Operation(
     "GET", "/v1/files", "listFiles", "List files, newest first.", query=FilesQuery, answers={200: FileList}
