@@ -142,7 +142,7 @@ class Jobs:
             items = self.store.items(job.id)
             self.submitting.run(job, key, items, self.store.output(job.id), count)
         except (QuotaExceededError, JobConflictError) as error:
-            # Of all jobs: there is room for it later. Or it is cancelled, or a gateway that was frozen goes on.
+            # The quota of all jobs has room later. Or it is cancelled, or a gateway that was frozen goes on.
             _LOG.warning("job %s waits: %s", job.id, error)
             status = self._status(job.id)
             return self._follow(job) if status is not None and status.state.is_final else job

@@ -161,9 +161,10 @@ def place_of_key(address: str, key: Key, options: ReadOptions) -> Source:
 
 def require_place(address: str, key: Key) -> None:
     """Check that a key may name a folder, pattern, list or archive as a source. Raises `ApiError`."""
-    names = [address] if address.count("{") > _MOST_BRACES else [*islice(expand_braces(address), _MOST_NAMES)]
-    if len(names) == _MOST_NAMES or address.count("{") > _MOST_BRACES:
-        raise invalid(f"source: its braces stand for more than {_MOST_NAMES:,} names: use a pattern", "source")
+    has_few = address.count("{") <= _MOST_BRACES
+    names = [*islice(expand_braces(address), _MOST_NAMES)] if has_few else []
+    if not 0 < len(names) < _MOST_NAMES:
+        raise invalid(f"source: its braces stand for over {_MOST_NAMES:,} names: use a pattern", "source")
     for one in names:
         require_readable(one, key, "source")
         if ".." in one.split("/"):  # a pattern before it may stand for a link

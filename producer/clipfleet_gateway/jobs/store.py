@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import put_if
 from clipfleet_gateway.jobs.record import JobRecord, is_job_id
@@ -83,7 +84,9 @@ class JobStore:
         """Some jobs, the newest first, and whether there are more. `after` may be an id of any job."""
         folder = f"submitted/{owner}/"
         names = (name.removeprefix(folder).removesuffix(".json") for name in self.place.names(folder))
-        ids = sorted((one for one in names if is_job_id(one) and (after is None or one < after)), reverse=True)
+        ids = sorted(
+            (one for one in names if is_job_id(one) and (after is None or one < after)), reverse=True
+        )
         found = (self.find(owner, one) for one in ids[:limit])
         return [one for one in found if one is not None], len(ids) > limit
 

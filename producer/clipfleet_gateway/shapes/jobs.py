@@ -35,9 +35,9 @@ _Prompts = Annotated[tuple[str, ...], Field(max_length=1000)]
 class LabelSetBody(StrictShape):
     """A label set, as docs/label-sets.md describes it: labels, or a preset."""
 
-    kind: Annotated[
-        LabelKind, Field(description="`multi`: an image has any number of the labels")
-    ] = LabelKind.SINGLE
+    kind: Annotated[LabelKind, Field(description="`multi`: an image has any number of the labels")] = (
+        LabelKind.SINGLE
+    )
     none: Annotated[bool, Field(description="whether an image may have none of the labels")] = False
     labels: Annotated[
         tuple[LabelSpec, ...] | None, Field(max_length=_MOST_LABELS, description="names, or objects")
@@ -68,7 +68,9 @@ class JobBody(StrictShape):
     label_set_column: Annotated[
         str | None, Field(description="column that names the one label set of each item")
     ] = None
-    templates: Annotated[_Prompts, Field(description="of `labels`: prompts with {} in place of the label")] = ()
+    templates: Annotated[
+        _Prompts, Field(description="of `labels`: prompts with {} in place of the label")
+    ] = ()
     multi: Annotated[bool, Field(description="of `labels`: an image has any number of them")] = False
     none: Annotated[bool, Field(description="of `labels`: an image may have none of them")] = False
     top_k: Annotated[int, Field(ge=1, description="labels to keep per image and label set")] = 5
@@ -77,14 +79,18 @@ class JobBody(StrictShape):
     exif: Exif = Exif.IGNORE
     url_column: Annotated[str | None, Field(description="column with the URLs or paths")] = None
     id_column: Annotated[str | None, Field(description="column with the ids of the items")] = None
-    text_column: Annotated[str | None, Field(description="column with the texts, of a task embed_text")] = None
+    text_column: Annotated[str | None, Field(description="column with the texts, of a task embed_text")] = (
+        None
+    )
     base_uri: Annotated[str | None, Field(description="prefix of relative names in a list")] = None
     sample: Annotated[
         int | None, Field(ge=1, le=MAX_SAMPLE, description="so many items, chosen by a hash")
     ] = None
     embedding: Annotated[bool, Field(description="of a task classify: keep the vectors, too")] = False
     vector_type: VectorType = VectorType.FLOAT16
-    format: Annotated[PartFormat, Field(description="of the files in the gateway's place")] = PartFormat.PARQUET
+    format: Annotated[PartFormat, Field(description="of the files in the gateway's place")] = (
+        PartFormat.PARQUET
+    )
     max_error_rate: Annotated[
         ErrorRate | None, Field(description="the job stops once a larger share of its rows has failed")
     ] = None
