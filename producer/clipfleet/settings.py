@@ -23,6 +23,7 @@ DAY_SECONDS = 86_400  # upper bound of a worker's durations: anything longer is 
 _NEAR = 0.72  # cutoff of difflib's ratio for a typo
 # Kubernetes sets these for every service whose name has our prefix.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
+_OF_THE_GATEWAY = "GATEWAY_"  # how all of its settings begin
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "sentinels", "amqp", "amqps")
 
 
@@ -147,17 +148,21 @@ def doubtful_variables(
     Args:
         kind: the settings that are read.
         names: names of all environment variables.
-        has_all: `kind` has all settings. Otherwise a name without a similar setting is skipped, as it may
-            belong to another program.
+        has_all: `kind` has all settings but those of the gateway. Otherwise a name without a similar setting
+            is skipped, as it may belong to another program. Only the gateway judges names of its own.
     """
     known = [name.upper() for name in kind.model_fields]
+    reads_gateway = any(name.startswith(_OF_THE_GATEWAY) for name in known)
     for name in sorted(names):
         rest = name.upper().removeprefix(_PREFIX)
         if not name.upper().startswith(_PREFIX) or rest in known or _OF_KUBERNETES.search(rest):
+            continue
+        is_of_gateway = rest.startswith(_OF_THE_GATEWAY)
+        if is_of_gateway and not reads_gateway:
             continue
         meant = [
             near for near in difflib.get_close_matches(rest, known, cutoff=_NEAR) if _is_meant(rest, near)
         ]
         meant = meant or [setting for setting in known if rest and setting.startswith(f"{rest}_")]
-        if meant or has_all:
+        if meant or has_all or is_of_gateway:
             yield name, _PREFIX + meant[0] if meant else None

@@ -7,15 +7,19 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
 
 from aiohttp import web
 
 from clipfleet.errors import UsageError
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web.app import make_app
+from clipfleet_gateway.web.connections import abort_unread, connection_factory, most_connections
 
 _LAST_ANSWERS_SECONDS = 20.0
+_BACKLOG = 512  # connections that wait to be accepted
 
 
 def run(services: Services, host: str, port: int, *, on_listening: Callable[[str], object]) -> None:
@@ -38,23 +42,34 @@ async def _serve(services: Services, host: str, port: int, on_listening: Callabl
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
     runner = web.AppRunner(
-        make_app(services), access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS, handler_cancellation=True
+        make_app(services), shutdown_timeout=_LAST_ANSWERS_SECONDS, handler_cancellation=True
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UsageError(f"{host}:{port} is in use: give another --port") from None
-            raise UsageError(f"{host}:{port}: {_reason(error)}; give another --host or --port") from None
-        listening = runner.addresses[0]
-        # Only now, so that a port in use costs no first key.
-        await services.call(on_listening, f"http://{listening[0]}:{listening[1]}/v1")
-        await ends.wait()
+        async with _listening(cast(web.Server, runner.server), host, port) as (address, actual_port):
+            # Only now, so that a port in use costs no first key.
+            await services.call(on_listening, f"http://{address}:{actual_port}/v1")
+            await ends.wait()
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def _listening(server: web.Server, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
+    """Accept connections; yields address and port."""
+    make = connection_factory(server, most_connections())
+    try:
+        sockets = await asyncio.get_running_loop().create_server(make, host, port, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"{host}:{port} is in use: give another --port") from None
+        raise UsageError(f"{host}:{port}: {_reason(error)}; give another --host or --port") from None
+    watch = asyncio.create_task(abort_unread(server))
+    try:
+        yield sockets.sockets[0].getsockname()[:2]
+    finally:
+        watch.cancel()
+        sockets.close()
 
 
 def _reason(error: OSError) -> str | None:

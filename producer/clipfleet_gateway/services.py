@@ -10,7 +10,11 @@ from functools import partial
 from typing import Self, TypeVar
 
 from clipfleet.client import Client
+from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
+from clipfleet_gateway.batches.advancing import Advancing
+from clipfleet_gateway.batches.jobs import BatchJobs
+from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing
@@ -33,6 +37,12 @@ class Services:
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
+        locks = Locks(settings.require_redis_url())
+        self._opened.callback(locks.close)
+        self.batches = Advancing(
+            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, self.files),
+            self.quotas.spend, locks.held, settings.gateway_batch_requests,
+        )  # fmt: skip
         self._threads = ThreadPoolExecutor(_THREADS, "gateway")
         self._opened.callback(self._threads.shutdown)
 

@@ -17,13 +17,16 @@ HEAVY = {"torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp"}
 OF_THE_GATEWAY = {"aiohttp"}  # its extra brings it
 BROAD = {"Exception", "BaseException"}
 
-# The boundaries of the programs, the only places that catch everything and continue: tasks and requests.
+# The boundaries of the programs, the only places that catch all and continue: tasks, requests, batches.
 MAY_SWALLOW = {
     ("clipfleet_worker/hints/tasks.py", "work"),
     ("clipfleet_worker/hints/tasks.py", "_work"),
     ("clipfleet_worker/hints/tasks.py", "finish_job"),
     ("clipfleet_worker/hints/tasks.py", "_finish"),
+    ("clipfleet_gateway/asking/asker.py", "_run"),
     ("clipfleet_gateway/web/guards.py", "answer_errors"),
+    ("clipfleet_gateway/web/tending.py", "_look"),
+    ("clipfleet_gateway/web/tending.py", "_tend"),
 }
 
 

@@ -32,8 +32,11 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors settings",
-        "shapes keys",
-        "files inputs",
+        "keys",
+        "files",
+        "shapes",
+        "inputs",
+        "batches",
         "services",
         "asking",
         "web",

@@ -11,7 +11,7 @@ import promql_parser
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipfleet_gateway.web.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT
 
 ALERTS = ROOT / "ops" / "prometheus" / "alerts.yml"

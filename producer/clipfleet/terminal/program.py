@@ -68,7 +68,7 @@ def run_program(
 ) -> NoReturn:
     """Run the command that `sys.argv` names, and exit.
 
-    `name` is the program's name in messages; `has_all_settings`: `settings` is complete.
+    `name` is the program's name in messages; `has_all_settings`: see `doubtful_variables`.
     """
     if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else: completion, at each Tab
         _warn_of_doubtful_variables(settings, has_all_settings)

@@ -108,12 +108,12 @@ class Asker:
         job_id = new_job_id()
         ended = self._ends.expect(job_id)
 
-        def leave(_: object) -> None:
+        def withdraw(_: object) -> None:
             if all(share.rows.done() for share in shares):
                 self._ends.forget(job_id)
 
         for share in shares:
-            share.rows.add_done_callback(leave)
+            share.rows.add_done_callback(withdraw)
         items = [item for share in shares for item in share.items]
         try:
             rows = await self._done(job_id, kind, items, ended, shares)

@@ -185,7 +185,7 @@ class FileStore:
         """Remove a file; False if there is none."""
         if self.find(owner, file_id) is None:
             return False
-        self._remove(owner, file_id)
+        self.discard(owner, file_id)
         return True
 
     def remove_expired(self) -> None:
@@ -195,7 +195,7 @@ class FileStore:
             seconds, owner, file_id = name.removeprefix(_EXPIRING).split(".")
             if int(seconds) > now:
                 return
-            self._remove(owner, file_id)
+            self.discard(owner, file_id)
             self._place.remove(name)
 
     def remove_strays(self, owner: str) -> None:
@@ -205,7 +205,8 @@ class FileStore:
             if file_id not in known and made_ms(file_id) < before.timestamp() * 1000:
                 self._place.remove(_content(owner, file_id))
 
-    def _remove(self, owner: str, file_id: str) -> None:
+    def discard(self, owner: str, file_id: str) -> None:
+        """Remove what there is of a file. Idempotent."""
         self._place.remove(_record(owner, file_id))
         self._place.remove(_content(owner, file_id))
 

@@ -11,13 +11,19 @@ from aiohttp import web
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
+from clipfleet_gateway.web.about.health import HealthRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.openapi import OpenApiRoutes
 from clipfleet_gateway.web.asking import AskingRoutes
+from clipfleet_gateway.web.batches import BatchRoutes
+from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
-from clipfleet_gateway.web.health import HealthRoutes
-from clipfleet_gateway.web.metrics import MetricsRoutes
-from clipfleet_gateway.web.openapi import OpenApiRoutes
+from clipfleet_gateway.web.connections import most_connections
+from clipfleet_gateway.web.files import FileRoutes
 from clipfleet_gateway.web.operations import Served
+from clipfleet_gateway.web.tending import Tending
 
+_SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
 _MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
 
 
@@ -28,16 +34,19 @@ class Routes(Protocol):
         """Each with its handler, see `Operation`."""
 
 
-def routes_of(services: Services) -> Iterable[Routes]:
+def routes_of(services: Services, tending: Tending) -> Iterable[Routes]:
     """All routes of a gateway."""
     yield HealthRoutes(services)
+    yield FileRoutes(services)
     yield AskingRoutes(services)
+    yield BatchRoutes(services, tending)
 
 
 def make_app(services: Services) -> web.Application:
     """Build the application over services that the caller closes."""
     find = partial(_find_key, services)
-    callers = Callers(find, services.settings.gateway_requests_per_minute)
+    at_once = max(1, int(most_connections() * _SHARE_OF_A_KEY))
+    callers = Callers(find, services.settings.gateway_requests_per_minute, at_once)
     metrics = MetricsRoutes()
     app = web.Application(
         middlewares=[
@@ -45,13 +54,16 @@ def make_app(services: Services) -> web.Application:
             guards.answering(),
             guards.hosts(services.settings.gateway_hosts),
             guards.keys(callers),
+            bodies(services.settings.gateway_file_bytes),
         ],
         client_max_size=_MOST_BODY_BYTES,
     )
-    served = [one for routes in (*routes_of(services), metrics) for one in routes.operations()]
+    tending = Tending(services)
+    app.cleanup_ctx.append(tending.during)
+    served = [one for routes in (*routes_of(services, tending), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
-        app.router.add_route(operation.method, operation.path, handler)
+        app.router.add_route(operation.method, operation.path, handler, expect_handler=expect_later)
     return app
 
 

@@ -28,11 +28,11 @@ from clipfleet_gateway.web.operations import Operation, Served
 
 _EMBEDDINGS = Operation(
     "POST", "/v1/embeddings", "createEmbeddings", "Embed texts and images; all or none are answered.",
-    answers={200: EmbeddingsAnswer}, body=EmbeddingsRequest, errors=(403, 404, 415),
+    answers={200: EmbeddingsAnswer}, body=EmbeddingsRequest, errors=(403, 404),
 )  # fmt: skip
 _ZERO_SHOT = Operation(
     "POST", "/v1/zero-shot", "classifyImage", "Score labels for an image.",
-    answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404, 415),
+    answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404),
 )  # fmt: skip
 _FEW_VECTORS = 16  # are written at once; more in a thread
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -25,12 +26,15 @@ class Callers:
         self,
         find: Callable[[str], Awaitable[Key | None]],
         per_minute: int,
+        at_once: int,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
         self._monotonic = monotonic
         self._per_minute = per_minute
+        self._at_once = at_once
+        self._served: Counter[str] = Counter()  # requests of each key that are not answered yet, by name
         self._known: OrderedDict[str, tuple[float, Key]] = OrderedDict()  # by the hash of the token
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by name: when, and requests then
 
@@ -64,6 +68,19 @@ class Callers:
         if len(self._known) > _MOST_KEPT:
             self._known.popitem(last=False)
         return key
+
+    @contextmanager
+    def one_more(self, key: Key) -> Iterator[None]:
+        """One more request of a key at a time. Raises `ApiError` if there are too many."""
+        if self._served[key.name] >= self._at_once:
+            raise limited(f"This key has {self._at_once:,} requests at a time", 1)
+        self._served[key.name] += 1
+        try:
+            yield
+        finally:
+            self._served[key.name] -= 1
+            if not self._served[key.name]:
+                del self._served[key.name]
 
     def _count(self, name: str) -> None:
         """A bucket that fills evenly: bursts of a minute's worth are served."""

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
-from clipfleet_gateway.errors import FAILED, ApiError, invalid
+from clipfleet_gateway.errors import FAILED, INVALID, ApiError, invalid
 from clipfleet_gateway.web.answers import as_api_error, refusal
 from clipfleet_gateway.web.callers import CALLER, Callers
 from clipfleet_gateway.web.operations import Handler, Middleware
@@ -56,7 +56,8 @@ def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
     if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return invalid("The body is too large", code="body_too_large", status=HTTPStatus(error.status))
     headers = {name: value for name, value in error.headers.items() if name == "Allow"}
-    return ApiError(HTTPStatus(error.status), error.reason, "invalid_request_error", headers=headers)
+    code = "method_not_allowed" if error.status == HTTPStatus.METHOD_NOT_ALLOWED else None
+    return ApiError(HTTPStatus(error.status), error.reason, INVALID, code=code, headers=headers)
 
 
 def hosts(names: Collection[str]) -> Middleware:
@@ -66,7 +67,9 @@ def hosts(names: Collection[str]) -> Middleware:
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.getall("Host", [])
-        if len(given) != 1 or not _is_known(given[0], known):
+        if not request.raw_path.startswith("/"):  # http://HOST/PATH, which proxies send, or *
+            given += [request.url.authority]
+        if not request.headers.get("Host") or not all(_is_known(host, known) for host in given):
             raise invalid(
                 "The Host header names another server; CLIPFLEET_GATEWAY_HOSTS lists the names of this one",
                 code="unknown_host", status=HTTPStatus.MISDIRECTED_REQUEST,
@@ -95,8 +98,10 @@ def keys(callers: Callers) -> Middleware:
 
     @web.middleware
     async def find_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN:
-            request[CALLER] = await callers.of(request)
-        return await handler(request)
+        if request.path in OPEN:
+            return await handler(request)
+        key = request[CALLER] = await callers.of(request)
+        with callers.one_more(key):
+            return await handler(request)
 
     return find_key

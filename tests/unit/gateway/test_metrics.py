@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clipfleet_gateway.errors import limited
 from clipfleet_gateway.web import guards
-from clipfleet_gateway.web.metrics import MetricsRoutes
+from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT, table
 from tests.support.metrics_page import Values, gateway_names, metric_values
 

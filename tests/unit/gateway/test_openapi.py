@@ -8,7 +8,7 @@ import pytest
 from openapi_spec_validator import validate
 from pydantic import BaseModel, Field
 
-from clipfleet_gateway.web.openapi import document
+from clipfleet_gateway.web.about.openapi import document
 from clipfleet_gateway.web.operations import Form, Operation, Raw
 
 
@@ -106,7 +106,7 @@ def test_errors_are_those_of_all_of_keys_of_bodies_and_its_own(made: dict[str, A
     of_keys = {"400", "401", "421", "429", "500", "503"}
     assert errors("/v1/cats", "get") == of_keys
     assert errors("/v1/cats/{cat}", "get") == of_keys | {"404"}
-    assert errors("/v1/cats", "post") == of_keys | {"413"}
+    assert errors("/v1/cats", "post") == of_keys | {"408", "413", "415", "417"}
     assert errors("/healthz", "get") == {"421", "500"}
     assert made["paths"]["/healthz"]["get"]["security"] == []
     assert "Retry-After" in made["components"]["responses"]["429"]["headers"]

@@ -29,6 +29,7 @@ class Door:
         self.ring = ring
         self.looked_up = 0
         self.raises: Exception | None = None
+        self.waits: asyncio.Event | None = None  # of all requests, for the end of a wait
         self.clock = clock or Clock()
         self._per_minute = per_minute
 
@@ -37,12 +38,14 @@ class Door:
         return self.ring.of_token(token)
 
     async def _handle(self, request: web.Request) -> web.Response:
+        if self.waits is not None:
+            await self.waits.wait()
         if self.raises is not None:
             raise self.raises
         return web.json_response({"caller": request[CALLER].name if CALLER in request else None})
 
     def app(self) -> web.Application:
-        callers = Callers(self._find, self._per_minute, monotonic=self.clock)
+        callers = Callers(self._find, self._per_minute, 4, monotonic=self.clock)
         middlewares = [guards.answering(), guards.hosts(["door.example"]), guards.keys(callers)]
         app = web.Application(middlewares=middlewares, client_max_size=1000)
         for path in ("/v1/thing", "/healthz"):
@@ -205,3 +208,23 @@ def test_tokens_name_their_key() -> None:
     secret = new_secret()
 
     assert split_token(token_of("a-b-c", secret)) == ("a-b-c", secret)
+
+
+def test_a_key_has_so_many_requests_at_a_time(ring: KeyRing) -> None:
+    door, token, other = Door(ring), ring.add("mine"), ring.add("other")
+    door.waits = asyncio.Event()
+
+    async def all_at_once() -> list[int]:
+        async with TestClient(TestServer(door.app())) as client:
+
+            async def status(token: str) -> int:
+                async with client.get("/v1/thing", headers=bearer(token)) as response:
+                    return response.status
+
+            asked = [asyncio.create_task(status(token)) for _ in range(5)]
+            refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            assert door.waits is not None
+            door.waits.set()
+            return [*(task.result() for task in refused), await status(other), *await asyncio.gather(*asked)]
+
+    assert sorted(asyncio.run(all_at_once())) == [200] * 5 + [429] * 2

@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from clipfleet.contract.jobs import DEFAULT_MODEL, Precision
 from clipfleet.errors import UsageError
 from clipfleet.settings import Settings, checked, doubtful_variables, split_commas
+from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_worker.settings import WorkerSettings
 
 DAY = 86_400
@@ -279,6 +280,19 @@ class TestDoubtfulVariables:
     )
     def test_a_worker_reports_every_unknown_name(self, name: str, meant: str | None) -> None:
         assert self.doubtful(name) == ([], [(name, meant)])
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("CLIPFLEET_GATEWAY_HOSTS", ""),
+            ("CLIPFLEET_GATEWAY_OUTPT", "CLIPFLEET_GATEWAY_OUTPUT"),
+            ("CLIPFLEET_GATEWAY_FROBNICATE", None),
+        ],
+    )
+    def test_those_of_the_gateway_are_left_to_it(self, name: str, meant: str | None) -> None:
+        assert self.doubtful(name) == ([], [])
+        judged = list(doubtful_variables(GatewaySettings, [name], has_all=False))
+        assert judged == ([] if meant == "" else [(name, meant)])
 
     def test_neither_doubts_the_settings_of_a_worker_or_variables_of_other_programs(self) -> None:
         others = [

@@ -71,6 +71,30 @@ Roots = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+WithS3 = Annotated[
+    bool,
+    typer.Option(
+        "--s3", help="also start an S3 store, with a bucket named clipfleet", rich_help_panel=MACHINE
+    ),
+]
+_GATEWAY_PORT = 8080
+Gateway = Annotated[
+    bool,
+    typer.Option(
+        "--gateway",
+        help="also serve HTTP; clients of OpenAI find it by OPENAI_BASE_URL and OPENAI_API_KEY",
+        rich_help_panel=MACHINE,
+    ),
+]
+GatewayPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        help=f"the same, at this port of loopback in place of {_GATEWAY_PORT}",
+        rich_help_panel=MACHINE,
+    ),
+]
 Keep = Annotated[
     bool,
     typer.Option(
@@ -168,12 +192,9 @@ def up(
     no_worker: Annotated[
         bool, typer.Option("--no-worker", help="start the servers only", rich_help_panel=MACHINE)
     ] = False,
-    with_s3: Annotated[
-        bool,
-        typer.Option(
-            "--s3", help="also start an S3 store, with a bucket named clipfleet", rich_help_panel=MACHINE
-        ),
-    ] = False,
+    with_s3: WithS3 = False,
+    gateway: Gateway = False,
+    gateway_port: GatewayPort = None,
     models: Models = None,
     root: Roots = None,
     keep: Keep = False,
@@ -183,7 +204,8 @@ def up(
 ) -> None:
     """Run an embedded Valkey and a worker on this machine, for one command or until Ctrl-C."""
     roots = [path.absolute() for path in root or ()]
-    options = _up_options(models, roots, no_worker=no_worker, with_s3=with_s3)
+    port = gateway_port or (_GATEWAY_PORT if gateway else None)
+    options = _up_options(models, roots, no_worker=no_worker, with_s3=with_s3, gateway_port=port)
     from clipfleet_worker.machine.kept import KeptUp
 
     kept = KeptUp(directory, options)
@@ -193,6 +215,8 @@ def up(
         raise typer.Exit(kept.stop())
     if not no_worker:
         require_extra()
+    if port is not None:
+        require_extra("gateway")
     from clipfleet_worker.machine.up import PROGRAM, RUN_WORKER, Up
 
     _set_models(models)
@@ -206,6 +230,7 @@ def up(
         worker_argv=None if no_worker else [*RUN_WORKER, *(["--models", models] if models else [])],
         command=command,
         with_s3=with_s3,
+        gateway_port=port,
         roots=roots,
         options=options,
         worker_stop_seconds=settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN,
@@ -214,12 +239,15 @@ def up(
     raise typer.Exit(run.run())
 
 
-def _up_options(models: str | None, roots: Iterable[Path], *, no_worker: bool, with_s3: bool) -> list[str]:
+def _up_options(
+    models: str | None, roots: Iterable[Path], *, no_worker: bool, with_s3: bool, gateway_port: int | None
+) -> list[str]:
     """Options that repeat an `up`, in an order of their own."""
     return [
         *(["--models", models] if models else []),
         *(["--no-worker"] if no_worker else []),
         *(["--s3"] if with_s3 else []),
+        *(["--gateway-port", str(gateway_port)] if gateway_port is not None else []),
         *(word for path in roots for word in ("--root", str(path))),
     ]
 

@@ -10,6 +10,7 @@ _MODULES = {
     "worker,embedded": ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy"),
     "worker": ("torch", "safetensors", "numpy"),  # what reads a file of torch
     "exporter": ("prometheus_client",),  # the extra `worker` has it, too
+    "gateway": ("aiohttp", "prometheus_client"),  # so does it these
 }
 
 

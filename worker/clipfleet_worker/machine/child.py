@@ -36,6 +36,7 @@ class Child:
         argv: Sequence[str],
         *,
         log: Path | None,
+        printed: Path | None = None,
         apart: bool | None = None,
         outlives_us: bool = False,
         env: Mapping[str, str] | None = None,
@@ -51,6 +52,7 @@ class Child:
             name: for messages.
             argv: command and arguments; visible to every user of the machine, so never a secret.
             log: file (mode 0600) that its output is appended to; None: it shares the supervisor's.
+            printed: file (mode 0600) that its stdout is appended to, in place of the log.
             apart: whether it has its own session, so that a Ctrl-C reaches the supervisor only; else it is in
                 the supervisor's group. Default: whether it has a log.
             outlives_us: whether it keeps running after its supervisor has ended.
@@ -63,6 +65,7 @@ class Child:
         """
         self.name = name
         self.log = log
+        self._printed = printed
         self._apart = log is not None if apart is None else apart
         self._argv = list(argv)
         self._outlives_us = outlives_us
@@ -109,12 +112,12 @@ class Child:
             raise RuntimeError(f"{self.name} is already running")
         if self._ready_file is not None:
             self._ready_file.unlink(missing_ok=True)
-        with _appending(self.log) as output:
+        with _appending(self.log) as output, _appending(self._printed) as printed:
             self._log_start = os.fstat(output).st_size if output is not None else 0
             self._process = subprocess.Popen(  # noqa: S603 - argv comes from the caller
                 self._argv if self._outlives_us else [*self._tied(), *self._argv],
                 stdin=subprocess.DEVNULL if self._apart else None,
-                stdout=output,
+                stdout=output if printed is None else printed,
                 stderr=output,
                 env=self._env,
                 cwd=self._cwd,

@@ -1,4 +1,4 @@
-"""`clipfleet-worker up`: keeps a Valkey, on request an S3 store, and a worker running.
+"""`clipfleet-worker up`: keeps a Valkey, a worker and, on request, an S3 store and a gateway running.
 
 With a command it runs that beside them and exits with its exit code. Its own messages go to stderr: stdout is
 the command's. It starts no Valkey if CLIPFLEET_REDIS_URL is set.
@@ -23,6 +23,7 @@ from clipfleet.redis.connection import masked
 from clipfleet.terminal.console import say_error
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from clipfleet_worker.machine.child import POLL_SECONDS, Child
+from clipfleet_worker.machine.embedded.gateway import EmbeddedGateway
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from clipfleet_worker.machine.restarts import Restarter
@@ -47,7 +48,8 @@ _NOT_FOUND = 127  # the shells' exit code
 class Up:
     """One run of the servers, the worker and the command of a folder. Main thread only.
 
-    Beside the files of `UpFolder` the folder holds `worker.log`, `worker.ready`, `valkey/`, `s3/`.
+    Beside the files of `UpFolder` and `EmbeddedGateway` the folder holds `worker.log`, `worker.ready`,
+    `valkey/`, `s3/`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Up:
         worker_argv: Sequence[str] | None,
         command: Sequence[str] | None = None,
         with_s3: bool = False,
+        gateway_port: int | None = None,
         roots: Sequence[Path] = (),
         options: Sequence[str] = (),
         worker_stop_seconds: float = _WORKER_STOP_SECONDS,
@@ -69,6 +72,7 @@ class Up:
             worker_argv: the worker's command line; None: no worker.
             command: to run beside it; None: run until a signal comes.
             with_s3: whether to start an S3 store.
+            gateway_port: of the gateway to start; None: no gateway.
             roots: folders that the worker may read and write below; none: those of the environment, else the
                 current folder.
             options: command line options of such a run, for messages and other commands.
@@ -86,6 +90,7 @@ class Up:
         self._worker_stop_seconds = worker_stop_seconds
         self._valkey = EmbeddedValkey(self._directory / "valkey")
         self._s3 = EmbeddedS3(self._directory / "s3") if with_s3 else None
+        self._gateway = None if gateway_port is None else EmbeddedGateway(self._directory, gateway_port)
         self._signals = SignalRecorder()
         self._was_interrupted = False
         self._has_own_redis = False
@@ -126,6 +131,9 @@ class Up:
             self._folder.write_settings(settings)
             if self._worker_argv is not None:
                 self._start_worker(self._worker_argv, settings, children)
+        if self._gateway is not None and not self._signals.pending:
+            settings |= self._start_gateway(self._gateway, settings, children)
+            self._folder.write_settings(settings)
         if self._signals.pending:
             return self._interrupted()
         if self._command:
@@ -194,6 +202,16 @@ class Up:
         if worker.wait_ready(self._carry_on):
             self._works = True
             self._restarters.append(Restarter(worker))
+
+    def _start_gateway(
+        self, gateway: EmbeddedGateway, settings: Mapping[str, str], children: ExitStack
+    ) -> dict[str, str]:
+        """Start the gateway; returns the variables that its clients need."""
+        children.callback(gateway.stop)
+        if gateway.start({**self._environ, **settings}, self._carry_on):
+            self._restarters.append(Restarter(gateway.child))
+            self._say(f"the gateway listens at {gateway.url}, {self._key_words(gateway)}")
+        return gateway.environment()
 
     def _stop_worker(self, worker: Child) -> None:
         if not worker.alive:
@@ -279,6 +297,13 @@ class Up:
             self._say(f"  {child.name:<7} pid {child.pid}, log {child.log}")
         self._say(f"In another shell: source {shlex.quote(str(self._folder.env_file))}")
         self._say("Press Ctrl-C to stop it.")
+
+    def _key_words(self, gateway: EmbeddedGateway) -> str:
+        key = gateway.key()
+        if key is None:
+            return "with the keys that it had before: `clipfleet-gateway keys add NAME` makes another one"
+        shown = f"its first key is {key}, also" if gateway.has_new_key else "with the key"
+        return f"{shown} OPENAI_API_KEY in {self._folder.env_file}"
 
     def _say(self, text: str) -> None:
         with suppress(OSError):  # without a terminal the children must be stopped all the same

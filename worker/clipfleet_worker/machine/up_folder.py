@@ -43,6 +43,8 @@ _NAMES = frozenset(
         "AWS_SESSION_TOKEN",
         "AWS_DEFAULT_REGION",
         "AWS_REGION",
+        "OPENAI_BASE_URL",
+        "OPENAI_API_KEY",
         FOLDER_VARIABLE,
     }
 )

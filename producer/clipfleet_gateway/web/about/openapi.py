@@ -30,15 +30,20 @@ _OF_KEYS = (
     HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )  # fmt: skip
-_OF_BODIES = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,)
+_OF_BODIES = (
+    HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.EXPECTATION_FAILED,
+)  # fmt: skip
 _MEANINGS: Mapping[int, str] = {
     400: "The request is wrong; `param` says where, such as `input[3]`.",
     401: "No key, or one that opens nothing.",
     403: "The key must not do this, or not read this address.",
     404: "There is no such object, or it is that of another key.",
+    408: "The body arrives too slowly.",
     409: "It cannot be done in the present state.",
     413: "The body is too large.",
-    415: "The body is of another type.",
+    415: "The body is of another type, or compressed.",
+    417: "The Expect header is another one than `100-continue`.",
     421: "The Host header names another server.",
     429: "Too much at once, or the quota is spent: try again after `Retry-After` seconds.",
     500: "An error of the gateway, logged under `x-request-id`.",
