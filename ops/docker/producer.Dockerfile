@@ -1,4 +1,4 @@
-# The image of producers and of the exporter, without torch:
+# The image of producers, of the exporter and of the gateway, without torch:
 # docker build --file ops/docker/producer.Dockerfile --tag clipfleet .
 FROM python:3.12-slim-bookworm AS build
 
@@ -26,5 +26,5 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 1000
 WORKDIR /data
 STOPSIGNAL SIGTERM
-EXPOSE 8081
+EXPOSE 8080 8081
 CMD ["clipfleet", "--help"]

@@ -18,7 +18,7 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.web.app import make_app
 from clipfleet_gateway.web.connections import abort_unread, connection_factory, most_connections
 
-_LAST_ANSWERS_SECONDS = 20.0
+LAST_ANSWERS_SECONDS = 20.0  # after a signal; then connections are closed
 _BACKLOG = 512  # connections that wait to be accepted
 
 
@@ -42,7 +42,7 @@ async def _serve(services: Services, host: str, port: int, on_listening: Callabl
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
     runner = web.AppRunner(
-        make_app(services), shutdown_timeout=_LAST_ANSWERS_SECONDS, handler_cancellation=True
+        make_app(services), shutdown_timeout=LAST_ANSWERS_SECONDS, handler_cancellation=True
     )
     await runner.setup()
     try:

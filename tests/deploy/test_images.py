@@ -9,18 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import yaml
 
+from clipfleet_worker.machine.embedded.server import free_port
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 STAGE = Path(__file__).with_name("image_stage.py")
 SLOW = pytest.mark.timeout(900)
 
@@ -131,3 +135,29 @@ def metrics() -> str:
             return str(answer.read().decode())
     except OSError:
         return ""
+
+
+@SLOW
+def test_the_producers_image_serves_http(server: EmbeddedValkey, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    os.chown(data, 1000, 1000)
+    environment = {"CLIPFLEET_REDIS_URL": server.url, "CLIPFLEET_GATEWAY_OUTPUT": str(data / "gateway")}
+    service = SERVICES["gateway"]
+    port = str(free_port())  # Compose's is another program's here
+    command = [port if word == "8080" else word for word in service["command"]]
+    with built("producer.Dockerfile", [data]) as image:
+        image.do("start", argv=command, environment=environment)
+        healthy = [
+            *service["healthcheck"]["test"][1:-1],
+            service["healthcheck"]["test"][-1].replace("8080", port),
+        ]
+        wait_until(lambda: image.do("run", argv=healthy)["code"] == 0, "the container is healthy")
+
+        added = image.do("run", argv=["clipfleet-gateway", "keys", "add", "mine"], environment=environment)
+        connection = HTTPConnection("127.0.0.1", int(port), timeout=60)
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {added['out'].strip()}"})
+        assert json.load(connection.getresponse()) == {"object": "list", "data": []}
+        connection.close()
+        assert {path.stat().st_uid for path in (data / "gateway").rglob("*")} == {1000}
+        assert image.do("stop")["code"] == 0

@@ -15,23 +15,38 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
+from clipfleet_gateway.settings import GatewaySettings
+from clipfleet_gateway.web.guards import OPEN
 from clipfleet_worker.machine.plan import Machine, plan_processes
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.settings import WorkerSettings
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 
-OVERLAYS = ("cpu", "gpu")
+OVERLAYS = ("cpu", "gpu", "gateway")
 KUBERNETES = "1.33"
 KEDA = "@kubernetes-models/keda@0.4.2"
-SETTINGS = {f"CLIPFLEET_{name.upper()}": field for name, field in WorkerSettings.model_fields.items()}
+SETTINGS = {
+    f"CLIPFLEET_{name.upper()}": field
+    for name, field in {**WorkerSettings.model_fields, **GatewaySettings.model_fields}.items()
+}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return built(request.param)
+
+
+@pytest.fixture(scope="module")
+def with_gateway() -> list[dict[str, Any]]:
+    return built("gateway")
+
+
+def built(overlay: str) -> list[dict[str, Any]]:
     if shutil.which("kustomize") is None:
         service_is_missing("kustomize is not installed")
-    folder = ROOT / "ops" / "kubernetes" / "overlays" / request.param
+    folder = ROOT / "ops" / "kubernetes" / "overlays" / overlay
     text = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True, check=True).stdout
     return [one for one in yaml.safe_load_all(text) if one]
 
@@ -210,3 +225,90 @@ def test_a_worker_may_start_for_as_long_as_a_model_may_load(objects: list[dict[s
     (worker,) = pods(objects)["worker"]["spec"]["containers"]
     probe = worker["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > LOAD_LIMIT_SECONDS
+
+
+def test_the_gateway_has_probes_that_need_no_key(with_gateway: list[dict[str, Any]]) -> None:
+    (gateway,) = pods(with_gateway)["gateway"]["spec"]["containers"]
+    assert gateway["ports"] == [{"name": "http", "containerPort": 8080}]
+    probes = {name: gateway[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"
+    }  # fmt: skip
+    assert {probe["path"] for probe in probes.values()} | {"/metrics"} <= OPEN
+    assert {probe["port"] for probe in probes.values()} == {"http"}
+    assert pods(with_gateway)["gateway"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"
+
+
+def test_replicas_of_the_gateway_are_replaced_one_by_one_and_end_what_they_have_begun(
+    with_gateway: list[dict[str, Any]],
+) -> None:
+    (gateway,) = [one for one in of_kind(with_gateway, "Deployment") if one["metadata"]["name"] == "gateway"]
+    assert gateway["spec"]["replicas"] == 2
+    assert gateway["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    pod = gateway["spec"]["template"]["spec"]
+    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > pause + LAST_ANSWERS_SECONDS
+    (budget,) = [
+        one for one in of_kind(with_gateway, "PodDisruptionBudget") if one["metadata"]["name"] == "gateway"
+    ]
+    assert (
+        budget["spec"]["selector"]["matchLabels"].items()
+        <= gateway["spec"]["selector"]["matchLabels"].items()
+    )
+
+
+def test_the_gateway_is_reached_by_the_names_of_its_service(with_gateway: list[dict[str, Any]]) -> None:
+    (service,) = [one for one in of_kind(with_gateway, "Service") if one["metadata"]["name"] == "gateway"]
+    (port,) = service["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (80, "http")
+    labels = pods(with_gateway)["gateway"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    (given,) = [
+        one["data"]
+        for one in of_kind(with_gateway, "ConfigMap")
+        if "CLIPFLEET_GATEWAY_OUTPUT" in one.get("data", {})
+    ]
+    namespace = service["metadata"]["namespace"]
+    names = given["CLIPFLEET_GATEWAY_HOSTS"].split(",")
+    assert {"gateway", f"gateway.{namespace}.svc.cluster.local"} <= set(names)
+    assert given["CLIPFLEET_GATEWAY_OUTPUT"].startswith("s3://")
+    assert set(given) <= set(SETTINGS)
+
+
+def test_no_log_of_the_cluster_has_a_key(with_gateway: list[dict[str, Any]]) -> None:
+    (gateway,) = pods(with_gateway)["gateway"]["spec"]["containers"]
+    assert "--no-first-key" in gateway["command"]
+
+
+def test_the_gateway_is_a_producer_for_redis() -> None:
+    script = ROOT / "ops" / "kubernetes" / "components" / "redis" / "make-secret.sh"
+    made = subprocess.run(["sh", script], capture_output=True, text=True, check=True).stdout
+    secrets = {one["metadata"]["name"]: one["stringData"] for one in yaml.safe_load_all(made)}
+    users = {
+        name: secrets[name]["CLIPFLEET_REDIS_URL"].split(":")[1]
+        for name in ("clipfleet", "clipfleet-gateway")
+    }
+    assert users == {"clipfleet": "//clipfleet-worker", "clipfleet-gateway": "//clipfleet-producer"}
+    (gateway,) = pods(built("gateway"))["gateway"]["spec"]["containers"]
+    given = [one["secretRef"]["name"] for one in gateway["envFrom"] if "secretRef" in one]
+    assert given == ["clipfleet", "clipfleet-gateway"]  # of a variable that both have, the last one counts
+
+
+def test_the_gateway_is_reached_at_its_port_and_reaches_names_redis_and_public_stores(
+    with_gateway: list[dict[str, Any]],
+) -> None:
+    labels = pods(with_gateway)["gateway"]["metadata"]["labels"]
+    policies = [
+        one["spec"]
+        for one in of_kind(with_gateway, "NetworkPolicy")
+        if one["spec"]["podSelector"].get("matchLabels", {"": ""}).items() <= labels.items()
+    ]
+    rules = [rule for one in policies for rule in one.get("ingress", ())]
+    assert [port for rule in rules for port in rule["ports"]] == [{"protocol": "TCP", "port": 8080}]
+    leads_to = {
+        port["port"]: next(iter(rule["to"][0]))
+        for one in policies
+        for rule in one.get("egress", ())
+        for port in rule["ports"]
+    }
+    assert leads_to == {53: "namespaceSelector", 6379: "podSelector", 443: "ipBlock"}

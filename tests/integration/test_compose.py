@@ -17,6 +17,8 @@ import yaml
 from redis.exceptions import NoPermissionError
 
 from clipfleet.redis.connection import connect
+from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
+from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_worker.machine.embedded.server import free_port, port_is_free
 from clipfleet_worker.machine.embedded.valkey import valkey_binary
 from clipfleet_worker.settings import WorkerSettings
@@ -25,7 +27,8 @@ from tests.support.waiting import wait_until
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SETTINGS = {f"CLIPFLEET_{name.upper()}" for name in WorkerSettings.model_fields}
+FIELDS = {**WorkerSettings.model_fields, **GatewaySettings.model_fields}
+SETTINGS = {f"CLIPFLEET_{name.upper()}" for name in FIELDS}
 VARIABLE = re.compile(r"\$\{(\w+)")
 
 
@@ -36,7 +39,7 @@ def test_it_fits_the_schema_of_compose() -> None:
 
 def test_profiles_are_those_that_are_documented() -> None:
     profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
-    assert profiles == {"gpu", "s3", "observe", "cli"}
+    assert profiles == {"gpu", "gateway", "s3", "observe", "cli"}
     assert {name for name, service in SERVICES.items() if "profiles" not in service} == {"redis", "worker"}
 
 
@@ -71,6 +74,22 @@ def test_workers_have_time_to_drain() -> None:
     for name in ("worker", "worker-gpu"):
         grace = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
         assert grace >= int(SERVICES[name]["environment"]["CLIPFLEET_DRAIN_SECONDS"]) + 10
+
+
+def test_the_gateway_has_time_for_its_last_answers_and_keeps_no_key_in_its_log() -> None:
+    gateway = SERVICES["gateway"]
+    assert int(gateway["stop_grace_period"].removesuffix("s")) > LAST_ANSWERS_SECONDS
+    assert "--no-first-key" in gateway["command"]
+    assert gateway["ports"] == ["127.0.0.1:8080:8080"]
+    assert "/readyz" in gateway["healthcheck"]["test"][-1]
+
+
+def test_workers_may_write_where_the_gateway_keeps_what_it_has() -> None:
+    environment = SERVICES["gateway"]["environment"]
+    (default,) = re.findall(r":-(.*)}", environment["CLIPFLEET_GATEWAY_OUTPUT"])
+    roots = SERVICES["worker"]["environment"]["CLIPFLEET_OUTPUT_ROOTS"]
+    assert Path(default).is_relative_to(roots)
+    assert "clipfleet-producer:" in environment["CLIPFLEET_REDIS_URL"]
 
 
 def test_redis_is_full_before_the_kernel_kills_it() -> None:

@@ -17,6 +17,7 @@ from tests.support.documents import ROOT
 ALERTS = ROOT / "ops" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "ops" / "grafana" / "clipfleet.json"
 OF_PROMETHEUS = {"up"}  # it makes these itself
+OF_THE_GATEWAY = "clipfleet_gateway_"  # no worker has them
 
 Values = Mapping[tuple[tuple[str, str], ...], float]  # by labels, sorted
 

@@ -10,12 +10,20 @@ import pytest
 from aiohttp import ClientTimeout, web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
+from promql_parser import MatchOp
 
 from clipfleet_gateway.errors import limited
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT, table
-from tests.support.metrics_page import Values, gateway_names, metric_values
+from tests.support.metrics_page import (
+    OF_THE_GATEWAY,
+    Values,
+    all_expressions,
+    gateway_names,
+    metric_values,
+    selectors,
+)
 
 REQUESTS = "clipfleet_gateway_requests_total"
 OPEN = "clipfleet_gateway_open_requests"
@@ -128,3 +136,20 @@ def test_the_documented_table_is_that_of_the_code() -> None:
         named = set(re.findall(r"`(\w+)`", labels))
         assert all(set(sample.labels) - {"le"} == named for sample in family.samples)
     assert not families
+
+
+def test_dashboard_and_alerts_ask_for_what_there_is() -> None:
+    values = metric_values(after(("GET", "/v1/models/a"), ("GET", "/v1/refused")))
+    asked = [
+        (what, selector)
+        for what, expression in all_expressions().items()
+        for selector in selectors(expression)
+        if str(selector.name).startswith(OF_THE_GATEWAY)
+    ]
+    assert {str(selector.name) for _, selector in asked} >= {REQUESTS, OPEN}
+    for what, selector in asked:
+        samples = [dict(labels) for labels in values[str(selector.name)]]
+        for matcher in selector.matchers.matchers:
+            assert all(matcher.name in sample for sample in samples), what
+            if matcher.op == MatchOp.Equal:
+                assert matcher.value in {sample[matcher.name] for sample in samples}, what

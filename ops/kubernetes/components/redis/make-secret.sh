@@ -1,5 +1,6 @@
 #!/bin/sh
-# Passwords for this component, and the worker's URL: sh make-secret.sh | kubectl apply --namespace clipfleet -f -
+# Passwords for this component, and the URLs of workers and of the gateway:
+# sh make-secret.sh | kubectl apply --namespace clipfleet -f -
 set -eu
 password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 producer=$(password) worker=$(password) reader=$(password)
@@ -19,4 +20,11 @@ metadata:
   name: clipfleet
 stringData:
   CLIPFLEET_REDIS_URL: "redis://clipfleet-worker:$worker@redis:6379/0"
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: clipfleet-gateway
+stringData:
+  CLIPFLEET_REDIS_URL: "redis://clipfleet-producer:$producer@redis:6379/0"
 END
