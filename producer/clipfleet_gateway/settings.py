@@ -26,7 +26,9 @@ class GatewaySettings(Settings):
         "refused. IP addresses, localhost and the name of this machine always do",
     )
     gateway_file_bytes: int = Field(200 * _MEBIBYTE, ge=1, description="upper bound of an uploaded file")
-    gateway_batch_requests: int = Field(50_000, ge=1, description="upper bound of the lines of a batch")
+    gateway_batch_requests: int = Field(
+        50_000, ge=1, description="upper bound of the lines of a batch, and of their inputs"
+    )
     gateway_requests_per_minute: int = Field(
         6_000, ge=1, description="upper bound of one key's requests in a minute, per gateway"
     )
