@@ -196,9 +196,8 @@ def test_two_gateways_submit_one_job(place: str, redis_url: str) -> None:
             file_id = uploaded(one)
             answers = await asyncio.gather(*[post(client, body(file_id)) for client in (first, second) * 4])
             (batch_id,) = {found["id"] for _, found in answers}
-            await asyncio.gather(
-                until(first, batch_id, "in_progress"), until(second, batch_id, "in_progress")
-            )
+            await asyncio.gather(*[until(client, batch_id, "in_progress") for client in (first, second)])
+            await sealed(one, batch_id)
             return str(batch_id)
 
     with gateway_services(place, redis_url) as one, gateway_services(place, redis_url) as two:
