@@ -21,9 +21,9 @@ from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
-_MOST_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
+MOST_WAITING_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
 _MOST_BYTES = 512 << 20  # of their images
-_ANSWER_SECONDS = 300.0
+ANSWER_SECONDS = 300.0
 _AWAY_SECONDS = 30.0  # for so long a request waits for workers
 _LOOK_SECONDS = 5.0  # between looks at a job whose end may have been missed
 _RETRY_SECONDS = 2.0
@@ -67,7 +67,7 @@ class Asker:
 
     @contextmanager
     def _admitted(self, inputs: int, size_bytes: int) -> Iterator[None]:
-        is_full = self._inputs + inputs > _MOST_INPUTS or self._bytes + size_bytes > _MOST_BYTES
+        is_full = self._inputs + inputs > MOST_WAITING_INPUTS or self._bytes + size_bytes > _MOST_BYTES
         if is_full and self._inputs:
             raise limited("Too many inputs wait: try again", _RETRY_SECONDS, "overloaded")
         self._inputs += inputs
@@ -92,10 +92,10 @@ class Asker:
             items = [asked.items[position] for position in some]
             shares.append(self._batches.add(kind, items, sum(map(_size_bytes, items))))
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 found = await asyncio.gather(*(share.rows for share in shares))
         except TimeoutError:
-            raise unavailable(f"No answer within {_ANSWER_SECONDS:g} s: try again, or send less") from None
+            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
         finally:
             for share in shares:
                 share.rows.cancel()  # of the others, if one was in vain
