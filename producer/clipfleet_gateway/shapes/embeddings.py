@@ -122,8 +122,9 @@ def _kind_of_content(value: object) -> str | None:
 
 
 class Message(Shape):
-    """One message, as vLLM takes them; its role does not count."""
+    """One message, as vLLM takes them."""
 
+    role: Annotated[str | None, Field(description="ignored")] = None
     content: Annotated[
         Annotated[str, Tag("<text>")]
         | Annotated[tuple[MessagePart, ...], Field(strict=False), Tag("<list>")],
