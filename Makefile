@@ -16,7 +16,7 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit promises integration e2e)
 
-.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-stores chaos-plain chaos-mutants lua-mutants bench fuzz lock \
+.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-stores chaos-gateway chaos-plain chaos-mutants lua-mutants bench fuzz lock \
   gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
@@ -86,6 +86,11 @@ chaos: $(VENV)/.dev-installed
 STORES_OPTIONS ?=
 chaos-stores: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.stores.run $(STORES_OPTIONS)
+
+# A batch of 5,000 lines through two gateways: kills of a gateway, a worker, Redis and the other gateway. Every night;
+# `make test-chaos` has a small one.
+chaos-gateway: $(VENV)/.dev-installed
+	GATEWAY_LINES=5000 $(BIN)/pytest tests/chaos/test_chaos_gateway.py -q -s
 
 # The same against a worker that has Celery's acks and no ledger: succeeds if that one loses or doubles.
 chaos-plain: $(VENV)/.dev-installed
