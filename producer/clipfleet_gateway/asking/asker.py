@@ -37,6 +37,7 @@ class Asker:
         self, services: Services, jobs: RequestJobs, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._call = services.call
+        self._meters = services.meters
         self._jobs = jobs
         self._monotonic = monotonic
         self.served = Served(lambda: services.call(services.client.workers))
@@ -71,11 +72,13 @@ class Asker:
             raise limited("Too many inputs wait: try again", _RETRY_SECONDS, "overloaded")
         self._inputs += inputs
         self._bytes += size_bytes
+        self._meters.waiting_inputs.inc(inputs)
         try:
             yield
         finally:
             self._inputs -= inputs
             self._bytes -= size_bytes
+            self._meters.waiting_inputs.dec(inputs)
 
     async def _rows(self, asked: Asked) -> list[Row]:
         """The rows of inputs that are done in one job or several, by host."""
@@ -115,6 +118,7 @@ class Asker:
         for share in shares:
             share.rows.add_done_callback(withdraw)
         items = [item for share in shares for item in share.items]
+        self._meters.shared_job_inputs.observe(len(items))
         try:
             rows = await self._done(job_id, kind, items, ended, shares)
             for share in shares:

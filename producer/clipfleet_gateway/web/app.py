@@ -47,7 +47,7 @@ def make_app(services: Services) -> web.Application:
     find = partial(_find_key, services)
     at_once = max(1, int(most_connections() * _SHARE_OF_A_KEY))
     callers = Callers(find, services.settings.gateway_requests_per_minute, at_once)
-    metrics = MetricsRoutes()
+    metrics = MetricsRoutes(services.meters)
     app = web.Application(
         middlewares=[
             metrics.counting(),
