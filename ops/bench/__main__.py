@@ -24,6 +24,7 @@ BENCHES = (
     "scale",
     "tail",
     "latency",
+    "gateway",
     "relabel",
     "backfill",
     "store_memory",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import socket
@@ -48,6 +49,8 @@ async def _serve(services: Services, host: str, port: int, on_listening: Callabl
     try:
         async with _listening(cast(web.Server, runner.server), host, port) as (address, actual_port):
             # Only now, so that a port in use costs no first key.
+            gc.collect()
+            gc.freeze()  # what was imported stays: each full collection would stop all requests to look at it
             await services.call(on_listening, f"http://{address}:{actual_port}/v1")
             await ends.wait()
     finally:

@@ -264,6 +264,23 @@ class TestClaim:
 
         assert [claim(ledger).more, claim(ledger, lanes=[Lane.HIGH, Lane.BULK]).more] == [True, False]
 
+    def test_the_last_claim_of_small_jobs_says_that_nothing_remains(self, ledger: Ledger) -> None:
+        for name in ("first", "second", "third"):
+            add_job(ledger, name, chunks=1)
+
+        assert [claim(ledger).more for _ in range(3)] == [True, True, False]
+
+    def test_a_chunk_that_backs_off_is_claimed_although_all_others_are_leased(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_job(ledger, chunks=2)
+        first = claim(ledger)
+        ledger.release(first, "failures", reason="", first_back_off_seconds=10)
+        claim(ledger)
+        pass_time(20)
+
+        assert claim(ledger).chunk_id == first.chunk_id
+
     def test_a_chunk_that_came_back_is_claimed_first(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=3)
         claim(ledger)
@@ -271,6 +288,21 @@ class TestClaim:
         ledger.reconcile()
 
         assert [claim(ledger).chunk_id for _ in range(3)] == [0, 1, 2]
+
+
+class TestEnds:
+    def test_every_end_is_told_once(self, ledger: Ledger) -> None:
+        last = ledger.last_end()
+        assert ledger.wait_for_ends(last, 0.01) == (last, [])
+
+        for name in ("first", "second"):
+            add_job(ledger, name)
+            ledger.cancel(name, ttl_seconds=60)
+
+        later, ended = ledger.wait_for_ends(last, 5)
+        assert ended == ["first", "second"]
+        assert later == ledger.last_end()
+        assert ledger.wait_for_ends(later, 0.01) == (later, [])
 
 
 class TestOrder:

@@ -86,6 +86,7 @@ class MemoryLedger(Ledger):
         self._finishes: dict[str, str] = {}  # by token
         self._workers: dict[str, tuple[int, WorkerFacts]] = {}
         self._early_end = ""
+        self._ends: list[tuple[str, int]] = []  # job and generation, in the order in which they are noticed
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -299,6 +300,23 @@ class MemoryLedger(Ledger):
         with self._condition:
             found = self._condition.wait_for(is_later, min(block_seconds, 5))
             return self.last_progress(job_id) if found else after
+
+    @override
+    @_atomic
+    def last_end(self) -> str:
+        return f"{len(self._noticed_ends())}-0"
+
+    @override
+    def wait_for_ends(self, after: str, block_seconds: float) -> tuple[str, list[str]]:
+        known = int(after.partition("-")[0])
+        with self._condition:
+            self._condition.wait_for(lambda: len(self._noticed_ends()) > known, min(block_seconds, 5))
+            return f"{len(self._ends)}-0", [job_id for job_id, _ in self._ends[known:]]
+
+    def _noticed_ends(self) -> list[tuple[str, int]]:
+        ended = [(job.job.job_id, job.generation) for job in self._all() if job.state.is_final]
+        self._ends += [one for one in ended if one not in self._ends]
+        return self._ends
 
     @override
     @_atomic

@@ -39,7 +39,6 @@ class WholeItems:
     data: bytes
     chunks: int
     items: int
-    source_sum: str  # see `clipfleet.submit.contents.Contents`
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ class RedisStore:
         word, *more = self.run(
             "submit_whole", job.job_id, spec, job.fingerprint, job.lane.value, job.model, job.chunk_size,
             brief_argument(job, spec), *retention.milliseconds, quota.items, quota.bytes, items.name,
-            items.data, items.chunks, items.items, items.source_sum,
+            items.data, items.chunks, items.items,
         )  # fmt: skip
         answer = SubmitAnswer(word.decode())
         if answer is SubmitAnswer.QUOTA:

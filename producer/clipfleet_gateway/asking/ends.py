@@ -11,7 +11,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Ledger
 
 _LOG = logging.getLogger(__name__)
-_BLOCK_SECONDS = 1.0  # for so long `close` may wait
+_BLOCK_SECONDS = 0.5  # for so long `close` may wait
 _PAUSE_SECONDS = 0.5  # after Redis was away
 
 

@@ -7,23 +7,38 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from clipfleet.contract.jobs import ErrorCode, ItemError, JobState, Lane, Task
+from clipfleet.contract.jobs import (
+    REDIS_OUTPUT,
+    ErrorCode,
+    ItemError,
+    Job,
+    JobState,
+    Lane,
+    SourceDescription,
+    Task,
+)
 from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.contract.parts import INLINE_COLUMN, item_schema
+from clipfleet.contract.versions import lowest_version
+from clipfleet.errors import usage_errors
 from clipfleet.hints import Hints, make_app
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, Quota, Retention
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.settings import Settings
-from clipfleet.submit.options import JobOptions, make_job
 from clipfleet.submit.small_jobs import chunk_size_of
 from clipfleet_gateway.inputs.asked import Item
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 FULL_INPUTS = 64  # of a job that requests share: one chunk
+_TEXT = "text"  # column of the texts
 _RETENTION = Retention(job_seconds=60, result_seconds=60)
 
 
@@ -81,24 +96,10 @@ class RequestJobs:
             UsageError: the model's name is wrong.
             QuotaExceededError: too much waits in Redis.
         """
-        import pyarrow as pa
-
-        from clipfleet.sources import ReadOptions, source_of
-        from clipfleet.sources.texts import text_source_of
         from clipfleet.submit.staging import staged_bytes
 
-        size = len(items) if len(items) <= FULL_INPUTS else chunk_size_of(len(items))
-        options = JobOptions(model=kind.model, lane=Lane.HIGH, job_id=job_id, chunk_size=size)
-        source = (
-            text_source_of(items, text_column=None, id_column=None)
-            if kind.task is Task.EMBED_TEXT
-            else source_of(items, ReadOptions())
-        )
-        sets = [kind.label_set] if kind.label_set is not None else []
-        top_k = max(1, *(len(one.labels) for one in sets), 1)
-        job = make_job(source, options, kind.task, sets, top_k=top_k)
-        rows = pa.Table.from_batches(source.batches())
-        staged = staged_bytes(rows, job)
+        job = _job(job_id, kind, len(items))
+        staged = staged_bytes(_rows(kind, items), job)
         self._store.submit_whole(job, staged, _RETENTION, self._quota)
         self._hints.publish_work(min(staged.chunks, FULL_INPUTS))
 
@@ -122,6 +123,56 @@ class RequestJobs:
     def cancel(self, job_id: str) -> None:
         """End a job that nobody waits for any more. Raises `JobNotFoundError`."""
         self.ledger.cancel(job_id, ttl_seconds=_RETENTION.job_seconds)
+
+
+def _job(job_id: str, kind: Kind, count: int) -> Job:
+    label_sets = () if kind.label_set is None else (kind.label_set,)
+    text_column = _TEXT if kind.task is Task.EMBED_TEXT else None
+    with usage_errors():
+        return Job(
+            schema_version=lowest_version(
+                output_is_redis=True, applies_exif=False,
+                has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
+            ),
+            job_id=job_id,
+            task=kind.task,
+            model=normalise_model(kind.model),
+            label_sets=label_sets,
+            text_column=text_column,
+            top_k=max((len(one.labels) for one in label_sets), default=1),
+            lane=Lane.HIGH,
+            chunk_size=count if count <= FULL_INPUTS else chunk_size_of(count),
+            source=SourceDescription(
+                kind="request", uri="gateway:", extra_columns=(text_column,) if text_column else ()
+            ),
+            output=REDIS_OUTPUT,
+            created_at=datetime.now(UTC),
+        )  # fmt: skip
+
+
+def _rows(kind: Kind, items: Sequence[Item]) -> pa.Table:
+    """Items as a source yields them. Nobody sees their ids."""
+    import pyarrow as pa
+
+    count = len(items)
+    extra: dict[str, pa.Array] = {}
+    uris = [""] * count
+    if kind.task is Task.EMBED_TEXT:
+        extra[_TEXT] = pa.array(items, pa.string())
+    else:
+        images = [item for item in items if not isinstance(item, str)]
+        uris = [item.get("url", "") for item in images]
+        if any("bytes" in item for item in images):
+            extra[INLINE_COLUMN] = pa.array([item.get("bytes") for item in images], pa.binary())
+    return pa.Table.from_arrays(
+        [
+            pa.array(range(count), pa.int64()),
+            pa.array(map(str, range(count)), pa.string()),
+            pa.array(uris, pa.string()),
+            *extra.values(),
+        ],
+        schema=item_schema([pa.field(name, values.type) for name, values in extra.items()]),
+    )
 
 
 def _row(row: Mapping[str, Any], vector: np.ndarray | None) -> Row:

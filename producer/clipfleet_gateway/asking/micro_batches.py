@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from clipfleet_gateway.asking.jobs import FULL_INPUTS, Kind, Row
 from clipfleet_gateway.inputs.asked import Item
 
-GATHER_SECONDS = 0.004  # after the first of a job
-# While jobs of the kind are under way a job that is not full waits for one of them to end, so that the load
-# decides how many requests share one; but not for long, as they may be stuck.
+GATHER_SECONDS = 0.004  # after the first request of a job
+# While jobs of the kind are under way, a job that is not full waits for more: a worker does few jobs of many
+# inputs in less time than many jobs of few. Behind one job until no request has come for a moment, behind two
+# until one of them ends; but not for long, as they may be stuck.
+_QUIET_SECONDS = 0.003
 MOST_GATHER_SECONDS = 0.05
 _ENOUGH_UNDER_WAY = 2
+_RESOLUTION_SECONDS = 0.0005
 _FULL_BYTES = 8 << 20
 
 
@@ -31,9 +34,20 @@ class _Gathered:
     shares: list[Share] = field(default_factory=list)
     inputs: int = 0
     size_bytes: int = 0
+    first_at: float = 0.0  # when the first and the last request came
+    last_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
-    is_due: bool = False  # has waited for `GATHER_SECONDS`
     under_way: int = 0  # jobs
+
+    def seconds_left(self, now: float) -> float:
+        """For how long to wait for more requests."""
+        waited = now - self.first_at
+        if not self.under_way:
+            return GATHER_SECONDS - waited
+        most = MOST_GATHER_SECONDS - waited
+        if self.under_way >= _ENOUGH_UNDER_WAY:
+            return most
+        return min(most, max(GATHER_SECONDS - waited, self.last_at + _QUIET_SECONDS - now))
 
 
 class MicroBatches:
@@ -54,24 +68,32 @@ class MicroBatches:
             return share
         if gathered.inputs + len(items) > FULL_INPUTS or gathered.size_bytes + size_bytes > _FULL_BYTES:
             self._begin(kind, gathered)
+        now = self._loop_time()
+        if not gathered.shares:
+            gathered.first_at = now
+        gathered.last_at = now
         gathered.shares.append(share)
         gathered.inputs += len(items)
         gathered.size_bytes += size_bytes
         if gathered.inputs >= FULL_INPUTS:
             self._begin(kind, gathered)
         elif gathered.timer is None:
-            self._set_timer(kind, gathered, GATHER_SECONDS)
+            self._begin_if_due(kind, gathered)
         return share
 
-    def _set_timer(self, kind: Kind, gathered: _Gathered, seconds: float) -> None:
-        gathered.timer = asyncio.get_running_loop().call_later(seconds, self._on_time, kind, gathered)
+    def _loop_time(self) -> float:
+        return asyncio.get_running_loop().time()
 
-    def _on_time(self, kind: Kind, gathered: _Gathered) -> None:
-        if gathered.is_due or gathered.under_way < _ENOUGH_UNDER_WAY:
+    def _begin_if_due(self, kind: Kind, gathered: _Gathered) -> None:
+        if gathered.timer is not None:
+            gathered.timer.cancel()
+            gathered.timer = None
+        seconds = gathered.seconds_left(self._loop_time())
+        if seconds <= _RESOLUTION_SECONDS:
             self._begin(kind, gathered)
         else:
-            gathered.is_due = True
-            self._set_timer(kind, gathered, MOST_GATHER_SECONDS - GATHER_SECONDS)
+            loop = asyncio.get_running_loop()
+            gathered.timer = loop.call_later(seconds, self._begin_if_due, kind, gathered)
 
     def _begin(self, kind: Kind, gathered: _Gathered) -> None:
         """Begin a job of what is gathered, less what was withdrawn."""
@@ -79,7 +101,7 @@ class MicroBatches:
             gathered.timer.cancel()
         shares = [share for share in gathered.shares if not share.rows.done()]
         gathered.shares, gathered.inputs, gathered.size_bytes = [], 0, 0
-        gathered.timer, gathered.is_due = None, False
+        gathered.timer = None
         if shares:
             self._start(kind, gathered, shares)
 
@@ -92,7 +114,7 @@ class MicroBatches:
     def _on_end(self, kind: Kind, gathered: _Gathered, task: asyncio.Future[None]) -> None:
         self._tasks.discard(task)
         gathered.under_way -= 1
-        if gathered.is_due:
-            self._begin(kind, gathered)
-        if not gathered.under_way and not gathered.shares:
+        if gathered.shares:
+            self._begin_if_due(kind, gathered)
+        elif not gathered.under_way:
             self._gathered.pop(kind, None)

@@ -59,10 +59,15 @@ class Served:
         return None if seen_at is None else self._monotonic() - seen_at
 
     async def _models(self) -> frozenset[str]:
+        if self._is_fresh():
+            return self._now
         async with self._looking:
-            if self._looked_at is None or self._monotonic() - self._looked_at >= _KEPT_SECONDS:
+            if not self._is_fresh():
                 workers = await self._find()
                 self._looked_at = self._monotonic()
                 self._now = frozenset(name for worker in workers for name in worker.models)
                 self._seen_at.update(dict.fromkeys(self._now, self._looked_at))
             return self._now
+
+    def _is_fresh(self) -> bool:
+        return self._looked_at is not None and self._monotonic() - self._looked_at < _KEPT_SECONDS

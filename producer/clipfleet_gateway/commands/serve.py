@@ -20,7 +20,7 @@ _FirstKey = Annotated[
     bool,
     typer.Option(
         "--first-key/--no-first-key",
-        help="make a key if there is none, and print it; not where stdout is kept as a log",
+        help="make a key if there is none, and print it; use --no-first-key where stdout is kept as a log",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from aiohttp import web
+from prometheus_client import Gauge
 
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.locks import LockLostError
@@ -45,15 +46,22 @@ class Tending:
         services: of the gateway.
         tended: batches or jobs.
         kind: what one of them is called in the log.
+        count: of those that are open.
         sweep: called once in a minute.
     """
 
     def __init__(
-        self, services: Services, tended: Tended, kind: str, sweep: Callable[[], object] | None = None
+        self,
+        services: Services,
+        tended: Tended,
+        kind: str,
+        count: Gauge,
+        sweep: Callable[[], object] | None = None,
     ) -> None:
         self._services = services
         self._tended = tended
         self._kind = kind
+        self._count = count
         self._sweep = sweep
         self._threads = ThreadPoolExecutor(_AT_A_TIME, kind)
         self._ends = threading.Event()
@@ -85,7 +93,9 @@ class Tending:
         swept = 0.0
         while True:
             try:
-                for owner, name in await self._services.call(self._tended.open):
+                found = await self._services.call(self._tended.open)
+                self._count.set(len(found))
+                for owner, name in found:
                     self.soon(owner, name)
                 if self._sweep is not None and time.monotonic() >= swept + _SWEEP_SECONDS:
                     await self._services.call(self._sweep)

@@ -166,7 +166,7 @@ def test_a_planted_brief_hides_no_job(ledger: Ledger, redis_client: redis.Redis,
 def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_finishing_job(ledger, "finishing")
     for name in ("gone", "here"):
-        add_job(ledger, name)
+        add_job(ledger, name, chunks=2)
     for name in ("finishing", "gone"):
         redis_client.delete(*redis_client.keys(keys.job(name, "*")))
 

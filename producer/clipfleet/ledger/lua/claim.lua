@@ -27,7 +27,7 @@ local function look_at(job, held)
     error({err = 'DAMAGED fields'})
   end
   local found = {chunk = held, more = true, is_next = false, cursor = cursor, owners = 0,
-    sealed = sealed, file = last_file, answer = nil}
+    sealed = sealed, file = last_file, answer = nil, has_left = false}
   if not held then
     found.owners = redis.call('HLEN', job_key(job, OWNERS))
     local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
@@ -98,7 +98,10 @@ local function take(job, found, turn, queue)
     keep(job_key(job, OWNERS))
     keep(LEASES)
   end
-  redis.call('ZADD', queue, 'XX', turn, job)
+  -- A sealed job that has handed out all leaves at once, so that the claim before says no more: with many small jobs
+  -- each would cost a hint in vain. A chunk that comes back offers the job again.
+  found.has_left = not found.more and found.sealed == '1' and redis.call('ZCARD', job_key(job, DUE)) == 0
+  if found.has_left then redis.call('ZREM', queue, job) else redis.call('ZADD', queue, 'XX', turn, job) end
   if not found.more and found.sealed ~= '1' then redis.call('HSETNX', job_key(job), 'starved_since', now) end
   redis.call('SET', token_key(token), lease, 'PX', math.max(600000, lease_ms * 2))
 end
@@ -179,12 +182,13 @@ if found.more and is_kept(job) then return found.answer end
 -- Rarely:
 if not is_kept(job) then keep_job(job) end
 
--- Whether other jobs have work. A job leaves its queue only when a claim finds it empty, so this may be one too many.
+-- Whether other jobs have work. One that is not sealed leaves its queue only when a claim finds it empty, so this may be
+-- one too many.
 local function others_wait()
   for lane = first_lane, last_lane do
     for model = first_model, last_model do
       local queue = lane_queue(ARGV[lane], ARGV[model])
-      if redis.call('ZCARD', queue) > (queue == own_queue and 1 or 0) then return true end
+      if redis.call('ZCARD', queue) > (queue == own_queue and not found.has_left and 1 or 0) then return true end
     end
   end
   return false
