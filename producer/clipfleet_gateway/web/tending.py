@@ -14,11 +14,12 @@ from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.locks import LockLostError
+from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
-_SWEEP_SECONDS = 60.0  # between looks for files that have expired
+_SWEEP_SECONDS = 600.0  # between looks for what has expired; it is not found in any case
 _AT_A_TIME = 4  # batches that one gateway advances
 _SAID_SECONDS = 60.0  # the same trouble is logged again after so long
 
@@ -82,7 +83,9 @@ class Tending:
         return [(owner, batch_id) for owner, batch_id in owners if owner is not None]
 
     def _sweep(self) -> None:
+        """Remove what has expired, and what uploads and writes that were killed have left."""
         self._services.files.remove_expired()
+        self._services.place.sweep_scratch(idle_seconds=DAY_SECONDS)
         for key in self._services.keys.all():
             self._services.files.remove_strays(key.name)
 
