@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from clipfleet.client import Client
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
+from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.store import BatchStore
@@ -62,9 +63,10 @@ class Services:
         """Close something of a route with the services, before them."""
         self._opened.callback(close)
 
-    def sweep_files(self) -> None:
-        """Remove files whose time is over, and what killed uploads have left."""
+    def sweep(self) -> None:
+        """Remove what has expired, and what uploads and writes that were killed have left."""
         self.files.remove_expired()
+        self.place.sweep_scratch(idle_seconds=DAY_SECONDS)
         for key in self.keys.all():
             self.files.remove_strays(key.name)
 

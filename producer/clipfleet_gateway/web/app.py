@@ -61,7 +61,7 @@ def make_app(services: Services) -> web.Application:
         client_max_size=MOST_BODY_BYTES,
     )
     tending = (
-        Tending(services, services.batches, "batch", services.meters.open_batches, services.sweep_files),
+        Tending(services, services.batches, "batch", services.meters.open_batches, services.sweep),
         Tending(services, services.jobs, "job", services.meters.open_jobs),
     )
     app.cleanup_ctx.extend(one.during for one in tending)

@@ -20,7 +20,7 @@ from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
-_SWEEP_SECONDS = 60.0  # between looks for files that have expired
+_SWEEP_SECONDS = 600.0  # between looks for what has expired; it is not found in any case
 _AT_A_TIME = 4  # of one kind that one gateway advances
 _SAID_SECONDS = 60.0  # the same trouble is logged again after so long
 
@@ -47,7 +47,7 @@ class Tending:
         tended: batches or jobs.
         kind: what one of them is called in the log.
         count: of those that are open.
-        sweep: called once in a minute.
+        sweep: called now and then.
     """
 
     def __init__(
