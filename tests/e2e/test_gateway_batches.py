@@ -21,13 +21,13 @@ from tests.support.s3 import S3Bucket
 
 @pytest.fixture(params=["folder", "s3"])
 def gateway(request: pytest.FixtureRequest, cluster: Cluster, folder: Path) -> Iterator[GatewayClient]:
-    """A gateway, and a client whose key may read the folder of the test."""
+    """A gateway, and a client whose key may read the photos of the test."""
     place = f"{folder}/place"
     if request.param == "s3":
         bucket: S3Bucket = request.getfixturevalue("s3")
         place = f"{bucket.uri}/place"
     environment = cluster.environment() | {"CLIPFLEET_GATEWAY_OUTPUT": place}
-    token = made_key(environment, "mine", "--source", str(folder))
+    token = made_key(environment, "mine", "--source", f"{folder}/photos")
     with GatewayProcess(environment, folder) as process:
         yield GatewayClient([process.url], token)
         assert process.terminate() == 0

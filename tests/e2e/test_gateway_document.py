@@ -97,7 +97,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     folder = tmp_path_factory.mktemp("document")
     with Cluster(folder) as cluster:
         environment = cluster.environment() | {"CLIPFLEET_GATEWAY_OUTPUT": str(folder / "gateway")}
-        token = made_key(environment, "mine", "--source", str(folder))
+        token = made_key(environment, "mine", "--source", f"{folder}/photos")
         with GatewayProcess(environment, folder) as gateway:
             yield cluster, gateway, token
             assert gateway.terminate() == 0, gateway.log()
@@ -119,6 +119,7 @@ def documented(started: tuple[Cluster, GatewayProcess, str]) -> Documented:
     embeddings(caller)
     zero_shot(caller)
     batches(caller)
+    jobs(caller)
     return documented
 
 
@@ -196,6 +197,74 @@ def batches(caller: Caller) -> None:
     for name, custom_id in (("output_file_id", "good"), ("error_file_id", "bad")):
         (found,) = caller.ask("GET", f"/v1/files/{batch[name]}/content").splitlines()
         assert json.loads(found)["custom_id"] == custom_id
+
+
+CERTIFICATE = {
+    "label": "a cat", "threshold": 0.5, "promise": {"claim": "precision", "value": 0.9}, "confidence": 0.95,
+    "labels_jointly": 1, "looks": [{"marks": 100, "wrong": 2}], "verdict": "certified", "output": "out",
+    "job_id": "night", "model_fingerprint": "0" * 16, "label_set_hash": "0" * 16, "population": "",
+    "at": "2026-12-01T00:00:00Z",
+}  # fmt: skip
+LABEL_SET = {
+    "kind": "multi", "none": False, "templates": ["a {}"], "background": ["a wall"], "slope": 1.5,
+    "certificates": [CERTIFICATE],
+    "labels": [
+        {"name": "a dog", "intercept": 0.2},
+        {
+            "name": "a cat", "not": ["a tiger"], "threshold": 0.5, "group": "pets", "intercept": 0.1,
+            "promise": {"claim": "precision", "value": 0.9},
+        },
+    ],
+}  # fmt: skip
+
+
+def jobs(caller: Caller) -> None:
+    listed = caller.ask(
+        "POST",
+        "/v1/files",
+        form={"purpose": "user_data", "file": ("a.csv", f'link,no\n"{IMAGE}",7\n'.encode())},
+    )
+    how = {
+        "model": "demo", "top_k": 2, "precision": "auto", "decode": "fast", "exif": "ignore", "sample": 5,
+        "format": "parquet", "vector_type": "float16", "max_error_rate": 1.0, "id_column": "no",
+    }  # fmt: skip
+    labels = {"labels": ["a cat", "a dog"], "templates": ["a {}"], "multi": True, "none": False}
+    asked = [
+        {"task": "classify", "items": [IMAGE, {"url": IMAGE, "no": "8"}], "embedding": True, **labels, **how},
+        {
+            "task": "classify", "source": listed["id"], "url_column": "link", "base_uri": "https://host/",
+            "label_sets": {"pets": LABEL_SET, "all": {"preset": "imagenet1k"}}, **how,
+        },
+        {
+            "task": "classify", "items": [{"url": IMAGE, "set": "pets"}], "label_set_column": "set",
+            "label_sets": {"pets": LABEL_SET}, "model": "demo",
+        },
+        {"task": "embed_text", "items": [{"caption": "a cat"}], "text_column": "caption", "model": "demo"},
+        {"task": "embed", "source": "https://127.0.0.1:1/a.jpg", "model": "demo", "max_error_rate": 0.0},
+        {"task": "embed", "source": "/nowhere", "model": "demo"},
+    ]  # fmt: skip
+    *run, refused = asked
+    made = [caller.ask("POST", "/v1/jobs", one) for one in run]
+    caller.ask("POST", "/v1/jobs", refused, expect=403)
+    caller.ask("POST", "/v1/jobs", {"task": "embed"}, expect=400)
+    wrong = caller.ask(
+        "POST", "/v1/files", form={"purpose": "user_data", "file": ("a.txt", b"/etc/passwd\n")}
+    )
+    made.append(caller.ask("POST", "/v1/jobs", {"task": "embed", "source": wrong["id"], "model": "demo"}))
+
+    def all_have_ended() -> bool:
+        return all(caller.ask("GET", f"/v1/jobs/{job['id']}")["finished_at"] is not None for job in made)
+
+    wait_until(all_have_ended, "all jobs have ended", 120)
+    ended = [caller.ask("GET", f"/v1/jobs/{job['id']}") for job in made]
+    assert [(job["state"], job["error"]) for job in ended[:4]] == [("completed", None)] * 4
+    assert ended[5]["error"] is not None
+    assert any(job["reason"] for job in ended)
+    assert caller.ask("GET", f"/v1/jobs/{made[0]['id']}/rows?limit=1&failed=false&label=a%20cat") is not None
+    caller.ask("POST", f"/v1/jobs/{made[0]['id']}/cancel")
+    page = caller.ask("GET", f"/v1/jobs?{urlencode({'limit': 1, 'after': made[1]['id']})}")
+    assert [one["id"] for one in page["data"]] == [made[0]["id"]]
+    caller.ask("GET", "/v1/jobs/job_none", expect=404)
 
 
 def test_the_document_is_valid(started: tuple[Cluster, GatewayProcess, str]) -> None:

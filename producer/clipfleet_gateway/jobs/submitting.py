@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
@@ -21,6 +23,7 @@ from clipfleet_gateway.jobs.record import JobRecord
 from clipfleet_gateway.jobs.sources import DATA, CheckedSource, own_list, place_of_key, require_place
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.sources import require_readable
+from clipfleet_gateway.shapes.bodies import problem_of
 from clipfleet_gateway.shapes.jobs import ItemBody, JobBody, JobRequest
 
 
@@ -155,9 +158,11 @@ def label_sets(asked: JobBody) -> tuple[LabelSet, ...]:
             return label_sets_of(asked.labels, asked.templates, multi=asked.multi, none=asked.none)
         made = []
         for name, body in (asked.label_sets or {}).items():
-            spec = LabelSetSpec.model_validate(body.model_dump(exclude_unset=True, by_alias=True))
+            spec = LabelSetSpec.model_validate(body.model_dump(exclude_defaults=True, by_alias=True))
             made.append(spec.made(name))
         return tuple(made)
+    except ValidationError as error:
+        raise invalid(f"label_sets: {problem_of(error).message}", "label_sets") from None
     except (UsageError, ValueError) as error:
         name = "labels" if asked.labels is not None else "label_sets"
         raise invalid(f"{name}: {error}", name) from None

@@ -40,7 +40,7 @@ class Key(FrozenModel):
 
 def digest(secret: str) -> str:
     """What is kept of a secret. It has 256 random bits, so a slow hash would add nothing."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
 
 
 def new_secret() -> str:

@@ -28,6 +28,7 @@ from clipfleet_gateway.keys.key import (
     split_token,
     token_of,
 )
+from clipfleet_gateway.keys.prefixes import checked_prefix
 
 FIRST_NAME = "first"
 _FOLDER = "keys/"
@@ -62,18 +63,29 @@ class KeyRing:
             sources: likewise; see `checked_prefix`.
 
         Raises:
-            UsageError: the name is taken, or a value is invalid.
+            UsageError: the name is taken, or a value is invalid; or a source and this place overlap.
         """
         secret = new_secret()
         if not re.fullmatch(NAME_PATTERN, name):
             raise UsageError(
                 f"key {name!r}: name it with at most 40 small letters, digits and hyphens, such as ci-2"
             )
+        self._require_apart(sources)
         with usage_errors(f"key {name}: "):
             key = made_key(name, secret, self._now(), lane=lane, quota=quota, sources=sources)
         if not self._place.create(_object(name), _written(key)):
             raise UsageError(f"there is a key {name!r} already, or was: choose another name")
         return token_of(name, secret)
+
+    def _require_apart(self, sources: tuple[str, ...]) -> None:
+        """Refuse prefixes with which a key would read what is in this place: the files of all keys."""
+        place = checked_prefix(self._place.uri)
+        for one in sources:
+            if place.startswith(one) or one.startswith(place):
+                raise UsageError(
+                    f"source {one}: it and the gateway's own place, {place}, overlap, where the files of all "
+                    "keys are: give folders or prefixes apart from it"
+                )
 
     def first(self) -> str | None:
         """Make the first key of the place, and return its token; None if there is a key, or was."""

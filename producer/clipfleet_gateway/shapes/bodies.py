@@ -17,13 +17,13 @@ _SHOWN_CHARACTERS = 200
 class Shape(BaseModel):
     """A body, or a part of one. Fields that are not known are ignored: official clients send more."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class StrictShape(BaseModel):
     """A part of a body in which an unknown field would change the meaning."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def parsed(shape: type[_Shape], body: bytes | str) -> _Shape:

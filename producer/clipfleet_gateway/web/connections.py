@@ -22,7 +22,7 @@ _KEPT_ALIVE_SECONDS = 75.0  # between two requests; longer than the 60 s of most
 _LINGERING_SECONDS = (
     5.0  # in which the rest of a refused body is read and dropped, so that the answer arrives
 )
-_MOST = 4096
+MOST_CONNECTIONS = 4096
 _OPEN_FILES_SHARE = 0.75  # the others are for Redis, the place, and scratch files
 _UNREAD_SECONDS = 60.0  # in which nothing of an answer was read
 _LOOK_SECONDS = 5.0
@@ -72,7 +72,8 @@ def _busy_answer() -> bytes:
 def most_connections() -> int:
     """How many connections this process serves, as far as its bound of open files allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST if soft == resource.RLIM_INFINITY else min(_MOST, int(soft * _OPEN_FILES_SHARE))
+    room = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else int(soft * _OPEN_FILES_SHARE)
+    return min(MOST_CONNECTIONS, room)
 
 
 def connection_factory(server: web.Server, most: int) -> Callable[[], asyncio.BaseProtocol]:

@@ -43,7 +43,7 @@ _ROWS = Operation(
     "GET", "/v1/jobs/{job_id}/rows", "getJobRows",
     f"Read the rows written so far, in the order of the items. The header `{COMPLETE}` is `true` if these "
     "are all rows of a job that has finished, else `false`.",
-    answers={200: Raw("application/jsonl", "A row per line, as `clipfleet results` writes it.")},
+    answers={200: Raw("application/x-ndjson", "A row per line, as `clipfleet results` writes it.")},
     query=RowsQuery, path_parameters=_ID, errors=(404,),
 )  # fmt: skip
 _CANCEL = Operation(
@@ -118,7 +118,7 @@ class JobRoutes:
         is_complete, pieces = await self._services.call(_opened, self._jobs.store.output(job.id), query)
         piece = await self._services.call(next, pieces, None)
         response = web.StreamResponse(headers={COMPLETE: "true" if is_complete else "false"})
-        response.content_type = "application/jsonl"
+        response.content_type = "application/x-ndjson"
         await response.prepare(request)
         try:
             while piece is not None:

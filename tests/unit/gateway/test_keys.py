@@ -10,6 +10,7 @@ import pytest
 from clipfleet.contract.jobs import Lane
 from clipfleet.errors import OutputDamagedError, OutputTooNewError, UsageError
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet_gateway.keys.prefixes import checked_prefix
 from clipfleet_gateway.keys.ring import FIRST_NAME, KeyRing
 
 
@@ -96,3 +97,12 @@ def test_a_damaged_key_opens_nothing(ring: KeyRing, place: FolderOutput) -> None
         place.replace("keys/nightly.json", data)
         with pytest.raises(error, match=r"keys/nightly\.json"):
             ring.of_token(token)
+
+
+@pytest.mark.parametrize("below", ["", "/gateway", "/gateway/files/other", "/link"])
+def test_no_source_holds_the_place_or_lies_in_it(ring: KeyRing, tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    with pytest.raises(UsageError, match="the gateway's own place"):
+        ring.add("nightly", sources=(checked_prefix(f"{tmp_path}{below}"),))
+    ring.add("nightly", sources=(checked_prefix(f"{tmp_path}/gateway2"), checked_prefix("s3://gateway/")))

@@ -9,6 +9,8 @@ from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES
+from clipfleet_gateway.web.body_guard import DEFAULT_PACE
+from clipfleet_gateway.web.connections import MOST_CONNECTIONS
 from tests.support.documents import ROOT, table
 
 PAGE = ROOT / "docs" / "http-api.md"
@@ -32,7 +34,12 @@ def test_the_limits_are_those_of_the_code() -> None:
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
         "time of a request": ANSWER_SECONDS,
+        "connections of a gateway": MOST_CONNECTIONS,
     }
+    pause, spare = f"{DEFAULT_PACE.idle_seconds:g} s", f"{DEFAULT_PACE.spare_seconds:g} s"
+    rate = f"{DEFAULT_PACE.bytes_per_second >> 10} KiB"
+    page = " ".join(PAGE.read_text().split())
+    assert f"may pause for {pause}, and take {spare} and a second for each {rate}" in page
     assert f"for up to {LAST_ANSWERS_SECONDS:g} seconds" in PAGE.read_text()
 
 
