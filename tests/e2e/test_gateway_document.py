@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -16,12 +17,30 @@ from openapi_spec_validator import validate
 from tests.support.cluster import Cluster
 from tests.support.documented import Documented
 from tests.support.gateway_process import GatewayProcess, made_key
-from tests.support.images import encoded, make_image
+from tests.support.images import encoded, make_image, write_images
 from tests.support.metrics_page import metric_values
 from tests.support.waiting import wait_until
 
 IMAGE = "data:image/jpeg;base64," + base64.b64encode(encoded(make_image(1))).decode()
-ENDED = {"completed", "failed", "cancelled", "expired"}
+ENDED = {"completed", "completed_with_errors", "failed", "cancelled", "expired"}
+WARM = {
+    "kind": "multi", "none": False, "templates": ["a {} thing"], "background": ["a thing"], "slope": 1.0,
+    "labels": [
+        {
+            "name": "red", "not": ["a pink thing"], "threshold": 0.5, "group": "colours", "intercept": 0.0,
+            "promise": {"claim": "precision", "value": 0.9},
+        },
+        {"name": "blue", "intercept": 0.0},
+    ],
+    "certificates": [
+        {
+            "label": "red", "threshold": 0.5, "promise": {"claim": "precision", "value": 0.9},
+            "confidence": 0.95, "labels_jointly": 1, "looks": [{"marks": 60, "wrong": 0}],
+            "verdict": "certified", "output": "results", "job_id": "night", "model_fingerprint": "0" * 16,
+            "label_set_hash": "0" * 16, "population": "0" * 16, "at": "2026-12-01T00:00:00Z",
+        }
+    ],
+}  # fmt: skip
 # Fields of answers that no exchange here can fill.
 NEVER_FILLED = {
     ("Batch", "usage"): "always null",
@@ -63,15 +82,15 @@ class Caller:
         )
         return found
 
-    def ended(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch at its end."""
+    def ended(self, begun: Mapping[str, Any], kind: str = "batches") -> dict[str, Any]:
+        """A batch or a job at its end."""
         found: list[dict[str, Any]] = []
 
         def has_ended() -> bool:
-            found.append(self.ask("GET", f"/v1/batches/{batch['id']}"))
-            return found[-1]["status"] in ENDED
+            found.append(self.ask("GET", f"/v1/{kind}/{begun['id']}"))
+            return found[-1]["status" if kind == "batches" else "state"] in ENDED
 
-        wait_until(has_ended, f"{batch['id']} has ended", 120)
+        wait_until(has_ended, f"{begun['id']} has ended", 120)
         return found[-1]
 
 
@@ -119,6 +138,7 @@ def documented(started: tuple[Cluster, GatewayProcess, str]) -> Documented:
     embeddings(caller)
     zero_shot(caller)
     batches(caller)
+    jobs(caller, cluster.folder)
     return documented
 
 
@@ -196,6 +216,47 @@ def batches(caller: Caller) -> None:
     for name, custom_id in (("output_file_id", "good"), ("error_file_id", "bad")):
         (found,) = caller.ask("GET", f"/v1/files/{batch[name]}/content").splitlines()
         assert json.loads(found)["custom_id"] == custom_id
+
+
+def jobs(caller: Caller, folder: Path) -> None:
+    write_images(folder / "images", 2)
+    (folder / "list.csv").write_text("where,name,set\n000000.jpg,a,warm\n000001.jpg,b,cold\nnone.jpg,c,all\n")
+    of_a_list = {
+        "task": "classify", "model": "demo", "source": str(folder / "list.csv"), "label_set_column": "set",
+        "url_column": "where", "id_column": "name", "base_uri": f"{folder}/images/",
+        "label_sets": {
+            "warm": WARM, "cold": {"labels": ["ice", "snow"]}, "all": {"preset": "imagenet1k-simple"},
+        },
+    }  # fmt: skip
+    first = caller.ended(caller.ask("POST", "/v1/jobs", of_a_list), "jobs")
+    assert (first["state"], first["ok"], first["failed"]) == ("completed_with_errors", 2, 1), first
+    query = urlencode({"limit": 2, "failed": "true", "label": "red"})
+    assert caller.ask("GET", f"/v1/jobs/{first['id']}/rows?{query}") == b""
+    of_items = {
+        "task": "classify", "model": "demo", "items": [IMAGE, {"url": IMAGE, "note": "second"}],
+        "labels": ["red", "blue"], "templates": ["a {} thing"], "multi": True, "none": False, "top_k": 1,
+        "precision": "fp32", "decode": "exact", "exif": "apply", "sample": 2, "embedding": True,
+        "vector_type": "float32", "format": "jsonl", "max_error_rate": 0.5,
+    }  # fmt: skip
+    second = caller.ended(caller.ask("POST", "/v1/jobs", of_items), "jobs")
+    rows = caller.ask("GET", f"/v1/jobs/{second['id']}/rows").splitlines()
+    assert [json.loads(row)["note"] for row in rows] == [None, "second"]
+    texts = {"task": "embed_text", "model": "demo", "items": [{"words": "a cat"}], "text_column": "words"}
+    third = caller.ended(caller.ask("POST", "/v1/jobs", texts), "jobs")
+    listed = caller.ask("GET", f"/v1/jobs?{urlencode({'limit': 1, 'after': third['id']})}")
+    assert [job["id"] for job in listed["data"]] == [second["id"]]
+    (folder / "denied.csv").write_text("url\ns3://photos/a.jpg\n")
+    denied = {"task": "embed", "model": "demo", "source": str(folder / "denied.csv")}
+    assert caller.ended(caller.ask("POST", "/v1/jobs", denied), "jobs")["error"]
+    missing = {
+        "task": "embed",
+        "model": "demo",
+        "items": ["data:image/jpeg;base64,AAAA"],
+        "max_error_rate": 0,
+    }
+    assert caller.ended(caller.ask("POST", "/v1/jobs", missing), "jobs")["reason"]
+    caller.ask("POST", f"/v1/jobs/{first['id']}/cancel")
+    caller.ask("GET", "/v1/jobs/job_none", expect=404)
 
 
 def test_the_document_is_valid(started: tuple[Cluster, GatewayProcess, str]) -> None:
