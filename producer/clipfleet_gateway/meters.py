@@ -57,4 +57,9 @@ class Meters:
             "batches of all keys that have not ended; every replica reports the same: take the `max`",
             registry=registry,
         )
+        self.open_jobs = Gauge(
+            "clipfleet_gateway_open_jobs",
+            "jobs of `/v1/jobs` that have not ended, likewise",
+            registry=registry,
+        )
         ProcessCollector(registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -219,6 +220,21 @@ def test_sweeping_removes_leftovers_and_keeps_what_is_named(output: Output) -> N
         output.sweep([objects.LAYOUT.staged_file(0, 2)])
 
     assert all_names(output) == sorted(kept)
+
+
+def test_scratch_files_that_are_written_to_may_be_kept(output: Output) -> None:
+    with output.scratch() as fresh:
+        fresh.write_bytes(b"x")
+        output.sweep_scratch(idle_seconds=3600)
+
+        assert output.publish(fresh, objects.MANIFEST)
+
+    with output.scratch() as stale:
+        stale.write_bytes(b"x")
+        os.utime(stale, (0, 0))
+        output.sweep_scratch(idle_seconds=3600)
+
+        assert not stale.exists() or not isinstance(output, FolderOutput), "others keep them to themselves"
 
 
 def test_sweeping_where_there_is_nothing_is_no_error(output: Output) -> None:

@@ -86,8 +86,8 @@ class Output(Protocol):
         Called at the end of a job, when all parts are in place. Best effort. Idempotent.
         """
 
-    def sweep_scratch(self) -> None:
-        """Remove scratch files only. Idempotent.
+    def sweep_scratch(self, *, idle_seconds: float = 0.0) -> None:
+        """Remove scratch files only, those that were not written to for so long. Idempotent.
 
         The `publish` of a writer that still uses one raises `OutputUnavailableError`.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -181,11 +182,14 @@ class FolderOutput:
                 with suppress(OutputUnavailableError):
                     self.remove(name)
 
-    def sweep_scratch(self) -> None:
+    def sweep_scratch(self, *, idle_seconds: float = 0.0) -> None:
         """Remove scratch files, but not their folder: a writer may be about to create one."""
+        before = time.time() - idle_seconds
         with suppress(OSError), self._holder(f"{objects.TMP}/scratch") as folder:
             for path in folder.glob("*"):
-                _remove_if_possible(path)
+                with suppress(OSError):
+                    if not idle_seconds or path.stat().st_mtime < before:
+                        path.unlink()
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
         found = [objects.SUCCESS, objects.MANIFEST]
@@ -209,11 +213,6 @@ def _needed(scratch: Path) -> Iterator[None]:
         if scratch.exists() or not scratch.parent.is_dir():
             raise
         raise OutputUnavailableError(f"{scratch}: removed when its job ended") from error
-
-
-def _remove_if_possible(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
 
 
 def _link_if_absent(source: Path, target: Path) -> bool:

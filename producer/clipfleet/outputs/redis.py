@@ -101,7 +101,7 @@ class RedisOutput:
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Do nothing: the script that ends a job removes leftovers."""
 
-    def sweep_scratch(self) -> None:
+    def sweep_scratch(self, *, idle_seconds: float = 0.0) -> None:
         """Do nothing: scratch files are local to their writers."""
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:

@@ -114,8 +114,8 @@ class S3Output:
             for prefix in (objects.STAGED_PREFIX, objects.FOOTER_PREFIX):
                 self._remove_all([name for name in self._names(prefix) if name not in kept], confirm)
 
-    def sweep_scratch(self) -> None:
-        """Remove canaries of killed writers; scratch files are local."""
+    def sweep_scratch(self, *, idle_seconds: float = 0.0) -> None:
+        """Remove all canaries, which writers expect; scratch files are local."""
         self._remove_all(list(self._names(f"{objects.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:

@@ -6,7 +6,6 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
-from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockTakenError
 from clipfleet_gateway.batches.answers import Lines, write_answers
 from clipfleet_gateway.batches.jobs import BatchJobs
@@ -29,7 +27,6 @@ from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
-_LOG = logging.getLogger(__name__)
 _ENDINGS = {
     JobState.COMPLETED: Ending.COMPLETED,
     JobState.COMPLETED_WITH_ERRORS: Ending.COMPLETED,
@@ -59,6 +56,11 @@ class Advancing:
     most_requests: int
     now: Callable[[], datetime] = now_in_utc
 
+    def open(self) -> list[tuple[str, str]]:
+        """Owners and ids of the batches that have not ended."""
+        owners = ((self.store.owner_of(batch_id), batch_id) for batch_id in self.store.open_ids())
+        return [(owner, batch_id) for owner, batch_id in owners if owner is not None]
+
     def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> None:
         """Do all steps that can be done now; nothing if another gateway is at it.
 
@@ -69,6 +71,7 @@ class Advancing:
 
         Raises:
             WorldError: Redis or the place is unavailable; the steps so far are done.
+            QuotaExceededError, JobConflictError: its job cannot be submitted now.
             LockLostError: another gateway may be at it now.
         """
         try:
@@ -162,14 +165,12 @@ class Advancing:
             self.jobs.submit(
                 batch, checked, self._key(batch), label_sets, self.store.job_output(batch.id), alive
             )
-        except QuotaExceededError as error:  # of all jobs: there is room for it later
-            _LOG.warning("batch %s waits: %s", batch.id, error)
-            return batch
-        except JobConflictError as error:
-            if self._ended(batch) is not None:  # somebody has cancelled the job
+        except QuotaExceededError:  # of all jobs: there is room for it later
+            raise
+        except JobConflictError:
+            if self._has_ended(batch):  # a person has cancelled the job
                 return self._follow(batch)
-            _LOG.warning("batch %s waits: %s", batch.id, error)  # a gateway that was frozen submits it, too
-            return batch
+            raise  # a gateway that was frozen submits it, too
         except (UsageError, ApiError) as error:
             self.jobs.cancel(batch.id)
             return self._ending(batch, Ending.FAILED, BatchError(code="not_submitted", message=str(error)))
@@ -187,9 +188,9 @@ class Advancing:
         error = BatchError(code="job_failed", message=status.reason) if ending is Ending.FAILED else None
         return self._ending(batch, ending, error)
 
-    def _ended(self, batch: BatchRecord) -> JobStatus | None:
+    def _has_ended(self, batch: BatchRecord) -> bool:
         status = self.jobs.status(batch.id)
-        return status if status is not None and status.state.is_final else None
+        return status is not None and status.state.is_final
 
     def _stop(self, batch: BatchRecord, ending: Ending) -> BatchRecord | None:
         """End the job early. One that has ended by itself, before its batch expires, counts as completed."""

@@ -257,11 +257,21 @@ class TestTroubleOfASubmit:
     @pytest.mark.parametrize("error", [QuotaExceededError("full"), JobConflictError("two submits")])
     def test_what_passes_is_waited_for(self, desk: Desk, error: Exception) -> None:
         desk.jobs.raises = error
-        batch = desk.advance(desk.begin(LINES))
+        batch = desk.begin(LINES)
+        with pytest.raises(type(error)):
+            desk.advance(batch)
+        batch = desk.found(batch)
         assert (batch.status, batch.is_submitted) == (BatchStatus.IN_PROGRESS, False)
 
         desk.jobs.raises = None
         assert desk.advance(batch).is_submitted
+
+    def test_a_job_that_was_cancelled_meanwhile(self, desk: Desk) -> None:
+        batch = desk.begin(LINES)
+        desk.jobs.end(batch.id, JobState.CANCELLED)
+        desk.jobs.raises = JobConflictError("accepts no more items")
+
+        assert desk.advance(batch).status is BatchStatus.CANCELLED
 
     def test_what_does_not_pass_fails_the_batch(self, desk: Desk) -> None:
         desk.jobs.raises = SourceError("file-1 was deleted")

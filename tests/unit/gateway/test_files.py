@@ -11,8 +11,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer
 
 from clipfleet_gateway.services import Services
+from clipfleet_gateway.web.app import make_app
 from tests.support.gateway_app import Asking, asking, gateway_services
 
 Found = tuple[int, dict[str, Any]]
@@ -219,3 +221,29 @@ def test_a_file_that_is_too_large(services: Services, is_chunked: bool) -> None:
     assert (status, body["error"]["code"], body["error"]["param"]) == (413, "file_too_large", "file")
     assert not list(Path(services.place.uri).rglob("*.bytes"))
     assert not list(Path(services.place.uri).glob("_clipfleet/tmp/*")), "no scratch file"
+
+
+def test_a_client_that_hangs_up_leaves_nothing(services: Services) -> None:
+    token, root = services.keys.add("mine"), Path(services.place.uri)
+
+    async def until(is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+    async def hang_up() -> None:
+        server = TestServer(make_app(services))
+        await server.start_server()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        head = (
+            "POST /v1/files HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token}",
+            f"Content-Type: {FORM}", "Content-Length: 2500000", "", "",
+        )  # fmt: skip
+        writer.write(crlf(*head) + crlf(*PURPOSE, *FILE[:-1], "") + b"x" * 2_000_000)
+        await writer.drain()
+        await until(lambda: any(path.stat().st_size for path in root.glob("_clipfleet/tmp/*")))
+        writer.close()
+        await until(lambda: not [*root.glob("_clipfleet/tmp/*")])
+        await server.close()
+
+    asyncio.run(hang_up())
+    assert not list(root.rglob("*.bytes"))
