@@ -72,7 +72,7 @@ class Caller:
             connection.close()
         assert answer.status == expect, (method, target, answer.status, found[:2000])
         self._documented.exchanged(method, target, answer.status, content_type, found, sent=body, form=form)
-        return json.loads(found) if content_type.startswith("application/json") else found
+        return json.loads(found) if content_type.partition(";")[0] == "application/json" else found
 
     def upload(self, lines: list[dict[str, Any]], **more: str) -> dict[str, Any]:
         """A file of requests."""
@@ -229,7 +229,9 @@ def jobs(caller: Caller, folder: Path) -> None:
         },
     }  # fmt: skip
     first = caller.ended(caller.ask("POST", "/v1/jobs", of_a_list), "jobs")
-    assert (first["state"], first["ok"], first["failed"]) == ("completed_with_errors", 2, 1), first
+    assert (first["state"], first["ok"], first["failed"]) == ("completed_with_errors", 2, 1), json.dumps(
+        first
+    )
     query = urlencode({"limit": 2, "failed": "true", "label": "red"})
     assert caller.ask("GET", f"/v1/jobs/{first['id']}/rows?{query}") == b""
     of_items = {
@@ -248,13 +250,6 @@ def jobs(caller: Caller, folder: Path) -> None:
     (folder / "denied.csv").write_text("url\ns3://photos/a.jpg\n")
     denied = {"task": "embed", "model": "demo", "source": str(folder / "denied.csv")}
     assert caller.ended(caller.ask("POST", "/v1/jobs", denied), "jobs")["error"]
-    missing = {
-        "task": "embed",
-        "model": "demo",
-        "items": ["data:image/jpeg;base64,AAAA"],
-        "max_error_rate": 0,
-    }
-    assert caller.ended(caller.ask("POST", "/v1/jobs", missing), "jobs")["reason"]
     caller.ask("POST", f"/v1/jobs/{first['id']}/cancel")
     caller.ask("GET", "/v1/jobs/job_none", expect=404)
 
