@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from clipfleet.ledger.row_store import RedisStore
     from clipfleet.outputs import Output
     from clipfleet.relabel.origin import Origin
-    from clipfleet.relabel.source import VectorSource
     from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
     from clipfleet.store.place import StorePlace
@@ -425,7 +424,7 @@ class Client:
 
     def _submit(
         self,
-        source: SourceLike | VectorSource | ComparedItems,
+        source: SourceLike,
         described: JobDescription,
         task: Task,
         label_sets: Sequence[LabelSet] = (),
@@ -509,18 +508,14 @@ def _label_sets(
 
 
 def _open_source(
-    source: SourceLike | VectorSource | ComparedItems,
+    source: SourceLike,
     described: JobDescription,
     task: Task,
     text_column: str | None,
 ) -> Source:
-    from clipfleet.backfill.items import ComparedItems
-    from clipfleet.relabel.source import VectorSource
     from clipfleet.sources import ReadOptions, source_of
     from clipfleet.sources.texts import text_source_of
 
-    if isinstance(source, VectorSource | ComparedItems):
-        return source
     id_column, sample = described.id_column, described.sample
     if task is Task.EMBED_TEXT:
         return text_source_of(source, text_column=text_column, id_column=id_column, sample=sample)

@@ -16,6 +16,9 @@ from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.files.store import FileStore
+from clipfleet_gateway.jobs.advancing import Jobs
+from clipfleet_gateway.jobs.store import JobStore
+from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing
 from clipfleet_gateway.meters import Meters
@@ -45,12 +48,25 @@ class Services:
             BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, self.files),
             self.quotas.spend, locks.held, settings.gateway_batch_requests,
         )  # fmt: skip
+        self.jobs = Jobs(
+            JobStore(self.place),
+            Submitting(self.client, self.files),
+            self.keys,
+            self.quotas.spend,
+            locks.held,
+        )
         self._threads = ThreadPoolExecutor(_THREADS, "gateway")
         self._opened.callback(self._threads.shutdown)
 
     def closing(self, close: Callable[[], object]) -> None:
         """Close something of a route with the services, before them."""
         self._opened.callback(close)
+
+    def sweep_files(self) -> None:
+        """Remove files whose time is over, and what killed uploads have left."""
+        self.files.remove_expired()
+        for key in self.keys.all():
+            self.files.remove_strays(key.name)
 
     def __enter__(self) -> Self:
         return self

@@ -36,7 +36,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "files",
         "shapes",
         "inputs",
-        "batches",
+        "batches jobs",
         "services",
         "asking",
         "web",

@@ -51,7 +51,7 @@ def spent(name: str) -> str:
 
 
 def act(name: str, act: str) -> str:
-    """Name of the string that is there if an act of a key of the gateway has been counted."""
+    """Name of the string with the items that an act of a key of the gateway has been counted with."""
     return f"{PREFIX}:act:{name}:{act}"
 
 

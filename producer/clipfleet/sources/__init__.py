@@ -24,7 +24,7 @@ from clipfleet.sources.url import open_url
 
 __all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "source_of"]
 
-SourceLike = str | os.PathLike[str] | Iterable[Item]
+SourceLike = str | os.PathLike[str] | Iterable[Item] | Source
 
 STDIN = "-"
 
@@ -56,7 +56,7 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
 
 
 def source_of(source: SourceLike, options: ReadOptions) -> Source:
-    """Open a source by name, or wrap an iterable of items; of either possibly a sample.
+    """Open a source by name, or wrap an iterable of items; of either, or of an open one, possibly a sample.
 
     Raises:
         SourceError: see `open_source`; also for a single image or dict, which must be in a list.
@@ -68,6 +68,8 @@ def source_of(source: SourceLike, options: ReadOptions) -> Source:
 def _whole(source: SourceLike, options: ReadOptions) -> Source:
     if isinstance(source, str | os.PathLike):
         return open_source(os.fspath(source), options)
+    if isinstance(source, Source):
+        return source
     if is_frame(source):
         return IterableSource(FrameRows(source), options)
     if isinstance(source, bytes | bytearray | memoryview | Mapping) or not isinstance(source, Iterable):

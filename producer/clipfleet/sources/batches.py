@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ PASS_ON_SECONDS = 0.5  # upper bound on waiting for a fuller batch
 MAX_BYTES = 32 * 1024 * 1024  # bounds memory for lists that contain images
 
 
+@runtime_checkable
 class Source(Protocol):
     """A finite, ordered stream of items."""
 

@@ -59,6 +59,11 @@ class Advancing:
     most_requests: int
     now: Callable[[], datetime] = now_in_utc
 
+    def open(self) -> list[tuple[str, str]]:
+        """Owners and ids of the batches that have not ended."""
+        owners = ((self.store.owner_of(batch_id), batch_id) for batch_id in self.store.open_ids())
+        return [(owner, batch_id) for owner, batch_id in owners if owner is not None]
+
     def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> None:
         """Do all steps that can be done now; nothing if another gateway is at it.
 

@@ -36,7 +36,8 @@ class Quotas:
         Args:
             key: that asks for them.
             count: of images and texts.
-            once: names an act that is counted once, even if it is repeated, such as the id of a batch.
+            once: names an act that is counted once, even if it is repeated, such as the id of a batch. With
+                a higher count than before, only the difference is counted.
 
         Raises:
             ApiError: they would exceed the quota of the day; then none is counted (429).

@@ -20,6 +20,7 @@ from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.files import FileRoutes
+from clipfleet_gateway.web.jobs import JobRoutes
 from clipfleet_gateway.web.operations import Served
 from clipfleet_gateway.web.tending import Tending
 
@@ -34,12 +35,13 @@ class Routes(Protocol):
         """Each with its handler, see `Operation`."""
 
 
-def routes_of(services: Services, tending: Tending) -> Iterable[Routes]:
+def routes_of(services: Services, batches: Tending, jobs: Tending) -> Iterable[Routes]:
     """All routes of a gateway."""
     yield HealthRoutes(services)
     yield FileRoutes(services)
     yield AskingRoutes(services)
-    yield BatchRoutes(services, tending)
+    yield BatchRoutes(services, batches)
+    yield JobRoutes(services, jobs)
 
 
 def make_app(services: Services) -> web.Application:
@@ -58,9 +60,12 @@ def make_app(services: Services) -> web.Application:
         ],
         client_max_size=MOST_BODY_BYTES,
     )
-    tending = Tending(services)
-    app.cleanup_ctx.append(tending.during)
-    served = [one for routes in (*routes_of(services, tending), metrics) for one in routes.operations()]
+    tending = (
+        Tending(services, services.batches, "batch", services.sweep_files, services.meters.open_batches.set),
+        Tending(services, services.jobs, "job"),
+    )
+    app.cleanup_ctx.extend(one.during for one in tending)
+    served = [one for routes in (*routes_of(services, *tending), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
         app.router.add_route(operation.method, operation.path, handler, expect_handler=expect_later)

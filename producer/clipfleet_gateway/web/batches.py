@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet_gateway.batches.record import WINDOW_SECONDS, BatchRecord, new_batch_id
-from clipfleet_gateway.errors import ApiError, invalid, not_found
+from clipfleet_gateway.errors import invalid, not_found
 from clipfleet_gateway.files.record import Purpose
 from clipfleet_gateway.keys.ring import now_in_utc
 from clipfleet_gateway.services import Services
@@ -18,17 +17,15 @@ from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.web.answers import answer
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
-from clipfleet_gateway.web.queries import query_of
+from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, query_of
 from clipfleet_gateway.web.tending import Tending
 
-_IDEMPOTENCY_KEY = "Idempotency-Key"
-_PRINTABLE = re.compile(r"[\x20-\x7e]{1,255}")
 _ID = {"batch_id": "such as `batch_019a...`"}
 _CREATE = Operation(
     "POST", "/v1/batches", "createBatch",
     "Run the requests of a file. An open batch of the same content, endpoint and metadata is returned.",
     body=BatchRequest, answers={200: Batch}, errors=(404,),
-    headers={_IDEMPOTENCY_KEY: "requests with the same one make one batch, even after it has ended"},
+    headers={IDEMPOTENCY_KEY: "requests with the same one make one batch, even after it has ended"},
 )  # fmt: skip
 _LIST = Operation(
     "GET",
@@ -66,14 +63,14 @@ class BatchRoutes:
 
     async def _create(self, request: web.Request) -> web.Response:
         body = parsed(BatchRequest, await request.read())
-        idempotency_key = _idempotency_key(request)
+        named = idempotency_key(request)
         owner = request[CALLER].name
         batch = await self._services.call(self._new, owner, body)
-        found = await self._services.call(self._batches.store.begin, batch, idempotency_key)
-        if idempotency_key is not None and found.wants != batch.wants:
+        found = await self._services.call(self._batches.store.begin, batch, named)
+        if named is not None and found.wants != batch.wants:
             raise invalid(
-                f"This {_IDEMPOTENCY_KEY} made {found.id}, which has another file, endpoint or metadata",
-                _IDEMPOTENCY_KEY, "idempotency_key_reused",
+                f"This {IDEMPOTENCY_KEY} made {found.id}, which has another file, endpoint or metadata",
+                IDEMPOTENCY_KEY, "idempotency_key_reused",
             )  # fmt: skip
         return await self._answer(found)
 
@@ -130,14 +127,3 @@ class BatchRoutes:
             return batch.shown(await self._services.call(self._batches.progress, batch))
         except RedisUnavailableError:
             return batch.shown()
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    given = request.headers.getall(_IDEMPOTENCY_KEY, [])
-    if len(given) > 1 or (given and not _PRINTABLE.fullmatch(given[0])):
-        raise _wrong_key()
-    return given[0] if given else None
-
-
-def _wrong_key() -> ApiError:
-    return invalid("Give one Idempotency-Key of at most 255 printable characters", _IDEMPOTENCY_KEY)

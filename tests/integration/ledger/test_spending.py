@@ -58,6 +58,15 @@ def test_an_act_is_counted_once(quotas: Quotas) -> None:
     assert [one is None for one in more] == [False, True, False]
 
 
+def test_of_an_act_that_grows_what_it_has_grown_by_is_counted(quotas: Quotas) -> None:
+    key = key_with(10)
+
+    answers = [refusal(quotas, key, count, "job_1") for count in (4, 8, 6, 8, 11, 10)]
+
+    assert [one is None for one in answers] == [True, True, True, True, False, True]
+    assert refusal(quotas, key, 1) is not None
+
+
 def test_an_act_that_was_refused_is_tried_again(quotas: Quotas, redis_client: Any) -> None:
     key = key_with(10)
     quotas.spend(key, 10)
