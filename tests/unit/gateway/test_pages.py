@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
-from clipfleet_gateway.web.app import MOST_BODY_BYTES
+from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
 from tests.support.documents import ROOT, table
+from tests.support.gateway_app import gateway_services
 
 PAGE = ROOT / "docs" / "http-api.md"
 
@@ -34,6 +38,23 @@ def test_the_limits_are_those_of_the_code() -> None:
         "time of a request": ANSWER_SECONDS,
     }
     assert f"for up to {LAST_ANSWERS_SECONDS:g} seconds" in PAGE.read_text()
+
+
+def test_the_table_of_endpoints_has_all_operations(tmp_path: Path) -> None:
+    shown = {
+        (method, path)
+        for requests, _ in table(PAGE, "request", "what it does")
+        for methods, path in re.findall(r"`([A-Z]+(?:` or `[A-Z]+)*) (/[^`]*)`", requests)
+        for method in methods.split("` or `")
+    }
+
+    with gateway_services(str(tmp_path)) as services:
+        served = {
+            (route.method, route.resource.canonical)
+            for route in make_app(services).router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+    assert {(method, re.sub(r":[^}]*}", "}", path)) for method, path in served} == shown
 
 
 def _number(text: str) -> float:
