@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 READERS := .venv-readers
 BENCHMARK := .venv-benchmark
+CLIENTS := .venv-clients
+AIRFLOW := .venv-airflow
 
 # A file of ops/locks: what is installed then has those versions and hashes. `.ci/run` sets it.
 LOCK ?=
@@ -35,11 +37,11 @@ unit: ALSO := tests/house tests/ops
 $(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ $(ALSO) -q $(SIDE_BY_SIDE)
 
-# The programs that exports are made for, those that read outputs, and clip-benchmark, in three environments: their
-# requirements are not ours, and autofaiss does not want those of the others. Spark needs java.
-test-peers: $(VENV)/.dev-installed $(PEERS)/.installed $(READERS)/.installed $(BENCHMARK)/.installed
+# The programs that exports are made for, those that read outputs, clip-benchmark, and clients of the gateway, in
+# environments of their own: their requirements are not ours, and do not go together. Spark needs java.
+test-peers: $(VENV)/.dev-installed $(foreach one,$(PEERS) $(READERS) $(BENCHMARK) $(CLIENTS) $(AIRFLOW),$(one)/.installed)
 	PEERS_PYTHON=$(PEERS)/bin/python READERS_PYTHON=$(READERS)/bin/python BENCHMARK_PYTHON=$(BENCHMARK)/bin/python \
-	  $(BIN)/pytest tests/peers -q
+	  CLIENTS_PYTHON=$(CLIENTS)/bin/python AIRFLOW_PYTHON=$(AIRFLOW)/bin/python $(BIN)/pytest tests/peers -q
 
 # Fails where torch sees no CUDA device. VENV_ARGS=--system-site-packages: with the torch of the machine. torch has
 # warnings of its own, which depend on the device.
@@ -152,8 +154,10 @@ $(VENV)/.dev-installed: $(VENV)/.demo-installed
 
 $(PEERS)/.installed: tests/peers/requirements.txt
 $(READERS)/.installed: tests/peers/readers.txt
+$(CLIENTS)/.installed: tests/peers/clients.txt
+$(AIRFLOW)/.installed: tests/peers/airflow.txt
 # pyspark has no wheel.
-$(PEERS)/.installed $(READERS)/.installed:
+$(PEERS)/.installed $(READERS)/.installed $(CLIENTS)/.installed $(AIRFLOW)/.installed:
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --no-deps --only-binary :all: --no-binary pyspark --requirement $< || \
 	  { echo "they do not install on this Python: make test-peers PYTHON=python3.13"; exit 1; }
@@ -168,4 +172,4 @@ $(BENCHMARK)/.installed: tests/peers/benchmark.txt $(VENV)/.dev-installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(READERS) $(BENCHMARK) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(READERS) $(BENCHMARK) $(CLIENTS) $(AIRFLOW) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing
+from clipfleet_gateway.meters import Meters
 from clipfleet_gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Services:
         """Raises `UsageError` if a setting is missing or wrong."""
         self._opened = ExitStack()
         self.settings = settings
+        self.meters = Meters()
         self.place: Output = open_output(output_uri(settings.require_gateway_output()))
         self.keys = KeyRing(self.place)
         self.files = FileStore(self.place)

@@ -17,6 +17,7 @@ from tests.support.cluster import Cluster
 from tests.support.documented import Documented
 from tests.support.gateway_process import GatewayProcess, made_key
 from tests.support.images import encoded, make_image
+from tests.support.metrics_page import metric_values
 from tests.support.waiting import wait_until
 
 IMAGE = "data:image/jpeg;base64," + base64.b64encode(encoded(make_image(1))).decode()
@@ -217,3 +218,23 @@ def test_every_documented_field_is_served(documented: Documented) -> None:
 
 def test_every_documented_field_is_taken(documented: Documented) -> None:
     assert documented.request_fields() - documented.taken == set()
+
+
+def test_metrics_have_counted_it(
+    documented: Documented, started: tuple[Cluster, GatewayProcess, str]
+) -> None:
+    caller = Caller(started[1].url, started[2], documented)
+
+    def page() -> dict[str, dict[str, float]]:
+        found = metric_values(caller.ask("GET", "/metrics").decode())
+        return {
+            name: {str(dict(labels).get("route")): value for labels, value in values.items()}
+            for name, values in found.items()
+        }
+
+    seen = page()
+    assert seen["clipfleet_gateway_requests_total"].keys() >= {"/v1/batches/{batch_id}", "/v1/embeddings"}
+    assert seen["clipfleet_gateway_shared_job_inputs_count"]["None"] >= 4
+    assert seen["clipfleet_gateway_shared_job_inputs_sum"]["None"] >= 5
+    assert seen["clipfleet_gateway_waiting_inputs"] == {"None": 0}
+    wait_until(lambda: page()["clipfleet_gateway_open_batches"] == {"None": 0}, "all batches have ended")

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Self
@@ -23,7 +23,9 @@ import pyarrow.dataset as ds
 import pytest
 
 from clipfleet_worker.cli.demo import samples
+from clipfleet_worker.machine.embedded.server import free_port
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
+from tests.conftest import service_is_missing
 from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.waiting import wait_until
 
@@ -31,15 +33,21 @@ pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 NOT_RUN = re.compile(r"<!-- not run: (docker|gpu|network)(\|(docker|gpu|network))* -->")
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python", "py")
+OTHERS = {"javascript": ("node", "demo.mjs"), "go": ("go", "run", "demo.go")}
+RUN = (*SHELL, *PYTHON, *OTHERS)
+TOOLS = ("curl", "jq")  # of commands, which a machine may lack, as it may lack the programs of `OTHERS`
 BLOCK_SECONDS = 240
 # What stands for a reader's own machines, and what each service says once it can be used.
 REDIS_URL, SHARE = "redis://:password@redis.internal:6379/0", "/mnt/share"
+UP_GATEWAY = "up --gateway"
 READY = {"run": "is ready", "up": "clipfleet is up"}
 # What is read in one go, in one clone; each begins after `make demo`.
 CHAINS = (
     ("README.md",),
     ("docs/label-a-bucket.md",),
     ("docs/certify.md",),
+    ("docs/http-api.md",),
+    ("docs/not-python.md",),
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",
@@ -75,13 +83,24 @@ class Reader:
         text = block.text
         for shown, real in self._replacements.items():
             text = text.replace(shown, real)
+        self._require_tools(block)
         if block.language in PYTHON:
             return self._run([sys.executable, "-"], block, text)
+        if block.language in OTHERS:
+            command = OTHERS[block.language]
+            (self._here / command[-1]).write_text(text)
+            return self._run(command, block, "")
         last = r"^clipfleet-worker (run|up)\b(?!.* (--|--stop)( |$))[^\n\\]*\Z"
         service = re.search(last, text.rstrip(), re.MULTILINE)
         if service:
             return self._start(block, text[: service.start()] + "exec " + service[0], READY[service[1]])
         return self._run_shell(block, text)
+
+    def _require_tools(self, block: Block) -> None:
+        others = OTHERS.get(block.language, ())[:1]
+        for tool in (*others, *(tool for tool in TOOLS if re.search(rf"\b{tool}\b", block.text))):
+            if shutil.which(tool) is None:
+                service_is_missing(f"{block.where} needs {tool}, which is not installed")
 
     def _run_shell(self, block: Block, text: str) -> str:
         # From a file: a command that reads its input must not eat the commands after it.
@@ -95,7 +114,7 @@ class Reader:
         self._here = Path(self._environment["PWD"])
         return output
 
-    def _run(self, command: list[str], block: Block, text: str) -> str:
+    def _run(self, command: Sequence[str], block: Block, text: str) -> str:
         result = subprocess.run(
             command, input=text, cwd=self._here, env=self._environment, capture_output=True, text=True,
             timeout=BLOCK_SECONDS, check=False,
@@ -140,7 +159,7 @@ def lay_out(folder: Path) -> None:
 
 
 def to_be_run(document: Path) -> list[Block]:
-    found = [block for block in blocks(document) if block.language in (*SHELL, *PYTHON)]
+    found = [block for block in blocks(document) if block.language in RUN]
     return [block for block in found if not block.note and block.text.strip() not in LEFT_TO_CI]
 
 
@@ -150,7 +169,11 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     folder.mkdir()
     lay_out(folder)
     with EmbeddedValkey(tmp_path / "redis") as server:
-        replacements = {REDIS_URL: server.url, SHARE: str(folder / "share")}
+        replacements = {
+            REDIS_URL: server.url,
+            SHARE: str(folder / "share"),
+            UP_GATEWAY: f"{UP_GATEWAY} --gateway-port {free_port()}",
+        }
         with Reader(folder, replacements) as reader:
             yield reader
 
@@ -158,7 +181,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_not_run_says_why(document: Path) -> None:
     for block in blocks(document):
-        if block.note and block.language in (*SHELL, *PYTHON):
+        if block.note and block.language in RUN:
             assert NOT_RUN.fullmatch(block.note), f"{block.where}: {block.note}"
     shown = [line for line in document.read_text().splitlines() if line.startswith("<!-- not run")]
     assert len(shown) == len([block for block in blocks(document) if block.note.startswith("<!-- not run")])
@@ -166,7 +189,7 @@ def test_what_is_not_run_says_why(document: Path) -> None:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks_name_their_language(document: Path) -> None:
-    known = {*SHELL, *PYTHON, "text", "json", "jsonl", "sql", "yaml", "toml", "ini", "crontab"}
+    known = {*RUN, "text", "json", "jsonl", "sql", "yaml", "toml", "ini", "crontab"}
     assert {block.language for block in blocks(document)} <= known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.acl_users import USERS, make_users, refusals, url_of
 from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.gateway_client import GatewayClient
+from tests.support.gateway_process import GatewayProcess, made_key
 from tests.support.health_pages import scrape
 from tests.support.images import write_images
 from tests.support.services import HAS_RABBITMQ
@@ -92,6 +95,36 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         cluster.settings["CLIPFLEET_REDIS_URL"] = urls["worker"]
         worker = cluster.start_worker({"CLIPFLEET_HEALTH_PORT": "0"})
         yield Site(cluster, urls, worker, list(passwords.values()))
+
+
+def test_a_gateway_is_a_producer(site: Site, tmp_path: Path) -> None:
+    environment = site.cluster.environment() | {
+        "CLIPFLEET_REDIS_URL": site.urls["producer"],
+        "CLIPFLEET_GATEWAY_OUTPUT": str(site.cluster.folder / "gateway"),
+    }
+    image = (site.cluster.folder / "images" / "000000.jpg").read_bytes()
+    inputs = base64.b64encode(image).decode()
+    token = made_key(environment, "mine", "--quota", "100")
+    with GatewayProcess(environment, tmp_path, "--no-first-key") as gateway:
+        door = GatewayClient([gateway.url], token)
+        assert [model["id"] for model in door.json("GET", "/v1/models")["data"]] == ["demo"]
+        embedding = {"model": "demo", "input": [{"image": inputs}, "a cat"]}
+        assert len(door.json("POST", "/v1/embeddings", json=embedding)["data"]) == 2
+        labels = {"inputs": inputs, "parameters": {"candidate_labels": ["cat", "dog"]}}
+        assert len(json.loads(door.ask("POST", "/v1/zero-shot", json=labels))) == 2
+        line = {
+            "custom_id": "a",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": embedding | {"input": "a"},
+        }
+        batch = door.ended(door.begin(door.upload(json.dumps(line).encode()))["id"])
+        assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 1)
+        assert gateway.terminate() == 0
+        assert not [secret for secret in site.secrets if secret in gateway.log()]
+
+    with connect(site.cluster.server.url) as admin:
+        assert refusals(admin) == []
 
 
 def test_each_command_works_with_its_user(site: Site) -> None:

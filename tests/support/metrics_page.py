@@ -11,7 +11,7 @@ import promql_parser
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from clipfleet_gateway.web.about.metrics import MetricsRoutes
+from clipfleet_gateway.meters import Meters
 from tests.support.documents import ROOT
 
 ALERTS = ROOT / "ops" / "prometheus" / "alerts.yml"
@@ -38,7 +38,7 @@ def gateway_names() -> set[str]:
     """Metrics of a gateway, as it declares them."""
     return {
         family.name + ("_total" if family.type == "counter" else "")
-        for family in MetricsRoutes().registry.collect()
+        for family in Meters().registry.collect()
         if family.name.startswith("clipfleet_")
     }
 

@@ -21,9 +21,9 @@ from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
-_MOST_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
+MOST_WAITING_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
 _MOST_BYTES = 512 << 20  # of their images
-_ANSWER_SECONDS = 300.0
+ANSWER_SECONDS = 300.0
 _AWAY_SECONDS = 30.0  # for so long a request waits for workers
 _LOOK_SECONDS = 5.0  # between looks at a job whose end may have been missed
 _RETRY_SECONDS = 2.0
@@ -37,6 +37,7 @@ class Asker:
         self, services: Services, jobs: RequestJobs, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._call = services.call
+        self._meters = services.meters
         self._jobs = jobs
         self._monotonic = monotonic
         self.served = Served(lambda: services.call(services.client.workers))
@@ -66,16 +67,18 @@ class Asker:
 
     @contextmanager
     def _admitted(self, inputs: int, size_bytes: int) -> Iterator[None]:
-        is_full = self._inputs + inputs > _MOST_INPUTS or self._bytes + size_bytes > _MOST_BYTES
+        is_full = self._inputs + inputs > MOST_WAITING_INPUTS or self._bytes + size_bytes > _MOST_BYTES
         if is_full and self._inputs:
             raise limited("Too many inputs wait: try again", _RETRY_SECONDS, "overloaded")
         self._inputs += inputs
         self._bytes += size_bytes
+        self._meters.waiting_inputs.inc(inputs)
         try:
             yield
         finally:
             self._inputs -= inputs
             self._bytes -= size_bytes
+            self._meters.waiting_inputs.dec(inputs)
 
     async def _rows(self, asked: Asked) -> list[Row]:
         """The rows of inputs that are done in one job or several, by host."""
@@ -89,10 +92,10 @@ class Asker:
             items = [asked.items[position] for position in some]
             shares.append(self._batches.add(kind, items, sum(map(_size_bytes, items))))
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 found = await _all([share.rows for share in shares])
         except TimeoutError:
-            raise unavailable(f"No answer within {_ANSWER_SECONDS:g} s: try again, or send less") from None
+            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
         finally:
             for share in shares:
                 share.rows.cancel()  # of the others, if one was in vain
@@ -115,6 +118,7 @@ class Asker:
         for share in shares:
             share.rows.add_done_callback(withdraw)
         items = [item for share in shares for item in share.items]
+        self._meters.shared_job_inputs.observe(len(items))
         try:
             rows = await self._done(job_id, kind, items, ended, shares)
             for share in shares:

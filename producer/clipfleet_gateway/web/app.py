@@ -24,7 +24,7 @@ from clipfleet_gateway.web.operations import Served
 from clipfleet_gateway.web.tending import Tending
 
 _SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
-_MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
+MOST_BODY_BYTES = 64 << 20  # of JSON; uploads of files have a bound of their own
 
 
 class Routes(Protocol):
@@ -47,7 +47,7 @@ def make_app(services: Services) -> web.Application:
     find = partial(_find_key, services)
     at_once = max(1, int(most_connections() * _SHARE_OF_A_KEY))
     callers = Callers(find, services.settings.gateway_requests_per_minute, at_once)
-    metrics = MetricsRoutes()
+    metrics = MetricsRoutes(services.meters)
     app = web.Application(
         middlewares=[
             metrics.counting(),
@@ -56,7 +56,7 @@ def make_app(services: Services) -> web.Application:
             guards.keys(callers),
             bodies(services.settings.gateway_file_bytes),
         ],
-        client_max_size=_MOST_BODY_BYTES,
+        client_max_size=MOST_BODY_BYTES,
     )
     tending = Tending(services)
     app.cleanup_ctx.append(tending.during)

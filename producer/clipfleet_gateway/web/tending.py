@@ -63,7 +63,9 @@ class Tending:
         swept = 0.0
         while True:
             try:
-                for owner, batch_id in await self._services.call(self._open):
+                found = await self._services.call(self._open)
+                self._services.meters.open_batches.set(len(found))
+                for owner, batch_id in found:
                     self.soon(owner, batch_id)
                 if time.monotonic() >= swept + _SWEEP_SECONDS:
                     await self._services.call(self._sweep)

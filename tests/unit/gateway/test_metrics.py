@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import MatchOp
 
 from clipfleet_gateway.errors import limited
+from clipfleet_gateway.meters import Meters
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from tests.support.documents import ROOT, table
@@ -35,7 +36,7 @@ class Door:
     def __init__(self) -> None:
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
-        metrics = MetricsRoutes()
+        metrics = MetricsRoutes(Meters())
         self.app = web.Application(middlewares=[metrics.counting(), guards.answering()])
         self.app.router.add_get("/v1/models/{model:.+}", self._answer)
         self.app.router.add_get("/v1/refused", self._refuse)
