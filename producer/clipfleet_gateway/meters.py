@@ -59,7 +59,7 @@ class Meters:
         )
         self.open_jobs = Gauge(
             "clipfleet_gateway_open_jobs",
-            "jobs of `/v1/jobs` that have not ended, of all keys: take the `max`",
+            "jobs of `/v1/jobs` that have not ended; every replica reports the same: take the `max`",
             registry=registry,
         )
         ProcessCollector(registry=registry)

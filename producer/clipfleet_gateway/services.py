@@ -27,6 +27,7 @@ from clipfleet_gateway.settings import GatewaySettings
 
 T = TypeVar("T")
 _THREADS = 32
+_LOCK_SECONDS = 20.0  # after a kill, another gateway goes on with a batch
 
 
 class Services:
@@ -43,7 +44,7 @@ class Services:
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
-        locks = Locks(settings.require_redis_url())
+        locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS)
         self._opened.callback(locks.close)
         self.batches = Advancing(
             BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, self.files),

@@ -30,7 +30,7 @@ from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 LINES = int(os.environ.get("GATEWAY_LINES", "400"))
-SECONDS = 120 + LINES / 10  # of a wait; a killed gateway holds a batch for a minute
+SECONDS = 120 + LINES / 10  # of a wait; a killed gateway holds a batch for 20 s
 HELD_EVERY, BAD_EVERY, TWO_EVERY = 5, 50, 10
 NO_IMAGE = f"data:image/jpeg;base64,{base64.b64encode(b'no image').decode()}"
 

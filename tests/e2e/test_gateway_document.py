@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -16,12 +17,30 @@ from openapi_spec_validator import validate
 from tests.support.cluster import Cluster
 from tests.support.documented import Documented
 from tests.support.gateway_process import GatewayProcess, made_key
-from tests.support.images import encoded, make_image
+from tests.support.images import encoded, make_image, write_images
 from tests.support.metrics_page import metric_values
 from tests.support.waiting import wait_until
 
 IMAGE = "data:image/jpeg;base64," + base64.b64encode(encoded(make_image(1))).decode()
-ENDED = {"completed", "failed", "cancelled", "expired"}
+ENDED = {"completed", "completed_with_errors", "failed", "cancelled", "expired"}
+WARM = {
+    "kind": "multi", "none": False, "templates": ["a {} thing"], "background": ["a thing"], "slope": 1.0,
+    "labels": [
+        {
+            "name": "red", "not": ["a pink thing"], "threshold": 0.5, "group": "colours", "intercept": 0.0,
+            "promise": {"claim": "precision", "value": 0.9},
+        },
+        {"name": "blue", "intercept": 0.0},
+    ],
+    "certificates": [
+        {
+            "label": "red", "threshold": 0.5, "promise": {"claim": "precision", "value": 0.9},
+            "confidence": 0.95, "labels_jointly": 1, "looks": [{"marks": 60, "wrong": 0}],
+            "verdict": "certified", "output": "results", "job_id": "night", "model_fingerprint": "0" * 16,
+            "label_set_hash": "0" * 16, "population": "0" * 16, "at": "2026-12-01T00:00:00Z",
+        }
+    ],
+}  # fmt: skip
 # Fields of answers that no exchange here can fill.
 NEVER_FILLED = {
     ("Batch", "usage"): "always null",
@@ -53,7 +72,7 @@ class Caller:
             connection.close()
         assert answer.status == expect, (method, target, answer.status, found[:2000])
         self._documented.exchanged(method, target, answer.status, content_type, found, sent=body, form=form)
-        return json.loads(found) if content_type.startswith("application/json") else found
+        return json.loads(found) if content_type.partition(";")[0] == "application/json" else found
 
     def upload(self, lines: list[dict[str, Any]], **more: str) -> dict[str, Any]:
         """A file of requests."""
@@ -63,15 +82,15 @@ class Caller:
         )
         return found
 
-    def ended(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch at its end."""
+    def ended(self, begun: Mapping[str, Any], kind: str = "batches") -> dict[str, Any]:
+        """A batch or a job at its end."""
         found: list[dict[str, Any]] = []
 
         def has_ended() -> bool:
-            found.append(self.ask("GET", f"/v1/batches/{batch['id']}"))
-            return found[-1]["status"] in ENDED
+            found.append(self.ask("GET", f"/v1/{kind}/{begun['id']}"))
+            return found[-1]["status" if kind == "batches" else "state"] in ENDED
 
-        wait_until(has_ended, f"{batch['id']} has ended", 120)
+        wait_until(has_ended, f"{begun['id']} has ended", 120)
         return found[-1]
 
 
@@ -97,7 +116,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     folder = tmp_path_factory.mktemp("document")
     with Cluster(folder) as cluster:
         environment = cluster.environment() | {"CLIPFLEET_GATEWAY_OUTPUT": str(folder / "gateway")}
-        token = made_key(environment, "mine", "--source", f"{folder}/photos")
+        token = made_key(environment, "mine", "--source", str(folder / "photos"))
         with GatewayProcess(environment, folder) as gateway:
             yield cluster, gateway, token
             assert gateway.terminate() == 0, gateway.log()
@@ -119,7 +138,7 @@ def documented(started: tuple[Cluster, GatewayProcess, str]) -> Documented:
     embeddings(caller)
     zero_shot(caller)
     batches(caller)
-    jobs(caller)
+    jobs(caller, cluster.folder / "photos")
     return documented
 
 
@@ -199,71 +218,40 @@ def batches(caller: Caller) -> None:
         assert json.loads(found)["custom_id"] == custom_id
 
 
-CERTIFICATE = {
-    "label": "a cat", "threshold": 0.5, "promise": {"claim": "precision", "value": 0.9}, "confidence": 0.95,
-    "labels_jointly": 1, "looks": [{"marks": 100, "wrong": 2}], "verdict": "certified", "output": "out",
-    "job_id": "night", "model_fingerprint": "0" * 16, "label_set_hash": "0" * 16, "population": "",
-    "at": "2026-12-01T00:00:00Z",
-}  # fmt: skip
-LABEL_SET = {
-    "kind": "multi", "none": False, "templates": ["a {}"], "background": ["a wall"], "slope": 1.5,
-    "certificates": [CERTIFICATE],
-    "labels": [
-        {"name": "a dog", "intercept": 0.2},
-        {
-            "name": "a cat", "not": ["a tiger"], "threshold": 0.5, "group": "pets", "intercept": 0.1,
-            "promise": {"claim": "precision", "value": 0.9},
+def jobs(caller: Caller, folder: Path) -> None:
+    folder.mkdir()
+    write_images(folder / "images", 2)
+    (folder / "list.csv").write_text("where,name,set\n000000.jpg,a,warm\n000001.jpg,b,cold\nnone.jpg,c,all\n")
+    of_a_list = {
+        "task": "classify", "model": "demo", "source": str(folder / "list.csv"), "label_set_column": "set",
+        "url_column": "where", "id_column": "name", "base_uri": f"{folder}/images/",
+        "label_sets": {
+            "warm": WARM, "cold": {"labels": ["ice", "snow"]}, "all": {"preset": "imagenet1k-simple"},
         },
-    ],
-}  # fmt: skip
-
-
-def jobs(caller: Caller) -> None:
-    listed = caller.ask(
-        "POST",
-        "/v1/files",
-        form={"purpose": "user_data", "file": ("a.csv", f'link,no\n"{IMAGE}",7\n'.encode())},
-    )
-    how = {
-        "model": "demo", "top_k": 2, "precision": "auto", "decode": "fast", "exif": "ignore", "sample": 5,
-        "format": "parquet", "vector_type": "float16", "max_error_rate": 1.0, "id_column": "no",
     }  # fmt: skip
-    labels = {"labels": ["a cat", "a dog"], "templates": ["a {}"], "multi": True, "none": False}
-    asked = [
-        {"task": "classify", "items": [IMAGE, {"url": IMAGE, "no": "8"}], "embedding": True, **labels, **how},
-        {
-            "task": "classify", "source": listed["id"], "url_column": "link", "base_uri": "https://host/",
-            "label_sets": {"pets": LABEL_SET, "all": {"preset": "imagenet1k"}}, **how,
-        },
-        {
-            "task": "classify", "items": [{"url": IMAGE, "set": "pets"}], "label_set_column": "set",
-            "label_sets": {"pets": LABEL_SET}, "model": "demo",
-        },
-        {"task": "embed_text", "items": [{"caption": "a cat"}], "text_column": "caption", "model": "demo"},
-        {"task": "embed", "source": "https://127.0.0.1:1/a.jpg", "model": "demo", "max_error_rate": 0.0},
-        {"task": "embed", "source": "/nowhere", "model": "demo"},
-    ]  # fmt: skip
-    *run, refused = asked
-    made = [caller.ask("POST", "/v1/jobs", one) for one in run]
-    caller.ask("POST", "/v1/jobs", refused, expect=403)
-    caller.ask("POST", "/v1/jobs", {"task": "embed"}, expect=400)
-    wrong = caller.ask(
-        "POST", "/v1/files", form={"purpose": "user_data", "file": ("a.txt", b"/etc/passwd\n")}
+    first = caller.ended(caller.ask("POST", "/v1/jobs", of_a_list), "jobs")
+    assert (first["state"], first["ok"], first["failed"]) == ("completed_with_errors", 2, 1), json.dumps(
+        first
     )
-    made.append(caller.ask("POST", "/v1/jobs", {"task": "embed", "source": wrong["id"], "model": "demo"}))
-
-    def all_have_ended() -> bool:
-        return all(caller.ask("GET", f"/v1/jobs/{job['id']}")["finished_at"] is not None for job in made)
-
-    wait_until(all_have_ended, "all jobs have ended", 120)
-    ended = [caller.ask("GET", f"/v1/jobs/{job['id']}") for job in made]
-    assert [(job["state"], job["error"]) for job in ended[:4]] == [("completed", None)] * 4
-    assert ended[5]["error"] is not None
-    assert any(job["reason"] for job in ended)
-    assert caller.ask("GET", f"/v1/jobs/{made[0]['id']}/rows?limit=1&failed=false&label=a%20cat") is not None
-    caller.ask("POST", f"/v1/jobs/{made[0]['id']}/cancel")
-    page = caller.ask("GET", f"/v1/jobs?{urlencode({'limit': 1, 'after': made[1]['id']})}")
-    assert [one["id"] for one in page["data"]] == [made[0]["id"]]
+    query = urlencode({"limit": 2, "failed": "true", "label": "red"})
+    assert caller.ask("GET", f"/v1/jobs/{first['id']}/rows?{query}") == b""
+    of_items = {
+        "task": "classify", "model": "demo", "items": [IMAGE, {"url": IMAGE, "note": "second"}],
+        "labels": ["red", "blue"], "templates": ["a {} thing"], "multi": True, "none": False, "top_k": 1,
+        "precision": "fp32", "decode": "exact", "exif": "apply", "sample": 2, "embedding": True,
+        "vector_type": "float32", "format": "jsonl", "max_error_rate": 0.5,
+    }  # fmt: skip
+    second = caller.ended(caller.ask("POST", "/v1/jobs", of_items), "jobs")
+    rows = caller.ask("GET", f"/v1/jobs/{second['id']}/rows").splitlines()
+    assert [json.loads(row)["note"] for row in rows] == [None, "second"]
+    texts = {"task": "embed_text", "model": "demo", "items": [{"words": "a cat"}], "text_column": "words"}
+    third = caller.ended(caller.ask("POST", "/v1/jobs", texts), "jobs")
+    listed = caller.ask("GET", f"/v1/jobs?{urlencode({'limit': 1, 'after': third['id']})}")
+    assert [job["id"] for job in listed["data"]] == [second["id"]]
+    (folder / "denied.csv").write_text("url\ns3://photos/a.jpg\n")
+    denied = {"task": "embed", "model": "demo", "source": str(folder / "denied.csv")}
+    assert caller.ended(caller.ask("POST", "/v1/jobs", denied), "jobs")["error"]
+    caller.ask("POST", f"/v1/jobs/{first['id']}/cancel")
     caller.ask("GET", "/v1/jobs/job_none", expect=404)
 
 

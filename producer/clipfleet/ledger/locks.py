@@ -1,8 +1,8 @@
 """Locks in Redis, for work that only one program should do at a time.
 
-A lock ends with its holder, or after `TTL_SECONDS` without a sign of life; then it is lost, whether another
-program has taken it or not. A program that was frozen may continue after that, until its next sign of life:
-locks avoid wasted work, and correctness must not depend on them.
+A lock ends with its holder, or after `TTL_SECONDS`, or another time, without a sign of life; then it is lost,
+whether another program has taken it or not. A program that was frozen may continue after that, until its next
+sign of life: locks avoid wasted work, and correctness must not depend on them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipfleet.redis.patience import Patience, patient
 
 LOCK_SCRIPTS = ("lock",)
 TTL_SECONDS = 60.0
-_RENEW_AFTER_SECONDS = 10.0
+_RENEWED_IN_A_TTL = 6  # times
 
 Alive = Callable[[], None]
 
@@ -38,9 +38,15 @@ class Locks:
     """Locks by name. Thread-safe. Raises `RedisUnavailableError` while Redis is unavailable."""
 
     def __init__(
-        self, url: str, *, client: redis.Redis | None = None, monotonic: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        *,
+        ttl_seconds: float = TTL_SECONDS,
+        client: redis.Redis | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
+        self._ttl_seconds = ttl_seconds
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, LOCK_SCRIPTS).run
         self._monotonic = monotonic
@@ -51,7 +57,8 @@ class Locks:
 
     def with_patience(self, patience: Patience) -> Locks:
         """The same locks on the same connections, whose calls wait while Redis is unavailable."""
-        return Locks(self._url, client=patient(self._redis, patience), monotonic=self._monotonic)
+        client = patient(self._redis, patience)
+        return Locks(self._url, ttl_seconds=self._ttl_seconds, client=client, monotonic=self._monotonic)
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
@@ -63,7 +70,7 @@ class Locks:
                 give up. None: there is one try.
 
         Yields:
-            A call for the holder to make now and then: it renews the lock, at most every ten seconds.
+            A call for the holder to make now and then: it renews the lock, at most every sixth of its time.
             It raises `LockLostError`.
 
         Raises:
@@ -78,7 +85,7 @@ class Locks:
 
         def alive() -> None:
             nonlocal renewed
-            if self._monotonic() - renewed < _RENEW_AFTER_SECONDS:
+            if self._monotonic() - renewed < self._ttl_seconds / _RENEWED_IN_A_TTL:
                 return
             if not self._take(name, token, is_renewed=True):
                 raise LockLostError(f"the lock {name} has ended, and another program may have taken it")
@@ -91,4 +98,4 @@ class Locks:
                 self._run("lock", name, token, 0)
 
     def _take(self, name: str, token: str, *, is_renewed: bool = False) -> bool:
-        return bool(self._run("lock", name, token, int(TTL_SECONDS * 1000), int(is_renewed)))
+        return bool(self._run("lock", name, token, int(self._ttl_seconds * 1000), int(is_renewed)))

@@ -93,7 +93,7 @@ class Asker:
             shares.append(self._batches.add(kind, items, sum(map(_size_bytes, items))))
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                found = await asyncio.gather(*(share.rows for share in shares))
+                found = await _all([share.rows for share in shares])
         except TimeoutError:
             raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
         finally:
@@ -171,6 +171,11 @@ class Asker:
                 await self._call(self._jobs.cancel, job_id)
             except ClipfleetError as error:
                 _LOG.warning("job %s is not cancelled: %s", job_id, error)
+
+
+async def _all(waiting: Sequence[asyncio.Future[list[Row]]]) -> list[list[Row]]:
+    """All results. Nearly always there is one, which needs no more than itself."""
+    return [await waiting[0]] if len(waiting) == 1 else await asyncio.gather(*waiting)
 
 
 class _GoneError(Exception):

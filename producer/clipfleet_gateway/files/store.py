@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from clipfleet_gateway.files.record import FileRecord, Purpose, is_file_id, made
 from clipfleet_gateway.keys.ring import now_in_utc
 
 _EXPIRING = "expiring/"
+_READERS, _READ_AT_ONCE = 8, 128  # records of a list: each is a request to a bucket
 _STRAY_AFTER = timedelta(hours=24)  # content without a record: its upload was killed
 
 Order = Literal["asc", "desc"]
@@ -169,17 +172,18 @@ class FileStore:
             order: `desc` begins with the newest one.
             purpose: only files of this purpose; None: all.
         """
+        is_desc = order == "desc"
+        ids = sorted(self._ids(owner, ".json"), reverse=is_desc)
+        if after is not None:
+            ids = [one for one in ids if (one < after if is_desc else one > after)]
         found: list[FileRecord] = []
-        for file_id in sorted(self._ids(owner, ".json"), reverse=order == "desc"):
-            if after is not None and (file_id >= after if order == "desc" else file_id <= after):
-                continue
-            record = self.find(owner, file_id)
-            if record is None or purpose not in (None, record.purpose):
-                continue
-            if len(found) == limit:
-                return found, True
-            found.append(record)
-        return found, False
+        with ThreadPoolExecutor(_READERS) as readers:
+            for start in range(0, len(ids), _READ_AT_ONCE):
+                records = readers.map(partial(self.find, owner), ids[start : start + _READ_AT_ONCE])
+                found += [one for one in records if one is not None and purpose in (None, one.purpose)]
+                if len(found) > limit:
+                    break
+        return found[:limit], len(found) > limit
 
     def delete(self, owner: str, file_id: str) -> bool:
         """Remove a file; False if there is none."""

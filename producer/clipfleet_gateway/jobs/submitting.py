@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
-
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.model_names import normalise_model
-from clipfleet.errors import SourceError, UsageError
+from clipfleet.errors import SourceError, UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec, label_sets_of
 from clipfleet.sources import ReadOptions, Source, source_of
 from clipfleet_gateway.errors import invalid
@@ -23,7 +21,6 @@ from clipfleet_gateway.jobs.record import JobRecord
 from clipfleet_gateway.jobs.sources import DATA, CheckedSource, own_list, place_of_key, require_place
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.sources import require_readable
-from clipfleet_gateway.shapes.bodies import problem_of
 from clipfleet_gateway.shapes.jobs import ItemBody, JobBody, JobRequest
 
 
@@ -158,11 +155,11 @@ def label_sets(asked: JobBody) -> tuple[LabelSet, ...]:
             return label_sets_of(asked.labels, asked.templates, multi=asked.multi, none=asked.none)
         made = []
         for name, body in (asked.label_sets or {}).items():
-            spec = LabelSetSpec.model_validate(body.model_dump(exclude_defaults=True, by_alias=True))
-            made.append(spec.made(name))
+            # What has its default may not be given at all: a background, say, is of some kinds only
+            given = body.model_dump(exclude_defaults=True, by_alias=True)
+            with usage_errors(f"{name}: "):
+                made.append(LabelSetSpec.model_validate(given).made(name))
         return tuple(made)
-    except ValidationError as error:
-        raise invalid(f"label_sets: {problem_of(error).message}", "label_sets") from None
-    except (UsageError, ValueError) as error:
+    except UsageError as error:
         name = "labels" if asked.labels is not None else "label_sets"
         raise invalid(f"{name}: {error}", name) from None

@@ -40,7 +40,7 @@ class LabelSetBody(StrictShape):
     )
     none: Annotated[bool, Field(description="whether an image may have none of the labels")] = False
     labels: Annotated[
-        tuple[LabelSpec, ...] | None, Field(max_length=_MOST_LABELS, description="names, or objects")
+        tuple[str | LabelSpec, ...] | None, Field(max_length=_MOST_LABELS, description="names, or objects")
     ] = None
     templates: Annotated[_Prompts, Field(description="prompts with {} in place of the label")] = ()
     preset: Annotated[Preset | None, Field(description="labels that ship with open_clip")] = None

@@ -117,6 +117,8 @@ def _embedding(key: Key, body: bytes) -> tuple[EmbeddingsRequest, _Parts]:
 
 async def _all(asking: Sequence[Coroutine[Any, Any, list[Row]]]) -> list[list[Row]]:
     """All rows, or the first error; then the others are withdrawn."""
+    if len(asking) == 1:
+        return [await asking[0]]
     tasks = [asyncio.ensure_future(one) for one in asking]
     try:
         return await asyncio.gather(*tasks)

@@ -47,6 +47,16 @@ def test_another_program_does_not_get_it_until_it_is_given_back(locks: Locks, re
         pass
 
 
+def test_a_shorter_time(redis_url: str, clock: Clock, client: Any) -> None:
+    locks = Locks(redis_url, ttl_seconds=6, monotonic=clock)
+    with locks.held(NAME) as alive:
+        assert 0 < client.pttl(keys.lock(NAME)) <= 6_000
+        client.pexpire(keys.lock(NAME), 1_000)
+        clock.now = 1.1
+        alive()
+        assert client.pttl(keys.lock(NAME)) > 1_000
+
+
 def test_it_is_given_back_after_an_error_too(locks: Locks, client: Any) -> None:
     with pytest.raises(KeyError), locks.held(NAME):
         raise KeyError

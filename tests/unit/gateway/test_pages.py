@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
-from clipfleet_gateway.web.app import MOST_BODY_BYTES
+from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
 from clipfleet_gateway.web.body_guard import DEFAULT_PACE
 from clipfleet_gateway.web.connections import MOST_CONNECTIONS
 from tests.support.documents import ROOT, table
+from tests.support.gateway_app import gateway_services
 
 PAGE = ROOT / "docs" / "http-api.md"
 
@@ -41,6 +45,23 @@ def test_the_limits_are_those_of_the_code() -> None:
     page = " ".join(PAGE.read_text().split())
     assert f"may pause for {pause}, and take {spare} and a second for each {rate}" in page
     assert f"for up to {LAST_ANSWERS_SECONDS:g} seconds" in PAGE.read_text()
+
+
+def test_the_table_of_endpoints_has_all_operations(tmp_path: Path) -> None:
+    shown = {
+        (method, path)
+        for requests, _ in table(PAGE, "request", "what it does")
+        for methods, path in re.findall(r"`([A-Z]+(?:` or `[A-Z]+)*) (/[^`]*)`", requests)
+        for method in methods.split("` or `")
+    }
+
+    with gateway_services(str(tmp_path)) as services:
+        served = {
+            (route.method, route.resource.canonical)
+            for route in make_app(services).router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+    assert {(method, re.sub(r":[^}]*}", "}", path)) for method, path in served} == shown
 
 
 def _number(text: str) -> float:

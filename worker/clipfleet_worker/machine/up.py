@@ -207,7 +207,7 @@ class Up:
         self, gateway: EmbeddedGateway, settings: Mapping[str, str], children: ExitStack
     ) -> dict[str, str]:
         """Start the gateway; returns the variables that its clients need."""
-        children.callback(gateway.stop)
+        children.callback(gateway.stop, lambda: self._signals.pending)
         if gateway.start({**self._environ, **settings}, self._carry_on):
             self._restarters.append(Restarter(gateway.child))
             self._say(f"the gateway listens at {gateway.url}, {self._key_words(gateway)}")

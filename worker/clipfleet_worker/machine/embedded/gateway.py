@@ -78,10 +78,10 @@ class EmbeddedGateway:
         self.has_new_key = self.key() != known
         return is_ready
 
-    def stop(self) -> None:
-        """Stop it; requests under way are answered first. Idempotent."""
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Stop it; requests under way are answered first, see `Child.stop` for `hurry`. Idempotent."""
         if self._child is not None:
-            self._child.stop()
+            self._child.stop(hurry)
 
     def key(self) -> str | None:
         """The key that a gateway of this folder made; None: the gateway's place had keys before."""
