@@ -270,7 +270,7 @@ def test_an_end_that_was_missed_is_found(
 def test_too_many_inputs_at_a_time(
     services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asker, "_MOST_INPUTS", 3)
+    monkeypatch.setattr(asker, "MOST_WAITING_INPUTS", 3)
     worker.resting.set()
 
     async def run(client: Asking) -> list[Answer]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError, JobNotFoundError
 from clipfleet_gateway.asking.ends import Ends
 from clipfleet_gateway.asking.failures import failure
@@ -27,7 +26,6 @@ ANSWER_SECONDS = 300.0
 _AWAY_SECONDS = 30.0  # for so long a request waits for workers
 _LOOK_SECONDS = 5.0  # between looks at a job whose end may have been missed
 _RETRY_SECONDS = 2.0
-_COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
 
 class Asker:
