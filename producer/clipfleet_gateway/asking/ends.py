@@ -75,7 +75,10 @@ class Ends:
                 self._stopping.wait(_PAUSE_SECONDS)
                 continue
             if ended and not self._stopping.is_set():
-                loop.call_soon_threadsafe(self._note, ended)
+                try:
+                    loop.call_soon_threadsafe(self._note, ended)
+                except RuntimeError:  # the loop is closed: nobody waits any more
+                    return
 
     def _note(self, ended: Sequence[str]) -> None:
         for job_id in ended:
