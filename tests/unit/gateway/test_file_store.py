@@ -137,6 +137,30 @@ def test_pages_by_age(files: FileStore, now: Now, order: Order) -> None:
     assert files.listed("mine", after=None, limit=2, order=order, purpose="fine-tune") == ([], False)
 
 
+@pytest.mark.parametrize("purpose", [None, "batch", "vision", "fine-tune"])
+def test_a_page_reads_its_own_records_alone(
+    files: FileStore, place: FolderOutput, purpose: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(30):
+        save(files, "mine", b"x", purpose=Purpose.USER_DATA)
+    kept = save(files, "mine", b"x")
+    for _ in range(30):
+        save(files, "mine", b"x", purpose=Purpose.USER_DATA)
+    reads: list[str] = []
+
+    def read(name: str) -> bytes | None:
+        reads.append(name)
+        return FolderOutput.read(place, name)
+
+    monkeypatch.setattr(place, "read", read)
+    page, has_more = files.listed("mine", after=None, limit=1, order="asc", purpose=purpose)
+
+    expected = {None: (1, True), "batch": (1, False)}.get(purpose, (0, False))
+    assert (len(page), has_more) == expected
+    assert purpose != "batch" or [*page] == [kept]
+    assert len(reads) <= 8
+
+
 def test_a_killed_upload_is_cleared_away_a_day_later(files: FileStore, now: Now, tmp_path: Path) -> None:
     kept = save(files, "mine", b"x")
     received = files.receive()
