@@ -198,7 +198,10 @@ class FileStore:
         """Remove the files of all owners whose time is over. Idempotent."""
         now = int(self._now().timestamp())
         for name in self._place.names(_EXPIRING):
-            seconds, owner, file_id = name.removeprefix(_EXPIRING).split(".")
+            seconds, _, rest = name.removeprefix(_EXPIRING).partition(".")
+            owner, _, file_id = rest.partition(".")
+            if not (seconds.isdecimal() and is_file_id(file_id)):
+                continue  # other programs left it here
             if int(seconds) > now:
                 return
             self.discard(owner, file_id)

@@ -116,6 +116,20 @@ def test_expired(files: FileStore, now: Now, tmp_path: Path) -> None:
     assert names == {f"{kept.id}.json", f"{kept.id}.bytes"}
 
 
+def test_what_is_no_entry_keeps_none_from_expiring(
+    files: FileStore, place: FolderOutput, now: Now, tmp_path: Path
+) -> None:
+    strange = ("000000000000", "00000000000x.mine.file-1", "1.2.3", ".nfs0001", "000000000001.a.b.c", "x")
+    for name in strange:
+        place.create(f"expiring/{name}", b"-")
+    save(files, "mine", b"y", seconds=3600)
+
+    now.later(hours=2)
+    files.remove_expired()
+
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {*strange}
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_by_age(files: FileStore, now: Now, order: Order) -> None:
     saved = []
