@@ -6,6 +6,7 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.batches.validation import LABEL_SETS, Validation
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import NOT_RUN, ApiError, why_not_submitted
 from clipfleet_gateway.files.record import FileRecord, Purpose
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
+_LOG = logging.getLogger(__name__)
 _ENDINGS = {
     JobState.COMPLETED: Ending.COMPLETED,
     JobState.COMPLETED_WITH_ERRORS: Ending.COMPLETED,
@@ -172,8 +174,10 @@ class Advancing:
                 return self._follow(batch)
             raise  # a gateway that was frozen submits it, too
         except (UsageError, ApiError) as error:
+            _LOG.warning("batch %s is not submitted: %s", batch.id, error)
             self.jobs.cancel(batch.id)
-            return self._ending(batch, Ending.FAILED, BatchError(code="not_submitted", message=str(error)))
+            wrong = BatchError(code="not_submitted", message=why_not_submitted(error))
+            return self._ending(batch, Ending.FAILED, wrong)
         return self.store.change(batch, is_submitted=True)
 
     # --- While and after it runs ---
@@ -185,8 +189,10 @@ class Advancing:
         if not status.state.is_final:
             return batch
         ending = _ENDINGS[status.state]
-        error = BatchError(code="job_failed", message=status.reason) if ending is Ending.FAILED else None
-        return self._ending(batch, ending, error)
+        if ending is not Ending.FAILED:
+            return self._ending(batch, ending)
+        _LOG.warning("the job of batch %s failed: %s", batch.id, status.reason)
+        return self._ending(batch, ending, BatchError(code="job_failed", message=NOT_RUN))
 
     def _has_ended(self, batch: BatchRecord) -> bool:
         status = self.jobs.status(batch.id)

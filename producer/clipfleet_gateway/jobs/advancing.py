@@ -22,7 +22,7 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockTakenError
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import ApiError, why_not_submitted
 from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, new_job_id
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting, require_allowed
@@ -147,9 +147,10 @@ class Jobs:
             status = self._status(job.id)
             return self._follow(job) if status is not None and status.state.is_final else job
         except (ApiError, UsageError) as error:
+            _LOG.warning("job %s is not submitted: %s", job.id, error)
             status = self._cancelled(job.id)
             failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
-            counts = failed.model_copy(update={"state": JobState.FAILED, "reason": str(error)})
+            counts = failed.model_copy(update={"state": JobState.FAILED, "reason": why_not_submitted(error)})
             return self._ended(job, counts, error=job_error(error))
         return self.store.change(job, is_submitted=True)
 
