@@ -26,7 +26,8 @@ from clipfleet_gateway.meters import Meters
 from clipfleet_gateway.settings import GatewaySettings
 
 T = TypeVar("T")
-_THREADS = 32
+# Each kind of calls has threads of its own, so that none waits behind another kind whose store is slow.
+_PLACE_THREADS, _REDIS_THREADS, _KEY_THREADS = 32, 32, 8
 _LOCK_SECONDS = 20.0  # after a kill, another gateway goes on with a batch
 
 
@@ -57,8 +58,15 @@ class Services:
             self.quotas.spend,
             locks.held,
         )
-        self._threads = ThreadPoolExecutor(_THREADS, "gateway")
-        self._opened.callback(self._threads.shutdown)
+        self._place_threads = self._threads(_PLACE_THREADS, "place")
+        self._redis_threads = self._threads(_REDIS_THREADS, "redis")
+        self._key_threads = self._threads(_KEY_THREADS, "keys")
+
+    def _threads(self, most: int, name: str) -> ThreadPoolExecutor:
+        """Threads that end with the services; calls that still wait for one are dropped."""
+        threads = ThreadPoolExecutor(most, name)
+        self._opened.callback(threads.shutdown, cancel_futures=True)
+        return threads
 
     def closing(self, close: Callable[[], object]) -> None:
         """Close something of a route with the services, before them."""
@@ -78,6 +86,17 @@ class Services:
         self._opened.close()
 
     async def call(self, function: Callable[..., T], *arguments: object, **named: object) -> T:
-        """Run a call that may block in a thread; cancelling does not end it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+        """Run a call that may block in a thread, such as one of the place; cancelling does not end it."""
+        return await _run(self._place_threads, partial(function, *arguments, **named))
+
+    async def ask(self, function: Callable[..., T], *arguments: object) -> T:
+        """The same for requests that wait for workers: calls of Redis, and work of the CPU, but no files."""
+        return await _run(self._redis_threads, partial(function, *arguments))
+
+    async def look(self, function: Callable[..., T], *arguments: object) -> T:
+        """The same for what every request needs of the place: its key."""
+        return await _run(self._key_threads, partial(function, *arguments))
+
+
+async def _run(threads: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, function)

@@ -32,6 +32,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors meters settings",
+        "looks",
         "keys",
         "files",
         "shapes",

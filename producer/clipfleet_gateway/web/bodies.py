@@ -27,4 +27,4 @@ async def read_json(request: web.Request, services: Services, read: Callable[[by
             code="unsupported_media_type", status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )  # fmt: skip
     body = await request.read()
-    return read(body) if len(body) < _LARGE_BYTES else await services.call(read, body)
+    return read(body) if len(body) < _LARGE_BYTES else await services.ask(read, body)
