@@ -90,7 +90,7 @@ class Services:
         return await _run(self._place_threads, partial(function, *arguments, **named))
 
     async def ask(self, function: Callable[..., T], *arguments: object) -> T:
-        """The same for requests that wait for workers: calls of Redis, and work of the CPU, but no files."""
+        """The same for calls of Redis and work of the CPU, for requests that wait for workers before all."""
         return await _run(self._redis_threads, partial(function, *arguments))
 
     async def look(self, function: Callable[..., T], *arguments: object) -> T:

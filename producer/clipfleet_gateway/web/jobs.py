@@ -85,7 +85,7 @@ class JobRoutes:
         found, has_more = await self._services.call(
             self._jobs.store.listed, request[CALLER].name, after=query.after, limit=query.limit
         )
-        data = tuple(await self._services.call(lambda: [self._shown(request, job) for job in found]))
+        data = tuple(await self._services.ask(lambda: [self._shown(request, job) for job in found]))
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return answer(JobList(data=data, first_id=first, last_id=last, has_more=has_more))
 
@@ -106,7 +106,7 @@ class JobRoutes:
     async def _answer(self, request: web.Request, job: JobRecord) -> web.Response:
         if job.end is None:
             self._tending.soon(job.owner, job.id)
-        return answer(await self._services.call(self._shown, request, job))
+        return answer(await self._services.ask(self._shown, request, job))
 
     def _shown(self, request: web.Request, job: JobRecord) -> JobObject:
         return job.shown(request[CALLER].lane, None if job.end else self._jobs.counts(job))

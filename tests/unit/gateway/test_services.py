@@ -13,7 +13,11 @@ import pytest
 
 from clipfleet.errors import OutputUnreachableError
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.asking import asker
+from clipfleet_gateway.batches.record import BatchRecord
+from clipfleet_gateway.batches.store import BatchStore
+from clipfleet_gateway.shapes.batches import Endpoint
 from clipfleet_gateway.web.about import health
 from tests.support.gateway_app import Asking, asking, gateway_services
 
@@ -73,7 +77,7 @@ def with_gateway(
         with pytest.MonkeyPatch.context() as patch:
             for name, calls in doubles.items():
                 where, _, function = name.partition("_")
-                patch.setattr(getattr(services, where), function, calls)
+                patch.setattr(type(getattr(services, where)), function, calls)
             asyncio.run(inside())
 
 
@@ -184,3 +188,19 @@ def test_a_redis_that_does_not_answer_is_not_ready(tmp_path: Path, monkeypatch: 
         assert (status, ready["redis"]) == (503, "no answer")
 
     with_gateway(tmp_path, run, client_workers=calls)
+
+
+def test_a_redis_that_hangs_shows_batches_slowly_and_keeps_no_files_waiting(tmp_path: Path) -> None:
+    calls = Stuck(None)
+    record = BatchRecord(
+        id="batch_019a0000000070008000000000000001", owner="mine", endpoint=Endpoint.EMBEDDINGS,
+        input_file_id="file-1", input_sha256="0" * 64, created_at=1, expires_at=2,
+    )  # fmt: skip
+    BatchStore(FolderOutput(tmp_path / "gateway")).begin(record, None)
+
+    async def run(client: Asking, other: dict[str, str]) -> None:
+        async with many(client, f"/v1/batches/{record.id}", calls, _THREADS):
+            status, body = await answer(client, "GET", "/v1/files", headers=other)
+            assert (status, body["data"]) == (200, [])
+
+    with_gateway(tmp_path, run, batches_progress=calls)
