@@ -63,6 +63,7 @@ def make_app(services: Services) -> web.Application:
         ],
         client_max_size=MOST_BODY_BYTES,
     )
+    app.on_response_prepare.append(guards.complete_head)
     tending = (
         Tending(services, services.batches, "batch", services.meters.open_batches, services.sweep),
         Tending(services, services.jobs, "job", services.meters.open_jobs),
@@ -71,5 +72,6 @@ def make_app(services: Services) -> web.Application:
     served = [one for routes in (*routes_of(services, *tending), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
-        app.router.add_route(operation.method, operation.path, handler, expect_handler=expect_later)
+        for method in ("GET", "HEAD") if operation.method == "GET" else (operation.method,):
+            app.router.add_route(method, operation.path, handler, expect_handler=expect_later)
     return app

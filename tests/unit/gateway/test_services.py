@@ -177,7 +177,7 @@ def test_a_place_whose_keys_cannot_be_read_is_not_ready(
 
 
 def test_a_redis_that_does_not_answer_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(health, "PROBE_SECONDS", 0.01)
     calls = Stuck([])
 
     async def run(client: Asking, _: dict[str, str]) -> None:

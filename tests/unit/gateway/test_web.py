@@ -53,6 +53,7 @@ class Door:
         callers = Callers(known.of_token, self._per_minute, 4, monotonic=self.clock)
         middlewares = [guards.answering(), guards.hosts(["door.example"]), guards.keys(callers)]
         app = web.Application(middlewares=middlewares, client_max_size=1000)
+        app.on_response_prepare.append(guards.complete_head)
         for path in ("/v1/thing", "/healthz"):
             app.router.add_get(path, self._handle)
         app.router.add_post("/v1/body", self._read)

@@ -19,7 +19,7 @@ from clipfleet_gateway.web.answers import answer
 from clipfleet_gateway.web.operations import Operation, Served
 
 _OK, _SILENT = "ok", "no answer"
-_PROBE_SECONDS = 3.0  # a probe gives up after five
+PROBE_SECONDS = 3.0  # a probe gives up after five
 _HEALTHZ = Operation("GET", "/healthz", "getHealth", "Say that the process answers.", answers={200: Health})
 _READYZ = Operation(
     "GET", "/readyz", "getReadiness", "Say whether Redis and the gateway's place answer.",
@@ -53,7 +53,7 @@ class HealthRoutes:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         """Ready with Redis and the place; without workers requests wait, so they do not count."""
-        looks = self._served.models(_PROBE_SECONDS), self._place.found(_PROBE_SECONDS)
+        looks = self._served.models(PROBE_SECONDS), self._place.found(PROBE_SECONDS)
         redis, place = await asyncio.gather(*map(_trouble, looks))
         if redis or place:
             return answer(Readiness(status="unavailable", redis=redis or _OK, place=place or _OK), 503)
