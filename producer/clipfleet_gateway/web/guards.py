@@ -29,12 +29,11 @@ def answering() -> Middleware:
 
     @web.middleware
     async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[_ID] = f"req_{secrets.token_hex(12)}"
         try:
             return await handler(request)
         except Exception as error:  # the boundary of the program: what leaves says nothing of the inside
             begun = request.get(_BEGUN)
-            return _refusal(request, error, request_id) if begun is None else _cut(request, error, begun)
+            return _refusal(request, error) if begun is None else _cut(request, error, begun)
 
     return answer_errors
 
@@ -42,17 +41,25 @@ def answering() -> Middleware:
 async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
     """Complete the head of each answer before it is sent; for `on_response_prepare` of an application."""
     response.headers.update(HEAD)
-    response.headers["x-request-id"] = request[_ID]
+    response.headers["x-request-id"] = _id_of(request)
     request[_BEGUN] = response
 
 
-def _refusal(request: web.Request, error: Exception, request_id: str) -> web.Response:
+def _id_of(request: web.Request) -> str:
+    """The id of a request in its answer and in the log."""
+    if _ID not in request:
+        request[_ID] = f"req_{secrets.token_hex(12)}"
+    return request[_ID]
+
+
+def _refusal(request: web.Request, error: Exception) -> web.Response:
     if isinstance(error, ApiError):
         return refusal(error)
     if isinstance(error, ClipfleetError):
         return refusal(as_api_error(error))
     if isinstance(error, web.HTTPException):
         return refusal(_of_aiohttp(error, request))
+    request_id = _id_of(request)
     _LOG.error("request %s failed: %s %s", request_id, request.method, request.path, exc_info=error)
     return refusal(ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"Internal error, see {request_id}", FAILED))
 
@@ -62,7 +69,7 @@ def _cut(request: web.Request, error: Exception, begun: web.StreamResponse) -> w
     is_expected = isinstance(error, ClipfleetError | OSError)
     _LOG.log(
         logging.WARNING if is_expected else logging.ERROR, "the answer to %s, %s %s, is cut: %s",
-        request[_ID], request.method, request.path, error, exc_info=None if is_expected else error,
+        _id_of(request), request.method, request.path, error, exc_info=None if is_expected else error,
     )  # fmt: skip
     if request.transport is not None:
         request.transport.abort()

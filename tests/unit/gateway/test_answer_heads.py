@@ -151,3 +151,12 @@ def test_a_stream_that_fails_in_the_middle_is_cut(
         request_id = asyncio.run(ask())
 
     assert request_id in caplog.text
+
+
+def test_an_answer_that_passes_no_guard_has_a_head_too(services: Services) -> None:
+    answer = raw(
+        services, "POST /v1/nothing HTTP/1.1", "Host: localhost", "Expect: cake", "Connection: close"
+    )
+
+    assert answer.startswith(b"HTTP/1.1 417 ")
+    assert b"\r\nServer: clipfleet\r\n" in answer and b"\r\nx-request-id: req_" in answer
