@@ -13,6 +13,7 @@ from clipfleet.client import Client
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.settings import DAY_SECONDS
+from clipfleet_gateway import asked
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.store import BatchStore
@@ -21,7 +22,7 @@ from clipfleet_gateway.jobs.advancing import Jobs
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.keys.quotas import Quotas
-from clipfleet_gateway.keys.ring import KeyRing
+from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.meters import Meters
 from clipfleet_gateway.settings import GatewaySettings
 
@@ -73,11 +74,12 @@ class Services:
         self._opened.callback(close)
 
     def sweep(self) -> None:
-        """Remove what has expired, and what uploads and writes that were killed have left."""
+        """Remove what has expired, and what uploads and writes that were killed have left. Idempotent."""
         self.files.remove_expired()
         self.place.sweep_scratch(idle_seconds=DAY_SECONDS)
         for key in self.keys.all():
             self.files.remove_strays(key.name)
+            asked.forget(self.place, key.name, now_in_utc())
 
     def __enter__(self) -> Self:
         return self

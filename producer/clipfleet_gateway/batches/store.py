@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import sha256
 
 from pydantic import ValidationError
 
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output, objects, open_output
 from clipfleet.outputs.job_file import put_if
+from clipfleet_gateway.asked import note_of
 from clipfleet_gateway.batches.record import BatchRecord, is_batch_id
 
 _OPEN = "open/"
@@ -123,8 +123,11 @@ class BatchStore:
         output = open_output(self.job_output(batch_id))
         output.clear()
         output.remove(objects.JOB_FILE)
-        for name in (self.requests_file(batch_id), self.label_sets_file(batch_id), f"{_OPEN}{batch_id}.json"):
+        for name in (self.requests_file(batch_id), self.label_sets_file(batch_id)):
             self.place.remove(name)
+        for folder in (f"work/{batch_id}", f"jobs/{batch_id}"):
+            self.place.remove_folder(folder)
+        self.place.remove(f"{_OPEN}{batch_id}.json")
 
 
 def _record(owner: str, batch_id: str) -> str:
@@ -136,6 +139,6 @@ def _written(batch: BatchRecord) -> bytes:
 
 
 def _asked(batch: BatchRecord, idempotency_key: str | None) -> str:
-    wanted = json.dumps(batch.wants if idempotency_key is None else idempotency_key)
-    kind = "same" if idempotency_key is None else "key"
-    return f"asked/{batch.owner}/{kind}-{sha256(wanted.encode()).hexdigest()}.json"
+    if idempotency_key is None:
+        return note_of(batch.owner, "same", json.dumps(batch.wants))
+    return note_of(batch.owner, "key", json.dumps(idempotency_key))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import put_if
+from clipfleet_gateway.asked import note_of
 from clipfleet_gateway.jobs.record import JobRecord, is_job_id
 from clipfleet_gateway.shapes.jobs import ItemBody
 
@@ -45,7 +45,7 @@ class JobStore:
 
     def id_for(self, owner: str, job_id: str, idempotency_key: str) -> str:
         """The id of the job that requests with this key make: the one given here if it is the first."""
-        name = f"asked/{owner}/job-{sha256(idempotency_key.encode()).hexdigest()}.json"
+        name = note_of(owner, "job", idempotency_key)
         if self.place.create(name, json.dumps({"job_id": job_id}).encode()):
             return job_id
         with suppress(ValueError, KeyError, TypeError):
@@ -108,6 +108,7 @@ class JobStore:
     def end(self, job_id: str) -> None:
         """Remove what a job that has ended needs no more. Idempotent."""
         self.place.remove(_items(job_id))
+        self.place.remove_folder(f"work/{job_id}")
         self.place.remove(f"{_OPEN}{job_id}.json")
 
 

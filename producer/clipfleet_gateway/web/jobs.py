@@ -29,7 +29,7 @@ _ID = {"job_id": "such as `job_019a...`"}
 _CREATE = Operation(
     "POST", "/v1/jobs", "createJob", "Submit a job. Its items are read after the answer.",
     body=JobRequest, answers={200: JobObject}, errors=(403, 404, 415),
-    headers={IDEMPOTENCY_KEY: "requests with the same one make one job"},
+    headers={IDEMPOTENCY_KEY: "for 30 days, requests with the same one make one job"},
 )  # fmt: skip
 _LIST = Operation(
     "GET", "/v1/jobs", "listJobs", "List jobs, newest first.", query=JobsQuery, answers={200: JobList}

@@ -13,7 +13,9 @@ import pytest
 
 from clipfleet.contract.jobs import JobState, Lane, Task
 from clipfleet.errors import JobConflictError, QuotaExceededError, RedisUnavailableError, SourceError
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.objects import JOB_FILE
 from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.record import BatchRecord, Ending
 from clipfleet_gateway.errors import limited
@@ -100,12 +102,14 @@ def left(desk: Desk) -> Counter[str]:
 
 def test_what_an_ended_batch_leaves(desk: Desk) -> None:
     batch = running(desk)
+    open_output(desk.store.job_output(batch.id)).create(JOB_FILE, b"{}")
     desk.jobs.failing = {1: ("not_an_image", "text")}
     desk.jobs.end(batch.id)
     desk.advance(batch)
 
     assert left(desk) == {"files/mine/": 6, "batches/mine/": 1, "asked/mine/": 1}
-    assert [*desk.place.names(f"work/{batch.id}/")] == [*desk.place.names(f"jobs/{batch.id}/")] == []
+    folders = [path for path in Path(desk.place.uri).rglob("*") if path.is_dir()]
+    assert [path for path in folders if batch.id in path.name] == []
 
 
 def test_a_bad_input_takes_its_whole_line_with_it(desk: Desk) -> None:
