@@ -83,8 +83,9 @@ class KeyRing:
         for one in sources:
             if place.startswith(one) or one.startswith(place):
                 raise UsageError(
-                    f"source {one}: it and the gateway's own place, {place}, overlap, where the files of all "
-                    "keys are: give folders or prefixes apart from it"
+                    f"source {one}: it overlaps with the gateway's own place, {place}, which has the files "
+                    "of all keys; name folders or prefixes beside it, or set CLIPFLEET_GATEWAY_OUTPUT to "
+                    "another place"
                 )
 
     def first(self) -> str | None:
