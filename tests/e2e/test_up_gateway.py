@@ -92,6 +92,8 @@ def test_a_gateway_that_dies_comes_back_on_its_port(
         )  # fmt: skip
     try:
         wait_until(lambda: "Press Ctrl-C" in log.read_text() or running.poll() is not None, "`up` is up")
+        place = environment["CLIPFLEET_GATEWAY_OUTPUT"]
+        assert f"\n  place   {place}: keys, files and results of the gateway\n" in log.read_text()
         (line,) = [one for one in log.read_text().splitlines() if one.startswith("  gateway pid")]
         os.kill(int(line.split()[2].rstrip(",")), 9)
         wait_until(lambda: "gateway is back" in log.read_text(), "the gateway is back")

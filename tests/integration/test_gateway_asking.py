@@ -165,7 +165,7 @@ def test_a_bad_input_fails_its_request_alone(services: Services, worker: DoorWor
     assert bad[0] == 400
     assert bad[1]["error"]["param"] == "input[1]"
     assert bad[1]["error"]["code"] == "not_an_image"
-    assert "input[1]: no image format" in bad[1]["error"]["message"]
+    assert "input[1]: not an image: no image format" in bad[1]["error"]["message"]
     assert ours[0] == 503
 
 

@@ -88,13 +88,14 @@ class KeyRing:
         for one in sources:
             if place.startswith(one) or one.startswith(place):
                 raise UsageError(
-                    f"source {one}: it and the gateway's own place, {place}, overlap, where the files of all "
-                    "keys are: give folders or prefixes apart from it"
+                    f"source {one}: it overlaps with the gateway's own place, {place}, which has the files "
+                    "of all keys; name folders or prefixes beside it, or set CLIPFLEET_GATEWAY_OUTPUT to "
+                    "another place"
                 )
 
     def first(self) -> str | None:
         """Make the first key of the place, and return its token; None if there is a key, or was."""
-        if any(True for _ in self._place.names(_FOLDER)):
+        if self.has_any():
             return None
         try:
             return self.add(FIRST_NAME)
@@ -105,6 +106,10 @@ class KeyRing:
         """Names of all keys, revoked ones too."""
         names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in self._place.names(_FOLDER))
         return [name for name in names if re.fullmatch(NAME_PATTERN, name)]
+
+    def has_any(self) -> bool:
+        """Whether there is a key, or was."""
+        return any(True for _ in self._place.names(_FOLDER))
 
     def all(self) -> list[Key]:
         """All keys by name, revoked ones too."""

@@ -79,13 +79,18 @@ def _cut(request: web.Request, error: Exception, begun: web.StreamResponse) -> w
 def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:
     if error.status == HTTPStatus.NOT_FOUND:
         return invalid(
-            f"There is no {request.method} {request.path}", code="unknown_url", status=HTTPStatus.NOT_FOUND
-        )
+            f"There is no {request.path}: /openapi.json lists all paths, such as /v1/embeddings",
+            code="unknown_url", status=HTTPStatus.NOT_FOUND,
+        )  # fmt: skip
     if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return invalid("The body is too large", code="body_too_large", status=HTTPStatus(error.status))
-    headers = {name: value for name, value in error.headers.items() if name == "Allow"}
-    code = "method_not_allowed" if error.status == HTTPStatus.METHOD_NOT_ALLOWED else None
-    return ApiError(HTTPStatus(error.status), error.reason, INVALID, code=code, headers=headers)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return ApiError(
+            HTTPStatus.METHOD_NOT_ALLOWED, f"{request.path} takes {allowed}, not {request.method}", INVALID,
+            code="method_not_allowed", headers={"Allow": allowed},
+        )  # fmt: skip
+    return ApiError(HTTPStatus(error.status), error.reason, INVALID)
 
 
 def hosts(names: Collection[str]) -> Middleware:

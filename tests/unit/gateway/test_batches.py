@@ -114,7 +114,7 @@ def test_what_an_ended_batch_leaves(desk: Desk) -> None:
 
 def test_a_bad_input_takes_its_whole_line_with_it(desk: Desk) -> None:
     batch = running(desk)
-    desk.jobs.failing = {2: ("not_an_image", "these bytes are text"), 5: ("timeout", "")}
+    desk.jobs.failing = {2: ("not_an_image", "a text"), 5: ("timeout", "")}
     desk.jobs.end(batch.id, JobState.COMPLETED_WITH_ERRORS)
     batch = desk.advance(batch)
 
@@ -122,7 +122,7 @@ def test_a_bad_input_takes_its_whole_line_with_it(desk: Desk) -> None:
     assert (ids(done), ids(failed), batch.counts) == (["a", "c"], ["b", "d"], (2, 2))
     assert failed[0]["response"] is None
     assert failed[0]["error"] == {
-        "code": "not_an_image", "message": "input[1]: these bytes are text", "param": "input[1]",
+        "code": "not_an_image", "message": "input[1]: not an image: a text", "param": "input[1]",
     }  # fmt: skip
     assert failed[1]["error"] == {"code": "timeout", "message": "input: timeout", "param": "input"}
     assert batch.status is BatchStatus.COMPLETED

@@ -121,6 +121,19 @@ def test_an_unknown_path_does_not_say_so_without_a_key(ring: KeyRing) -> None:
     assert with_key[1]["error"]["code"] == "unknown_url"
 
 
+def test_a_wrong_path_or_method_says_which_there_are(ring: KeyRing) -> None:
+    token = bearer(ring.add("nightly"))
+
+    path, method = ask(Door(ring), ("/embeddings", token), ("/v1/body", token))
+
+    assert (
+        path[1]["error"]["message"]
+        == "There is no /embeddings: /openapi.json lists all paths, such as /v1/embeddings"
+    )
+    assert (method[0], method[2]["Allow"]) == (405, "POST")
+    assert method[1]["error"]["message"] == "/v1/body takes POST, not GET"
+
+
 def test_health_needs_no_key(ring: KeyRing) -> None:
     assert ask(Door(ring), ("/healthz", {}))[0][0] == 200
 
