@@ -17,6 +17,7 @@ from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceeded
 from clipfleet.ledger.locks import Alive, LockTakenError
 from clipfleet_gateway.batches.answers import Lines, write_answers
 from clipfleet_gateway.batches.jobs import BatchJobs
+from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.batches.validation import LABEL_SETS, Validation
@@ -171,7 +172,7 @@ class Advancing:
             if self._has_ended(batch):  # a person has cancelled the job
                 return self._follow(batch)
             raise  # a gateway that was frozen submits it, too
-        except (UsageError, ApiError) as error:
+        except (UsageError, ApiError, LineError) as error:
             self.jobs.cancel(batch.id)
             return self._ending(batch, Ending.FAILED, BatchError(code="not_submitted", message=str(error)))
         return self.store.change(batch, is_submitted=True)

@@ -46,7 +46,7 @@ class BatchStore:
         """Keep a new batch, unless there is one that answers the same request; return the one that does.
 
         With an idempotency key, that is the one it was first sent with, whatever that one asked for; else an
-        open one of the same owner that wants the same.
+        open one of the same owner that wants the same, and is not cancelled.
         """
         name = _asked(new, idempotency_key)
         for _ in range(_TRIES):
@@ -54,7 +54,7 @@ class BatchStore:
             batch_id = self._answering(name) if version is not None else None
             if batch_id is not None:
                 found = self._kept(new.model_copy(update={"id": batch_id}))
-                if idempotency_key is not None or not found.status.is_final:
+                if idempotency_key is not None or found.status.answers_again:
                     return found
             if put_if(self.place, name, json.dumps({"batch_id": new.id}).encode(), version):
                 return self._kept(new)

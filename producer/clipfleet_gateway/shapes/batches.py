@@ -51,6 +51,11 @@ class BatchStatus(StrEnum):
         """Whether the batch has ended."""
         return self in (self.COMPLETED, self.FAILED, self.EXPIRED, self.CANCELLED)
 
+    @property
+    def answers_again(self) -> bool:
+        """Whether a batch still answers a repeated request for it. Its owner has given up a cancelled one."""
+        return not self.is_final and self is not self.CANCELLING
+
 
 class OutputExpiresAfter(StrictShape):
     """When the output and error file are removed."""

@@ -15,6 +15,7 @@ from clipfleet.contract.jobs import JobState, Lane, Task
 from clipfleet.errors import JobConflictError, QuotaExceededError, RedisUnavailableError, SourceError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.jobs import Row
+from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Ending
 from clipfleet_gateway.errors import limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
@@ -280,6 +281,16 @@ class TestTroubleOfASubmit:
         assert (batch.status, batch.errors[0].message) == (BatchStatus.FAILED, "file-1 was deleted")
         assert ids(desk.written(batch.error_file)) == ["a", "b", "c", "d"]
 
+    def test_a_line_that_the_key_may_read_no_more_fails_the_batch(self, desk: Desk) -> None:
+        """The sources of the key were narrowed after the validation."""
+        desk.jobs.raises = LineError("not_allowed", "This key may not read s3://photos/a.jpg", "input")
+        batch = desk.advance(desk.begin(LINES))
+
+        assert (batch.status, batch.errors[0].message) == (
+            BatchStatus.FAILED, "This key may not read s3://photos/a.jpg",
+        )  # fmt: skip
+        assert ids(desk.written(batch.error_file)) == ["a", "b", "c", "d"]
+
     def test_an_input_file_that_is_deleted_before_it_is_read(self, desk: Desk) -> None:
         batch = desk.begin(LINES)
         desk.files.delete("mine", batch.input_file_id)
@@ -337,6 +348,18 @@ class TestRepeatedRequests:
         again = desk.begin(LINES)
         assert again.id != batch.id
         assert desk.begin(LINES) == again
+
+    def test_one_that_is_cancelled_is_followed_by_a_new_one_at_once(self, desk: Desk) -> None:
+        batch = running(desk)
+        keyed = running(desk, idempotency_key="night 1")
+        for one in (batch, keyed):
+            assert desk.advancing().cancel(one).status is BatchStatus.CANCELLING
+
+        again = desk.begin(LINES)
+
+        assert again.id != batch.id
+        assert desk.begin(LINES) == again
+        assert desk.begin(LINES, idempotency_key="night 1").id == keyed.id
 
     def test_an_idempotency_key_makes_one_batch_even_after_its_end(self, desk: Desk) -> None:
         batch = running(desk, idempotency_key="night 1")
