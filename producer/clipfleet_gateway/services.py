@@ -68,8 +68,9 @@ class Services:
         """Remove what has expired, and what uploads and writes that were killed have left."""
         self.files.remove_expired()
         self.place.sweep_scratch(idle_seconds=DAY_SECONDS)
+        coming = self.batches.coming_files()
         for key in self.keys.all():
-            self.files.remove_strays(key.name)
+            self.files.remove_strays(key.name, coming)
 
     def __enter__(self) -> Self:
         return self

@@ -14,11 +14,12 @@ from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
-from clipfleet.ledger.locks import Alive, LockTakenError
+from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
+from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.batches.answers import Lines, write_answers
 from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.lines import LineError
-from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
+from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending, made_at
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.batches.validation import LABEL_SETS, Validation
 from clipfleet_gateway.errors import ApiError
@@ -88,10 +89,26 @@ class Advancing:
                     if after is batch:
                         return
                     batch = after or self.store.find(owner, batch_id)
-                if batch is not None:
-                    self.store.end(batch_id)
+                self._clear(batch_id, batch)
         except LockTakenError:
             return
+        except LockLostError:
+            self._clear(batch_id, self.store.find(owner, batch_id))
+            raise
+
+    def _clear(self, batch_id: str, batch: BatchRecord | None) -> None:
+        """Remove what is left of a batch that has ended, or of which there is only the beginning."""
+        if batch is not None and batch.status.is_final:
+            self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
+            self.store.end(batch_id)
+        elif batch is None and made_at(batch_id) < self._seconds() - DAY_SECONDS:
+            self.store.end(batch_id)
+
+    def coming_files(self) -> set[str]:
+        """Ids of files that are written, and are found once their batches end."""
+        batches = [self.store.find(owner, batch_id) for owner, batch_id in self.open()]
+        files = [file for batch in batches if batch for file in (batch.output_file, batch.error_file)]
+        return {file.id for file in files if file is not None}
 
     def cancel(self, batch: BatchRecord) -> BatchRecord:
         """Let a batch end early; one that cancels, was cancelled or writes its files is returned as it is."""

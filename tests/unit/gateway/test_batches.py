@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from clipfleet.contract.jobs import JobState, Lane, Task
 from clipfleet.errors import JobConflictError, QuotaExceededError, RedisUnavailableError, SourceError
+from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.lines import LineError
@@ -477,6 +478,60 @@ def test_a_gateway_that_was_frozen_changes_nothing(desk: Desk, is_late: bool) ->
     assert (ids(done), ids(failed)) == (["a", "b", "c"], ["d"])
     contents = [name for name in desk.place.names("files/mine/") if name.endswith(".bytes")]
     assert len(contents) == 3, "what it has written is gone"
+
+
+@pytest.mark.parametrize("stops_with", [None, LockLostError("gone")], ids=["to its end", "until it notices"])
+def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(
+    desk: Desk, stops_with: Exception | None
+) -> None:
+    """The ledger learns of the job when the batch has ended and nobody looks at it any more."""
+    batch = desk.begin(LINES)
+
+    class Frozen(FakeJobs):
+        def submit(self, *arguments: Any) -> None:
+            desk.advancing().cancel(desk.found(batch))
+            desk.advance(batch)
+            desk.jobs.submit(*arguments)
+            if stops_with is not None:
+                raise stops_with
+
+        def cancel(self, job_id: str) -> None:
+            desk.jobs.cancel(job_id)
+
+    with pytest.raises(LockLostError) if stops_with else nullcontext():
+        desk.advancing(jobs=Frozen(desk.files)).advance("mine", batch.id)
+
+    assert desk.found(batch).status is BatchStatus.CANCELLED
+    assert desk.jobs.states == {batch.id: JobState.CANCELLED}
+    assert not [*desk.store.open_ids(), *desk.place.names(f"work/{batch.id}/")]
+
+
+def test_files_that_no_record_names_yet_are_no_strays(desk: Desk) -> None:
+    """All gateways were down for two days, between the two files and the end."""
+    batch = running(desk)
+    desk.jobs.done = 3
+    desk.jobs.end(batch.id, JobState.CANCELLED)
+    while not batch.has_files:
+        batch = desk.advancing()._step(batch, lambda: None) or batch
+    desk.now.later(days=2)
+
+    desk.files.remove_strays("mine", desk.advancing().coming_files())
+    done, failed = files_of(desk, desk.advance(batch))
+
+    assert (ids(done), ids(failed)) == (["a"], ["b", "c", "d"])
+
+
+def test_an_open_batch_that_was_never_made_is_forgotten_a_day_later(desk: Desk) -> None:
+    """Its gateway was killed before the record; the same request would have made it."""
+    batch = desk.begin(LINES)
+    desk.place.remove(f"batches/mine/{batch.id}.json")
+
+    desk.advancing().advance("mine", batch.id)
+    assert desk.advancing().open() == [("mine", batch.id)]
+
+    desk.now.later(hours=25)
+    desk.advancing().advance("mine", batch.id)
+    assert desk.advancing().open() == []
 
 
 def test_records_are_json(desk: Desk) -> None:
