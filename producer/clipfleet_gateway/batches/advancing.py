@@ -198,7 +198,8 @@ class Advancing:
 
     def _follow(self, batch: BatchRecord) -> BatchRecord | None:
         status = self.jobs.status(batch.id)
-        if status is None:  # Redis has lost it: the submit restores it from its output
+        if status is None or not (status.sealed or status.state.is_final):
+            # Redis has lost it, or is as it was a moment ago: the submit restores it from its output.
             return self.store.change(batch, is_submitted=False) if batch.is_submitted else batch
         if not status.state.is_final:
             return batch

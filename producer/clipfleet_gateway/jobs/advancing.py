@@ -156,11 +156,10 @@ class Jobs:
     def _follow(self, job: JobRecord) -> JobRecord | None:
         status = self._status(job.id)
         if status is None:  # Redis has lost it
-            try:
-                self.submitting.client.rebuild(self.store.output(job.id))
-            except JobNotFoundError:
-                return self.store.change(job, is_submitted=False)
-            return job
+            with suppress(JobNotFoundError):
+                status = self.submitting.client.rebuild(self.store.output(job.id)).status()
+        if status is None or not (status.sealed or status.state.is_final):  # it is as it was a moment ago
+            return self.store.change(job, is_submitted=False)
         return self._ended(job, Counts.of(status)) if status.state.is_final else job
 
     def _ended(self, job: JobRecord, counts: Counts, **more: object) -> JobRecord | None:
