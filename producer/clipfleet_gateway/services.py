@@ -42,7 +42,7 @@ class Services:
         self.keys = KeyRing(self.place)
         self.files = FileStore(self.place)
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
-        self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
+        self.client = self._opened.enter_context(Client(settings, patience_seconds=0, resumes=True))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
         locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS)
         self._opened.callback(locks.close)

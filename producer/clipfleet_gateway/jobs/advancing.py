@@ -21,9 +21,10 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.ledger.jobs import JobStatus
-from clipfleet.ledger.locks import Alive, LockTakenError
+from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
+from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.errors import ApiError
-from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, new_job_id
+from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, made_at, new_job_id
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting, require_allowed
 from clipfleet_gateway.keys.key import Key
@@ -91,20 +92,33 @@ class Jobs:
         Raises:
             LockLostError: another gateway may be at it now.
         """
-        with suppress(LockTakenError), self.hold(f"gateway-{job_id}") as still_held:
+        try:
+            with self.hold(f"gateway-{job_id}") as still_held:
 
-            def both() -> None:
-                alive()
-                still_held()
+                def both() -> None:
+                    alive()
+                    still_held()
 
-            job = self.store.find(owner, job_id)
-            while job is not None and job.end is None:
-                after = self._step(job, both)
-                if after is job:
-                    return
-                job = after or self.store.find(owner, job_id)
-            if job is not None:
-                self.store.end(job_id)
+                job = self.store.find(owner, job_id)
+                while job is not None and job.end is None:
+                    after = self._step(job, both)
+                    if after is job:
+                        return
+                    job = after or self.store.find(owner, job_id)
+                self._clear(job_id, job)
+        except LockTakenError:
+            return
+        except LockLostError:
+            self._clear(job_id, self.store.find(owner, job_id))
+            raise
+
+    def _clear(self, job_id: str, job: JobRecord | None) -> None:
+        """Remove what is left of a job that has ended, or of which there is only the beginning."""
+        if job is not None and job.end is not None:
+            self._cancelled(job_id)  # a gateway that was frozen may have submitted it after the end
+            self.store.end(job_id)
+        elif job is None and made_at(job_id) < self._seconds() - DAY_SECONDS:
+            self.store.end(job_id)
 
     def cancel(self, job: JobRecord) -> JobRecord:
         """Let a job end early. Idempotent; one that has ended is returned as it is."""
@@ -122,10 +136,15 @@ class Jobs:
         status = self._status(job.id)
         return None if status is None else Counts.of(status)
 
+    def _seconds(self) -> int:
+        return int(self.now().timestamp())
+
     def _step(self, job: JobRecord, alive: Alive) -> JobRecord | None:
         """One step: the job after it; the same object if it must wait; None if it was overtaken."""
         if job.is_cancelled:
             status = self._cancelled(job.id)
+            if status is not None and not status.state.is_final:
+                return job  # it is finishing
             return self._ended(job, Counts(state=JobState.CANCELLED) if status is None else Counts.of(status))
         return self._follow(job) if job.is_submitted else self._submit(job, alive)
 
@@ -163,7 +182,7 @@ class Jobs:
         return self._ended(job, Counts.of(status)) if status.state.is_final else job
 
     def _ended(self, job: JobRecord, counts: Counts, **more: object) -> JobRecord | None:
-        finished_at = counts.finished_at or int(self.now().timestamp())
+        finished_at = counts.finished_at or self._seconds()
         end = counts.model_copy(update={"finished_at": finished_at})
         return self.store.change(job, end=end, **more)
 

@@ -1,9 +1,8 @@
-"""Batches and jobs over a ledger in memory: what a gateway does when Redis, the place or another one fails it."""
+"""Batches and jobs over a ledger in memory, while Redis, the place or another gateway fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -12,7 +11,6 @@ from clipfleet import client as client_module
 from clipfleet.client import Client
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import OutputUnreachableError
-from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.advancing import Advancing
@@ -22,7 +20,9 @@ from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.shapes.jobs import JobRequest
 from tests.support.batches import Desk, jsonl, line, no_lock
+from tests.support.gateway_app import gateway_services
 from tests.support.hints import CountedHints
+from tests.support.ledger import claim_finish, work_off
 from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 3
@@ -107,10 +107,10 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> RepliesLedger:
 
 
 @pytest.fixture
-def client(ledger: RepliesLedger) -> Iterator[Client]:
-    with Client("redis://127.0.0.1:1/0", patience_seconds=0) as client:
-        vars(client)["_hints"] = CountedHints()
-        yield client
+def client(ledger: RepliesLedger, place: FolderOutput) -> Iterator[Client]:
+    with gateway_services(place.uri) as services:
+        vars(services.client)["_hints"] = CountedHints()
+        yield services.client
 
 
 @pytest.fixture
@@ -136,3 +136,63 @@ def test_a_redis_of_a_moment_ago_lets_none_wait_for_ever(kind: Kind, ledger: Rep
 
     status = ledger.status(kind.id)
     assert (status.state, status.sealed, status.total) == (JobState.RUNNING, True, ITEMS)
+
+
+def test_a_place_that_refuses_a_write_cancels_nothing(
+    kind: Kind, ledger: RepliesLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = True
+    create = FolderOutput.create
+
+    def created(output: FolderOutput, name: str, data: bytes, **named: Any) -> bool:
+        if refuses and name == objects.JOB_FILE:
+            raise OutputUnreachableError(f"{output.uri}: permission denied")
+        return create(output, name, data, **named)
+
+    monkeypatch.setattr(FolderOutput, "create", created)
+    with pytest.raises(OutputUnreachableError):
+        kind.advance()
+    assert ledger.status(kind.id).state is JobState.SUBMITTING
+
+    refuses = False
+    assert kind.advance() == "in_progress"
+    assert ledger.status(kind.id).state is JobState.RUNNING
+
+
+def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(kind: Kind, ledger: RepliesLedger) -> None:
+    """The ledger learns of the job when it has been cancelled, and nobody looks at it any more."""
+
+    def end() -> None:
+        ledger.before.clear()
+        kind.cancel()
+        assert kind.advance() == "cancelled"
+
+    ledger.before["submit"] = end
+
+    assert kind.advance() == "cancelled"
+
+    assert ledger.status(kind.id).state is JobState.CANCELLED
+    assert kind.open() == []
+
+
+def test_what_was_never_made_is_forgotten_a_day_later(kind: Kind, desk: Desk) -> None:
+    """Its gateway was killed before the record; the same request would have made it."""
+    kind.lose_record()
+    kind.advance()
+    assert kind.open() == [("mine", kind.id)]
+
+    desk.now.later(hours=25)
+    kind.advance()
+    assert kind.open() == []
+
+
+def test_what_is_finishing_is_waited_for_although_it_is_cancelled(kind: Kind, ledger: RepliesLedger) -> None:
+    assert kind.advance() == "in_progress"
+    work_off(ledger)
+    kind.cancel()
+    assert kind.advance() in ("in_progress", "cancelling")
+    assert ledger.status(kind.id).state is JobState.FINISHING
+
+    ledger.finish(claim_finish(ledger), ttl_seconds=60)
+    assert kind.advance() in ("completed", "cancelled")
+    assert kind.open() == []
