@@ -67,9 +67,8 @@ class Submission:
         only with `check_source`.
 
         Nothing is removed from the output before the ledger has accepted the job. A new job with an unusable
-        source or output is cancelled, unless the output is unreachable and the caller resumes. If the job
-        fails meanwhile because workers cannot write rows, the submit ends, and the job's status has the
-        reason.
+        source or output is cancelled, see `resumes`. If the job fails meanwhile because workers cannot write
+        rows, the submit ends, and the job's status has the reason.
 
         Returns:
             Whether the job had ended before; nothing was done.
