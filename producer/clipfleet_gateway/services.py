@@ -10,6 +10,7 @@ from functools import partial
 from typing import Self, TypeVar
 
 from clipfleet.client import Client
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.settings import DAY_SECONDS
@@ -44,15 +45,18 @@ class Services:
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0, resumes=True))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
+        ledger = Ledger(settings.require_redis_url())
+        self._opened.callback(ledger.close)
         locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS)
         self._opened.callback(locks.close)
         self.batches = Advancing(
-            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, self.files),
+            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, ledger, self.files),
             self.quotas.spend, locks.held, settings.gateway_batch_requests,
         )  # fmt: skip
         self.jobs = Jobs(
             JobStore(self.place),
             Submitting(self.client, self.files),
+            ledger,
             self.keys,
             self.quotas.spend,
             locks.held,

@@ -104,7 +104,7 @@ def test_requests_that_are_wrong(services: Services, change: dict[str, Any], sta
 
     assert found[0] == status
     assert found[1]["error"]["param"].startswith(param)
-    assert not [*services.batches.store.open_ids()]
+    assert not services.batches.open()
 
 
 def test_what_is_no_json(services: Services) -> None:

@@ -60,16 +60,18 @@ class Advancing:
 
     def open(self) -> list[tuple[str, str]]:
         """Owners and ids of the batches that have not ended."""
-        owners = ((self.store.owner_of(batch_id), batch_id) for batch_id in self.store.open_ids())
-        return [(owner, batch_id) for owner, batch_id in owners if owner is not None]
+        return [*self.store.open()]
 
-    def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> None:
-        """Do all steps that can be done now; nothing if another gateway is at it.
+    def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> bool:
+        """Do all steps that can be done now; none if another gateway is at it.
 
         Args:
             owner: of the batch.
             batch_id: a batch that may not be there, or may have ended.
             alive: called now and then; raises to stop.
+
+        Returns:
+            Whether a step was done, or another gateway is at it.
 
         Raises:
             WorldError: Redis or the place is unavailable; the steps so far are done.
@@ -83,26 +85,27 @@ class Advancing:
                     alive()
                     still_held()
 
-                batch = self.store.find(owner, batch_id)
+                first = batch = self.store.find(owner, batch_id)
                 while batch is not None and not batch.status.is_final:
                     after = self._step(batch, both)
                     if after is batch:
-                        return
+                        return batch is not first
                     batch = after or self.store.find(owner, batch_id)
-                self._clear(batch_id, batch)
+                self._clear(owner, batch_id, batch)
+                return batch is not None
         except LockTakenError:
-            return
+            return True
         except LockLostError:
-            self._clear(batch_id, self.store.find(owner, batch_id))
+            self._clear(owner, batch_id, self.store.find(owner, batch_id))
             raise
 
-    def _clear(self, batch_id: str, batch: BatchRecord | None) -> None:
+    def _clear(self, owner: str, batch_id: str, batch: BatchRecord | None) -> None:
         """Remove what is left of a batch that has ended, or of which there is only the beginning."""
         if batch is not None and batch.status.is_final:
             self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
-            self.store.end(batch_id)
+            self.store.end(owner, batch_id)
         elif batch is None and made_at(batch_id) < self._seconds() - DAY_SECONDS:
-            self.store.end(batch_id)
+            self.store.end(owner, batch_id)
 
     def coming_files(self) -> set[str]:
         """Ids of files that are written, and are found once their batches end."""

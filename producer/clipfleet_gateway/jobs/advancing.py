@@ -20,7 +20,7 @@ from clipfleet.errors import (
     QuotaExceededError,
     UsageError,
 )
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
 from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.errors import ApiError
@@ -48,6 +48,7 @@ class Jobs:
 
     store: JobStore
     submitting: Submitting
+    ledger: Ledger
     keys: KeyRing
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
@@ -78,16 +79,18 @@ class Jobs:
 
     def open(self) -> list[tuple[str, str]]:
         """Owners and ids of the jobs that have not ended."""
-        owners = ((self.store.owner_of(job_id), job_id) for job_id in self.store.open_ids())
-        return [(owner, job_id) for owner, job_id in owners if owner is not None]
+        return [*self.store.open()]
 
-    def advance(self, owner: str, job_id: str, alive: Alive = lambda: None) -> None:
-        """Do all steps that can be done now; nothing if another gateway is at it.
+    def advance(self, owner: str, job_id: str, alive: Alive = lambda: None) -> bool:
+        """Do all steps that can be done now; none if another gateway is at it.
 
         Args:
             owner: of the job.
             job_id: a job that may not be there, or may have ended.
             alive: called now and then; raises to stop.
+
+        Returns:
+            Whether a step was done, or another gateway is at it.
 
         Raises:
             LockLostError: another gateway may be at it now.
@@ -99,26 +102,27 @@ class Jobs:
                     alive()
                     still_held()
 
-                job = self.store.find(owner, job_id)
+                first = job = self.store.find(owner, job_id)
                 while job is not None and job.end is None:
                     after = self._step(job, both)
                     if after is job:
-                        return
+                        return job is not first
                     job = after or self.store.find(owner, job_id)
-                self._clear(job_id, job)
+                self._clear(owner, job_id, job)
+                return job is not None
         except LockTakenError:
-            return
+            return True
         except LockLostError:
-            self._clear(job_id, self.store.find(owner, job_id))
+            self._clear(owner, job_id, self.store.find(owner, job_id))
             raise
 
-    def _clear(self, job_id: str, job: JobRecord | None) -> None:
+    def _clear(self, owner: str, job_id: str, job: JobRecord | None) -> None:
         """Remove what is left of a job that has ended, or of which there is only the beginning."""
         if job is not None and job.end is not None:
             self._cancelled(job_id)  # a gateway that was frozen may have submitted it after the end
-            self.store.end(job_id)
+            self.store.end(owner, job_id)
         elif job is None and made_at(job_id) < self._seconds() - DAY_SECONDS:
-            self.store.end(job_id)
+            self.store.end(owner, job_id)
 
     def cancel(self, job: JobRecord) -> JobRecord:
         """Let a job end early. Idempotent; one that has ended is returned as it is."""
@@ -188,7 +192,7 @@ class Jobs:
 
     def _status(self, job_id: str) -> JobStatus | None:
         with suppress(JobNotFoundError):
-            return self.submitting.client.job(job_id).status()
+            return self.ledger.status(job_id)
         return None
 
     def _cancelled(self, job_id: str) -> JobStatus | None:

@@ -381,7 +381,7 @@ class TestRepeatedRequests:
         batch = desk.begin(LINES)
 
         assert desk.begin(LINES) == batch == desk.found(batch)
-        assert {*desk.store.open_ids()} == {first.id, batch.id}
+        assert {*desk.store.open()} == {("mine", first.id), ("mine", batch.id)}
         found, _ = desk.store.listed("mine", after=None, limit=10)
         assert {one.id for one in found} == {first.id, batch.id}
 
@@ -432,7 +432,7 @@ def is_killed_at(change: int, desk: Desk, ending: str, *, after: bool) -> bool:
     assert found.status == (ending if is_valid else "failed")
     lines = [one for file in files_of(desk, found) for one in file]
     assert sorted(ids(lines)) == (["a", "b", "c", "d"] if is_valid else [])
-    assert not [*desk.store.open_ids(), *desk.place.names(f"work/{batch.id}/")]
+    assert not [*desk.store.open(), *desk.place.names(f"work/{batch.id}/")]
     assert desk.spent == ({batch.id: ITEMS} if is_valid else {})
     records = [name for name in desk.place.names("files/mine/") if name.endswith(".json")]
     referred = [one for one in (found.output_file, found.error_file) if one is not None]
@@ -503,7 +503,7 @@ def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(
 
     assert desk.found(batch).status is BatchStatus.CANCELLED
     assert desk.jobs.states == {batch.id: JobState.CANCELLED}
-    assert not [*desk.store.open_ids(), *desk.place.names(f"work/{batch.id}/")]
+    assert not [*desk.store.open(), *desk.place.names(f"work/{batch.id}/")]
 
 
 def test_files_that_no_record_names_yet_are_no_strays(desk: Desk) -> None:

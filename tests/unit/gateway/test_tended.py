@@ -11,6 +11,7 @@ from clipfleet import client as client_module
 from clipfleet.client import Client
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import OutputUnreachableError
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.advancing import Advancing
@@ -47,9 +48,9 @@ class Kind(Protocol):
 
 
 class OneBatch:
-    def __init__(self, desk: Desk, client: Client) -> None:
+    def __init__(self, desk: Desk, client: Client, ledger: Ledger) -> None:
         self._desk = desk
-        self._advancing: Advancing = desk.advancing(jobs=BatchJobs(client, desk.files))
+        self._advancing: Advancing = desk.advancing(jobs=BatchJobs(client, ledger, desk.files))
         self.id = desk.begin(jsonl(*[line(f"{number}") for number in range(ITEMS)])).id
 
     def advance(self) -> str:
@@ -70,11 +71,12 @@ class OneBatch:
 
 
 class OneJob:
-    def __init__(self, desk: Desk, client: Client) -> None:
+    def __init__(self, desk: Desk, client: Client, ledger: Ledger) -> None:
         self._desk = desk
         self._jobs = Jobs(
-            JobStore(desk.place), Submitting(client, desk.files), desk.keys, desk._spend, no_lock, desk.now
-        )
+            JobStore(desk.place), Submitting(client, desk.files), ledger, desk.keys, desk._spend, no_lock,
+            desk.now,
+        )  # fmt: skip
         key = desk.keys.find("mine")
         assert key is not None
         request = JobRequest(task="embed_text", model="demo", items=tuple(map(str, range(ITEMS))))
@@ -119,9 +121,9 @@ def desk(place: FolderOutput) -> Desk:
 
 
 @pytest.fixture(params=[OneBatch, OneJob], ids=["batch", "job"])
-def kind(request: pytest.FixtureRequest, desk: Desk, client: Client) -> Kind:
-    made: Callable[[Desk, Client], Kind] = request.param
-    return made(desk, client)
+def kind(request: pytest.FixtureRequest, desk: Desk, client: Client, ledger: RepliesLedger) -> Kind:
+    made: Callable[[Desk, Client, Ledger], Kind] = request.param
+    return made(desk, client, ledger)
 
 
 def test_a_redis_of_a_moment_ago_lets_none_wait_for_ever(kind: Kind, ledger: RepliesLedger) -> None:
@@ -196,3 +198,13 @@ def test_what_is_finishing_is_waited_for_although_it_is_cancelled(kind: Kind, le
     ledger.finish(claim_finish(ledger), ttl_seconds=60)
     assert kind.advance() in ("completed", "cancelled")
     assert kind.open() == []
+
+
+def test_a_look_at_what_runs_reads_no_description(kind: Kind, ledger: RepliesLedger) -> None:
+    """It may have megabytes of labels."""
+    kind.advance()
+    ledger.calls.clear()
+
+    assert kind.advance() == "in_progress"
+
+    assert {name for name, _, _ in ledger.calls} == {"status"}
