@@ -32,7 +32,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors meters settings",
-        "keys",
+        "keys known_models",
         "files",
         "shapes",
         "inputs",

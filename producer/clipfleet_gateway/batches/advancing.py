@@ -14,6 +14,7 @@ from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
+from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
 from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.batches.answers import Lines, write_answers
@@ -21,12 +22,13 @@ from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending, made_at
 from clipfleet_gateway.batches.store import BatchStore
-from clipfleet_gateway.batches.validation import LABEL_SETS, Validation
+from clipfleet_gateway.batches.validation import LABEL_SETS, NoModelYetError, Validation
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.files.record import FileRecord, Purpose
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
 _ENDINGS = {
@@ -53,6 +55,7 @@ class Advancing:
     files: FileStore
     keys: KeyRing
     jobs: BatchJobs
+    models: KnownModels
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
     most_requests: int
@@ -155,8 +158,11 @@ class Advancing:
 
     def _validate(self, batch: BatchRecord, alive: Alive) -> BatchRecord | None:
         key = self._key(batch)
-        validation = Validation(batch, key, self.files, self.most_requests, self.jobs.sole_model())
-        checked = validation.run(self.store, alive)
+        validation = Validation(batch, key, self.files, self.most_requests, self.models.served())
+        try:
+            checked = validation.run(self.store, alive)
+        except NoModelYetError:
+            return batch
         if not isinstance(checked, Checked):
             return self._failed(batch, checked)
         try:
@@ -205,10 +211,22 @@ class Advancing:
             # Redis has lost it, or is as it was a moment ago: the submit restores it from its output.
             return self.store.change(batch, is_submitted=False) if batch.is_submitted else batch
         if not status.state.is_final:
-            return batch
+            return self._wait(batch, status)
         ending = _ENDINGS[status.state]
         error = BatchError(code="job_failed", message=status.reason) if ending is Ending.FAILED else None
         return self._ending(batch, ending, error)
+
+    def _wait(self, batch: BatchRecord, status: JobStatus) -> BatchRecord | None:
+        """Wait for the job, unless no worker knows its model."""
+        try:
+            if not status.done:
+                since = batch.in_progress_at or batch.created_at
+                self.models.require(status.model, self._seconds() - since)
+        except ApiError as error:
+            self.jobs.cancel(batch.id)
+            wrong = BatchError(code=error.code or "failed", message=error.message, param=error.param)
+            return self._ending(batch, Ending.FAILED, wrong)
+        return batch
 
     def _has_ended(self, batch: BatchRecord) -> bool:
         status = self.jobs.status(batch.id)

@@ -133,11 +133,6 @@ class BatchJobs:
         with suppress(JobNotFoundError):
             self._client.job(job_id).cancel()
 
-    def sole_model(self) -> str | None:
-        """The model that is served, if there is only one."""
-        names = {name for worker in self._client.workers() for name in worker.models}
-        return names.pop() if len(names) == 1 else None
-
     def rows(self, task: Task, output: str) -> Iterator[Row]:
         """The rows that are there, in the order of the items. Needs no Redis."""
         columns = ("labels", "scores") if task is Task.CLASSIFY else ("embedding",)

@@ -29,6 +29,7 @@ from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting, require_allowed
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.jobs import JobBody, JobRequest
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Jobs:
     store: JobStore
     submitting: Submitting
     ledger: Ledger
+    models: KnownModels
     keys: KeyRing
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
@@ -170,11 +172,15 @@ class Jobs:
             status = self._status(job.id)
             return self._follow(job) if status is not None and status.state.is_final else job
         except (ApiError, UsageError) as error:
-            status = self._cancelled(job.id)
-            failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
-            counts = failed.model_copy(update={"state": JobState.FAILED, "reason": str(error)})
-            return self._ended(job, counts, error=job_error(error))
+            return self._failed(job, error)
         return self.store.change(job, is_submitted=True)
+
+    def _failed(self, job: JobRecord, error: ApiError | UsageError) -> JobRecord | None:
+        """End a job that cannot be run."""
+        status = self._cancelled(job.id)
+        failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
+        counts = failed.model_copy(update={"state": JobState.FAILED, "reason": str(error)})
+        return self._ended(job, counts, error=job_error(error))
 
     def _follow(self, job: JobRecord) -> JobRecord | None:
         status = self._status(job.id)
@@ -183,7 +189,14 @@ class Jobs:
                 status = self.submitting.client.rebuild(self.store.output(job.id)).status()
         if status is None or not (status.sealed or status.state.is_final):  # it is as it was a moment ago
             return self.store.change(job, is_submitted=False)
-        return self._ended(job, Counts.of(status)) if status.state.is_final else job
+        if status.state.is_final:
+            return self._ended(job, Counts.of(status))
+        try:
+            if not status.done:
+                self.models.require(status.model, self._seconds() - job.created_at)
+        except ApiError as error:
+            return self._failed(job, error)
+        return job
 
     def _ended(self, job: JobRecord, counts: Counts, **more: object) -> JobRecord | None:
         finished_at = counts.finished_at or self._seconds()

@@ -41,7 +41,9 @@ class BatchStatus(StrEnum):
     IN_PROGRESS = "in_progress"
     FINALIZING = "finalizing"
     COMPLETED = "completed"
-    FAILED = "failed"  # a line of the input file is wrong, so nothing was run; or no results could be written
+    # A line of the input file is wrong, so nothing was run; or no worker knows the model; or no results could
+    # be written.
+    FAILED = "failed"
     EXPIRED = "expired"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"

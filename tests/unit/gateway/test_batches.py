@@ -20,7 +20,7 @@ from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Ending
 from clipfleet_gateway.errors import limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
-from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal
+from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal, worker
 
 LINES = jsonl(
     line("a"),
@@ -164,6 +164,22 @@ def test_zero_shot(desk: Desk) -> None:
         ["cat", "dog"],
         ["x", "y", "z"],
     ]
+
+
+def test_lines_without_a_model_wait_for_a_worker_that_says_which(desk: Desk) -> None:
+    body = {"inputs": "https://x/a.jpg", "parameters": {"candidate_labels": ["cat", "dog"]}}
+    desk.workers = []
+    batch = desk.begin(jsonl(line("a", body, url="/v1/zero-shot")), Endpoint.ZERO_SHOT)
+    assert desk.advance(batch).status is BatchStatus.VALIDATING
+
+    desk.workers = [worker("demo")]
+    found = desk.advance(batch)
+    assert (found.status, found.shown().model) == (BatchStatus.IN_PROGRESS, "demo")
+
+    desk.workers.append(worker("other"))
+    body["inputs"] = "https://x/b.jpg"
+    failed = desk.advance(desk.begin(jsonl(line("a", body, url="/v1/zero-shot")), Endpoint.ZERO_SHOT))
+    assert (failed.status, failed.errors[0].param) == (BatchStatus.FAILED, "model")
 
 
 class TestEarlyEnds:

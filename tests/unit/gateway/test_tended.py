@@ -19,11 +19,12 @@ from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.jobs.advancing import Jobs
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
+from clipfleet_gateway.known_models import PATIENCE_SECONDS, KnownModels
 from clipfleet_gateway.shapes.jobs import JobRequest
-from tests.support.batches import Desk, jsonl, line, no_lock
+from tests.support.batches import Desk, jsonl, line, no_lock, worker
 from tests.support.gateway_app import gateway_services
 from tests.support.hints import CountedHints
-from tests.support.ledger import claim_finish, work_off
+from tests.support.ledger import claim, claim_finish, work_off
 from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 3
@@ -45,6 +46,9 @@ class Kind(Protocol):
 
     def lose_record(self) -> None:
         """As if its gateway was killed before the record was made."""
+
+    def error(self) -> tuple[str | None, str, str | None] | None:
+        """Code, message and param of why it has failed."""
 
 
 class OneBatch:
@@ -69,12 +73,17 @@ class OneBatch:
     def lose_record(self) -> None:
         self._desk.place.remove(f"batches/mine/{self.id}.json")
 
+    def error(self) -> tuple[str | None, str, str | None] | None:
+        found = self._desk.store.find("mine", self.id)
+        return next(((one.code, one.message, one.param) for one in found.errors), None) if found else None
+
 
 class OneJob:
     def __init__(self, desk: Desk, client: Client, ledger: Ledger) -> None:
         self._desk = desk
         self._jobs = Jobs(
-            JobStore(desk.place), Submitting(client, desk.files), ledger, desk.keys, desk._spend, no_lock,
+            JobStore(desk.place), Submitting(client, desk.files), ledger,
+            KnownModels(desk.place, lambda: desk.workers), desk.keys, desk._spend, no_lock,
             desk.now,
         )  # fmt: skip
         key = desk.keys.find("mine")
@@ -99,6 +108,10 @@ class OneJob:
 
     def lose_record(self) -> None:
         self._desk.place.remove(f"submitted/mine/{self.id}.json")
+
+    def error(self) -> tuple[str | None, str, str | None] | None:
+        found = self._jobs.store.find("mine", self.id)
+        return (found.error.code, found.error.message, found.error.param) if found and found.error else None
 
 
 @pytest.fixture
@@ -208,3 +221,56 @@ def test_a_look_at_what_runs_reads_no_description(kind: Kind, ledger: RepliesLed
     assert kind.advance() == "in_progress"
 
     assert {name for name, _, _ in ledger.calls} == {"status"}
+
+
+def test_a_model_that_no_worker_knows_is_named_in_the_end(
+    kind: Kind, desk: Desk, ledger: RepliesLedger
+) -> None:
+    desk.workers = [worker("other"), worker("third")]
+    assert kind.advance() == "in_progress"
+    desk.now.later(seconds=PATIENCE_SECONDS - 1)
+    assert kind.advance() == "in_progress", "a worker may be starting"
+
+    desk.now.later(seconds=1)
+    assert kind.advance() == "failed"
+
+    assert kind.error() == (
+        "model_not_found", "No worker serves the model 'demo'; served: other, third", "model",
+    )  # fmt: skip
+    assert ledger.status(kind.id).state is JobState.CANCELLED
+    assert kind.open() == []
+
+
+def no_worker(desk: Desk, ledger: RepliesLedger) -> None:
+    """None could say which models are served."""
+    desk.workers = []
+
+
+def all_start_anew(desk: Desk, ledger: RepliesLedger) -> None:
+    """Those of other models come first."""
+    desk.workers = [worker("other", up_seconds=PATIENCE_SECONDS - 1)]
+
+
+def was_served(desk: Desk, ledger: RepliesLedger) -> None:
+    """A gateway of yesterday has seen it."""
+    desk.workers = [worker("demo")]
+    KnownModels(desk.place, lambda: desk.workers).served()
+    desk.workers = [worker("other")]
+
+
+def some_is_done(desk: Desk, ledger: RepliesLedger) -> None:
+    desk.workers = [worker("other")]
+    claimed = claim(ledger)
+    ledger.complete(claimed, ok=1, failed=0, codes={}, work_seconds={})
+
+
+@pytest.mark.parametrize("happens", [no_worker, all_start_anew, was_served, some_is_done])
+def test_a_model_that_a_worker_may_serve_is_waited_for(
+    kind: Kind, desk: Desk, ledger: RepliesLedger, happens: Callable[[Desk, RepliesLedger], None]
+) -> None:
+    desk.workers = []
+    kind.advance()
+    happens(desk, ledger)
+    desk.now.later(hours=23)
+
+    assert kind.advance() == "in_progress"
