@@ -12,7 +12,7 @@ from clipfleet.client import Client
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import OutputUnreachableError
 from clipfleet.ledger.jobs import Ledger
-from clipfleet.outputs import objects
+from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
@@ -21,10 +21,10 @@ from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.known_models import PATIENCE_SECONDS, KnownModels
 from clipfleet_gateway.shapes.jobs import JobRequest
-from tests.support.batches import Desk, jsonl, line, no_lock, worker
+from tests.support.batches import Desk, KilledError, jsonl, line, mortal, no_lock, worker
 from tests.support.gateway_app import gateway_services
 from tests.support.hints import CountedHints
-from tests.support.ledger import claim, claim_finish, work_off
+from tests.support.ledger import claim, claim_finish, new_token, work_off
 from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 3
@@ -79,17 +79,24 @@ class OneBatch:
 
 
 class OneJob:
-    def __init__(self, desk: Desk, client: Client, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        client: Client,
+        ledger: Ledger,
+        place: Output | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
         self._desk = desk
         self._jobs = Jobs(
-            JobStore(desk.place), Submitting(client, desk.files), ledger,
+            JobStore(place or desk.place), Submitting(client, desk.files), ledger,
             KnownModels(desk.place, lambda: desk.workers), desk.keys, desk._spend, no_lock,
             desk.now,
         )  # fmt: skip
         key = desk.keys.find("mine")
         assert key is not None
         request = JobRequest(task="embed_text", model="demo", items=tuple(map(str, range(ITEMS))))
-        self.id = self._jobs.begin(request, "digest", key, None).id
+        self.id = self._jobs.begin(request, "digest", key, idempotency_key).id
 
     def advance(self) -> str:
         self._jobs.advance("mine", self.id)
@@ -274,3 +281,43 @@ def test_a_model_that_a_worker_may_serve_is_waited_for(
     desk.now.later(hours=23)
 
     assert kind.advance() == "in_progress"
+
+
+@pytest.mark.parametrize("is_killed_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("ending", ["completed", "cancelled"])
+def test_a_job_goes_on_after_a_kill_at_any_change(
+    desk: Desk, client: Client, ledger: RepliesLedger, is_killed_after: bool, ending: str
+) -> None:
+    """Its client repeats the request with the same Idempotency-Key."""
+    kills = 0
+    while is_killed_at(kills, desk, client, ledger, ending, after=is_killed_after):
+        kills += 1
+    assert kills > 5
+
+
+def is_killed_at(
+    change: int, desk: Desk, client: Client, ledger: RepliesLedger, ending: str, *, after: bool
+) -> bool:
+    """Run a job to its end with a kill at one of the changes of the place; False if there are fewer."""
+    was_killed = False
+    desk.spent.clear()
+    known = {status.job_id for status in ledger.jobs(1000)}
+    for place in (mortal(desk.place, change, after=after), desk.place):
+        try:
+            one = OneJob(desk, client, ledger, place, idempotency_key=f"{change}")
+            one.advance()
+            if ending == "cancelled":
+                one.cancel()
+            work_off(ledger)
+            while claimed := ledger.claim_finish(new_token(), 600):
+                ledger.finish(claimed, ttl_seconds=60)
+            one.advance()
+            break
+        except KilledError:
+            was_killed = True
+    one = OneJob(desk, client, ledger, idempotency_key=f"{change}")
+    assert (one.advance(), one.open()) == (ending, [])
+    assert [*desk.place.names("work/")] == [*desk.place.names(f"work/{one.id}/")] == []
+    assert desk.spent == {one.id: ITEMS}
+    assert {status.job_id for status in ledger.jobs(1000)} - known <= {one.id}, "there is one job"
+    return was_killed
