@@ -392,8 +392,8 @@ class Client:
     def rebuild(self, output: str | Path) -> JobHandle:
         """Restore the job of an output if the ledger has lost it, and resume it.
 
-        A job that the ledger knows is left unchanged. A job whose items are not all staged
-        (`status().sealed`) is resumed by the same submit.
+        A job that the ledger knows is left unchanged, but gets the staged files that a restored copy of Redis
+        lacks. A job whose items are not all staged (`status().sealed`) is resumed by the same submit.
 
         Raises:
             JobNotFoundError: no job has this output.
@@ -461,7 +461,7 @@ class Client:
             if known is not None:  # it keeps the size that its first submit has chosen
                 job, chooses_size = job.model_copy(update={"chunk_size": known.chunk_size}), False
         if holder is not None and holder.is_same(job):
-            self._rebuild(output, holder, ledger)  # a no-op unless the ledger was lost
+            self._rebuild(output, holder, ledger)  # a no-op unless the ledger has lost some of it
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:

@@ -80,9 +80,10 @@ class BatchJobs:
             )
 
     def _is_sealed(self, job_id: str, output: str) -> bool:
-        """Whether the job has all of its items; if Redis has lost it, it is restored first."""
-        with suppress(JobNotFoundError):
-            return self._ledger.status(job_id).sealed
+        """Whether the job has all of its items; what Redis has lost of it is restored first."""
+        status = self.status(job_id)
+        if status is not None and (status.sealed or status.state.is_final):
+            return status.sealed
         with suppress(JobNotFoundError):
             return self._client.rebuild(output).status().sealed
         return False

@@ -184,10 +184,11 @@ class Jobs:
 
     def _follow(self, job: JobRecord) -> JobRecord | None:
         status = self._status(job.id)
-        if status is None:  # Redis has lost it
+        if status is None or not (status.sealed or status.state.is_final):
+            # Redis has lost it, or is as it was during the submit.
             with suppress(JobNotFoundError):
                 status = self.submitting.client.rebuild(self.store.output(job.id)).status()
-        if status is None or not (status.sealed or status.state.is_final):  # it is as it was a moment ago
+        if status is None or not (status.sealed or status.state.is_final):
             return self.store.change(job, is_submitted=False)
         if status.state.is_final:
             return self._ended(job, Counts.of(status))

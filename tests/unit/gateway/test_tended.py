@@ -44,6 +44,9 @@ class Kind(Protocol):
     def open(self) -> list[tuple[str, str]]:
         """What is to be tended."""
 
+    def lose_source(self) -> None:
+        """As if its owner had deleted what it was made of."""
+
     def lose_record(self) -> None:
         """As if its gateway was killed before the record was made."""
 
@@ -69,6 +72,11 @@ class OneBatch:
 
     def open(self) -> list[tuple[str, str]]:
         return self._advancing.open()
+
+    def lose_source(self) -> None:
+        found = self._desk.store.find("mine", self.id)
+        assert found is not None
+        self._desk.files.discard("mine", found.input_file_id)
 
     def lose_record(self) -> None:
         self._desk.place.remove(f"batches/mine/{self.id}.json")
@@ -113,6 +121,9 @@ class OneJob:
     def open(self) -> list[tuple[str, str]]:
         return self._jobs.open()
 
+    def lose_source(self) -> None:
+        self._desk.place.remove(f"work/{self.id}/items.json")
+
     def lose_record(self) -> None:
         self._desk.place.remove(f"submitted/mine/{self.id}.json")
 
@@ -153,6 +164,7 @@ def test_a_redis_of_a_moment_ago_lets_none_wait_for_ever(kind: Kind, ledger: Rep
     assert (job.sealed, job.items) == (True, ITEMS)
     job.sealed, job.state = False, JobState.SUBMITTING
     job.items, job.files, job.chunks = 0, [], []
+    kind.lose_source()
 
     assert kind.advance() == "in_progress"
 
