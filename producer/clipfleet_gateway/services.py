@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Self, TypeVar
 
 from clipfleet.client import Client
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.settings import DAY_SECONDS
@@ -23,6 +25,7 @@ from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.meters import Meters
 from clipfleet_gateway.settings import GatewaySettings
 
@@ -44,17 +47,23 @@ class Services:
         self.keys = KeyRing(self.place)
         self.files = FileStore(self.place)
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
-        self.client = self._opened.enter_context(Client(settings, patience_seconds=0))
+        self.client = self._opened.enter_context(Client(settings, patience_seconds=0, resumes=True))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
+        ledger = Ledger(settings.require_redis_url())
+        self._opened.callback(ledger.close)
         locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS)
         self._opened.callback(locks.close)
+        self.models = KnownModels(self.place, self.client.workers)
         self.batches = Advancing(
-            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, self.files),
+            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, ledger, self.files),
+            self.models,
             self.quotas.spend, locks.held, settings.gateway_batch_requests,
         )  # fmt: skip
         self.jobs = Jobs(
             JobStore(self.place),
             Submitting(self.client, self.files),
+            ledger,
+            self.models,
             self.keys,
             self.quotas.spend,
             locks.held,
@@ -75,10 +84,13 @@ class Services:
 
     def sweep(self) -> None:
         """Remove what has expired, and what uploads and writes that were killed have left. Idempotent."""
+        with suppress(RedisUnavailableError):  # the next one notes the models that are served
+            self.models.served()
         self.files.remove_expired()
         self.place.sweep_scratch(idle_seconds=DAY_SECONDS)
+        coming = self.batches.coming_files()
         for key in self.keys.all():
-            self.files.remove_strays(key.name)
+            self.files.remove_strays(key.name, coming)
             asked.forget(self.place, key.name, now_in_utc())
 
     def __enter__(self) -> Self:

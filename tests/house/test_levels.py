@@ -33,7 +33,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
     "clipfleet_gateway": (
         "__init__ asked errors meters settings",
         "looks",
-        "keys",
+        "keys known_models",
         "files",
         "shapes",
         "inputs",

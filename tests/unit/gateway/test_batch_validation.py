@@ -31,7 +31,7 @@ def errors_of(desk: Desk, data: bytes, endpoint: Endpoint = Endpoint.EMBEDDINGS)
     if batch.errors:
         assert batch.failed_at is not None
         assert (desk.jobs.submits, desk.spent) == (0, {}), "nothing was run"
-        assert not [*desk.store.open_ids()]
+        assert not [*desk.store.open()]
     return [(one.line, one.code, one.param) for one in batch.errors]
 
 
