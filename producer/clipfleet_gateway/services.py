@@ -15,7 +15,6 @@ from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
 from clipfleet.settings import DAY_SECONDS
-from clipfleet_gateway import asked
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
 from clipfleet_gateway.batches.store import BatchStore
@@ -23,6 +22,7 @@ from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.jobs.advancing import Jobs
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
+from clipfleet_gateway.keys import asked
 from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels

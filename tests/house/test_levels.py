@@ -31,7 +31,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__main__",
     ),
     "clipfleet_gateway": (
-        "__init__ asked errors meters settings",
+        "__init__ errors meters settings",
         "looks",
         "keys known_models",
         "files",

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output, objects, open_output
 from clipfleet.outputs.job_file import put_if
-from clipfleet_gateway.asked import note_of
 from clipfleet_gateway.batches.record import BatchRecord, is_batch_id
+from clipfleet_gateway.keys.asked import note_of
 
 _OPEN = "open/"
 _TRIES = 20  # of a change that others overtake

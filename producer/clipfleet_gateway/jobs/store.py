@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import put_if
-from clipfleet_gateway.asked import note_of
 from clipfleet_gateway.jobs.record import JobRecord, is_job_id
+from clipfleet_gateway.keys.asked import note_of
 from clipfleet_gateway.shapes.jobs import ItemBody
 
 _OPEN = "open-jobs/"
