@@ -113,7 +113,7 @@ class FakeJobs(BatchJobs):
             return None
         total = len(self.items.get(job_id, ()))
         ok = len(self._there(job_id)) - len(self.failing)
-        return status_of(job_id, self.states[job_id], total, ok, len(self.failing), "disk full")
+        return status_of(job_id, self.states[job_id], total, ok, len(self.failing), "/srv/place: disk full")
 
     def cancel(self, job_id: str) -> None:
         if job_id in self.states and not self.states[job_id].is_final:

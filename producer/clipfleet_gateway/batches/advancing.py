@@ -6,6 +6,7 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending, made_at
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.batches.validation import LABEL_SETS, NoModelYetError, Validation
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import NOT_RUN, ApiError, why_not_submitted
 from clipfleet_gateway.files.record import FileRecord, Purpose
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
@@ -31,6 +32,7 @@ from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
+_LOG = logging.getLogger(__name__)
 _ENDINGS = {
     JobState.COMPLETED: Ending.COMPLETED,
     JobState.COMPLETED_WITH_ERRORS: Ending.COMPLETED,
@@ -199,8 +201,10 @@ class Advancing:
                 return self._follow(batch)
             raise  # a gateway that was frozen submits it, too
         except (UsageError, ApiError, LineError) as error:
+            _LOG.warning("batch %s is not submitted: %s", batch.id, error)
             self.jobs.cancel(batch.id)
-            return self._ending(batch, Ending.FAILED, BatchError(code="not_submitted", message=str(error)))
+            wrong = BatchError(code="not_submitted", message=why_not_submitted(error))
+            return self._ending(batch, Ending.FAILED, wrong)
         return self.store.change(batch, is_submitted=True)
 
     # --- While and after it runs ---
@@ -213,8 +217,10 @@ class Advancing:
         if not status.state.is_final:
             return self._wait(batch, status)
         ending = _ENDINGS[status.state]
-        error = BatchError(code="job_failed", message=status.reason) if ending is Ending.FAILED else None
-        return self._ending(batch, ending, error)
+        if ending is not Ending.FAILED:
+            return self._ending(batch, ending)
+        _LOG.warning("the job of batch %s failed: %s", batch.id, status.reason)
+        return self._ending(batch, ending, BatchError(code="job_failed", message=NOT_RUN))
 
     def _wait(self, batch: BatchRecord, status: JobStatus) -> BatchRecord | None:
         """Wait for the job, unless no worker knows its model."""

@@ -23,7 +23,7 @@ from clipfleet.errors import (
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
 from clipfleet.settings import DAY_SECONDS
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import ApiError, why_not_submitted
 from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, made_at, new_job_id
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting, require_allowed
@@ -177,9 +177,10 @@ class Jobs:
 
     def _failed(self, job: JobRecord, error: ApiError | UsageError) -> JobRecord | None:
         """End a job that cannot be run."""
+        _LOG.warning("job %s is not run: %s", job.id, error)
         status = self._cancelled(job.id)
         failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
-        counts = failed.model_copy(update={"state": JobState.FAILED, "reason": str(error)})
+        counts = failed.model_copy(update={"state": JobState.FAILED, "reason": why_not_submitted(error)})
         return self._ended(job, counts, error=job_error(error))
 
     def _follow(self, job: JobRecord) -> JobRecord | None:

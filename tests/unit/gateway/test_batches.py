@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from clipfleet.contract.jobs import JobState, Lane, Task
-from clipfleet.errors import JobConflictError, QuotaExceededError, RedisUnavailableError, SourceError
+from clipfleet.errors import (
+    JobConflictError,
+    OutputConflictError,
+    QuotaExceededError,
+    RedisUnavailableError,
+    SourceError,
+)
 from clipfleet.ledger.locks import LockLostError
 from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
@@ -20,7 +26,7 @@ from clipfleet.outputs.objects import JOB_FILE
 from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Ending
-from clipfleet_gateway.errors import limited
+from clipfleet_gateway.errors import NOT_RUN, NOT_SUBMITTED, limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
 from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal, worker
 
@@ -261,14 +267,15 @@ class TestEarlyEnds:
         assert batch.status is BatchStatus.CANCELLED
         assert ids(desk.written(batch.output_file)) == ["a"]
 
-    def test_a_job_that_fails(self, desk: Desk) -> None:
+    def test_a_job_that_fails(self, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
         batch = running(desk)
         desk.jobs.done = 1
         desk.jobs.end(batch.id, JobState.FAILED)
         batch = desk.advance(batch)
 
         assert (batch.status, [one.code for one in batch.errors]) == (BatchStatus.FAILED, ["job_failed"])
-        assert batch.errors[0].message == "disk full"
+        assert batch.errors[0].message == NOT_RUN
+        assert "/srv/place: disk full" in caplog.text
         assert (ids(desk.written(batch.output_file)), ids(desk.written(batch.error_file))) == (
             ["a"],
             ["b", "c", "d"],
@@ -311,6 +318,13 @@ class TestTroubleOfASubmit:
             BatchStatus.FAILED, "This key may not read s3://photos/a.jpg",
         )  # fmt: skip
         assert ids(desk.written(batch.error_file)) == ["a", "b", "c", "d"]
+
+    def test_a_path_of_the_gateway_is_for_its_log(self, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+        desk.jobs.raises = OutputConflictError("/srv/place/jobs/batch_1 holds job other")
+        batch = desk.advance(desk.begin(LINES))
+
+        assert (batch.status, batch.errors[0].message) == (BatchStatus.FAILED, NOT_SUBMITTED)
+        assert f"{batch.id} is not submitted: /srv/place/jobs/batch_1 holds job other" in caplog.text
 
     def test_an_input_file_that_is_deleted_before_it_is_read(self, desk: Desk) -> None:
         batch = desk.begin(LINES)
