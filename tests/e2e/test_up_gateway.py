@@ -68,6 +68,8 @@ def test_a_command_finds_the_gateway_and_the_key_stays(
     assert "warning" not in first.stderr, "the worker leaves CLIPFLEET_GATEWAY_* to the gateway"
     assert not listens(port)
     folder = tmp_path / ".clipfleet"
+    place = environment["CLIPFLEET_GATEWAY_OUTPUT"]
+    assert f"export CLIPFLEET_GATEWAY_OUTPUT={place}\n" in (folder / "env").read_text(), "for `keys add`"
     assert (folder / "gateway.key").stat().st_mode & 0o777 == 0o600
     assert key not in (folder / "gateway.log").read_text() + (folder / "worker.log").read_text()
 

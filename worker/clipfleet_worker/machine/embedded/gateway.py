@@ -97,6 +97,10 @@ class EmbeddedGateway:
         return printed[-1] if printed else None
 
     def environment(self) -> dict[str, str]:
-        """What clients of OpenAI read, in any language."""
+        """What clients of OpenAI read, in any language, and what `clipfleet-gateway keys` reads."""
         key = self.key()
-        return {"OPENAI_BASE_URL": self.url} | ({"OPENAI_API_KEY": key} if key else {})
+        return (
+            {"OPENAI_BASE_URL": self.url}
+            | ({"OPENAI_API_KEY": key} if key else {})
+            | ({"CLIPFLEET_GATEWAY_OUTPUT": self.place} if self.place else {})
+        )
