@@ -35,6 +35,7 @@ _ZERO_SHOT = Operation(
     "POST", "/v1/zero-shot", "classifyImage", "Score labels for an image.",
     answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404),
 )  # fmt: skip
+_DEFAULT = ""  # in place of a model that is not named; workers say which it is
 _FEW_VECTORS = 16  # are written at once; more in a thread
 
 _Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
@@ -79,10 +80,9 @@ class AskingRoutes:
 
     async def _zero_shot(self, request: web.Request) -> web.Response:
         key = request[CALLER]
-        body = await read_json(request, self._services, partial(parsed, ZeroShotRequest))
-        if body.model is None:
-            body = body.model_copy(update={"model": await self._models.only()})
-        asked = asked_of_zero_shot(body, key)
+        asked = await read_json(request, self._services, partial(_labelling, key))
+        if asked.model == _DEFAULT:
+            asked = replace(asked, model=await self._models.only())
         await self._spend(key, 1)
         (row,) = await self._asker.rows(await self._with_own_files(asked, key))
         return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
@@ -115,6 +115,13 @@ class AskingRoutes:
 def _embedding(key: Key, body: bytes) -> tuple[EmbeddingsRequest, _Parts]:
     request = parsed(EmbeddingsRequest, body)
     return request, all_asked_of_embedding(request, key)
+
+
+def _labelling(key: Key, body: bytes) -> Asked:
+    request = parsed(ZeroShotRequest, body)
+    if request.model is None:
+        request = request.model_copy(update={"model": _DEFAULT})
+    return asked_of_zero_shot(request, key)
 
 
 async def _all(asking: Sequence[Coroutine[Any, Any, list[Row]]]) -> list[list[Row]]:
