@@ -101,6 +101,11 @@ def unauthorized(message: str) -> ApiError:
     return ApiError(HTTPStatus.UNAUTHORIZED, message, INVALID, code="invalid_api_key", headers=challenge)
 
 
+def words_of_failure(param: str, code: str, detail: str) -> str:
+    """What is wrong with an input whose row has failed: `input[3]: not an image: a text`."""
+    return f"{param}: {code.replace('_', ' ')}{detail and f': {detail}'}"
+
+
 def denied(message: str, param: str | None = None) -> ApiError:
     """The key must not do this."""
     return ApiError(HTTPStatus.FORBIDDEN, message, DENIED, param, "not_allowed")

@@ -31,8 +31,9 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__main__",
     ),
     "clipfleet_gateway": (
-        "__init__ asked errors meters settings",
-        "keys",
+        "__init__ errors meters settings",
+        "looks",
+        "keys known_models",
         "files",
         "shapes",
         "inputs",

@@ -21,6 +21,7 @@ from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.inputs.asked import Asked
 from clipfleet_gateway.inputs.images import own_file_id
 from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, OwnFiles
+from clipfleet_gateway.inputs.zero_shot import MODEL_MISSING
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.shapes.batches import BatchError
 from clipfleet_gateway.shapes.embeddings import EncodingFormat
@@ -31,6 +32,10 @@ _NOTHING = Asked(Task.EMBED, "", None, (), ())
 # After these all later lines are wrong, too.
 _LAST = ("line_too_long", "too_many_requests", "too_many_inputs", "too_many_label_sets", "too_many_bytes")
 LABEL_SETS: TypeAdapter[tuple[LabelSet, ...]] = TypeAdapter(tuple[LabelSet, ...])
+
+
+class NoModelYetError(Exception):
+    """A line names no model: which one it means shows once a worker is up."""
 
 
 class KeptRequest(BaseModel):
@@ -46,13 +51,13 @@ class Validation:
     """Checks the lines of one batch, in order."""
 
     def __init__(
-        self, batch: BatchRecord, key: Key, files: FileStore, most: int, default_model: str | None
+        self, batch: BatchRecord, key: Key, files: FileStore, most: int, served: frozenset[str]
     ) -> None:
         self._batch = batch
         self._key = key
         self._files = files
         self._most = most  # lines, and inputs
-        self._default_model = default_model
+        self._served = served  # models; the only one is that of lines that name none
         self._ids: set[bytes] = set()
         self._own_files = OwnFiles(files, key.name, MOST_BATCH_BYTES)
         self._label_sets: dict[str, LabelSet] = {}
@@ -60,7 +65,11 @@ class Validation:
         self._inputs = self._top_k = 0
 
     def run(self, store: BatchStore, alive: Callable[[], object]) -> Checked | tuple[BatchError, ...]:
-        """Check all lines, and keep what is needed of them later; return what is wrong, if anything is."""
+        """Check all lines, and keep what is needed of them later; return what is wrong, if anything is.
+
+        Raises:
+            NoModelYetError: a line names no model, and no worker serves one.
+        """
         batch = self._batch
         try:
             content = self._files.content(batch.owner, batch.input_file_id)
@@ -98,7 +107,7 @@ class Validation:
     def _check(self, line: int, data: bytes, kept: BinaryIO) -> None:
         if line > self._most:
             raise LineError("too_many_requests", f"A batch has at most {self._most:,} lines: make several")
-        request = request_of(data, self._batch.endpoint, self._key, self._default_model)
+        request = self._request(data)
         hashed = blake2b(request.custom_id.encode(), digest_size=16).digest()
         if hashed in self._ids:
             raise LineError(
@@ -119,6 +128,15 @@ class Validation:
             encoding_format=request.encoding_format, dimensions=request.dimensions,
         )  # fmt: skip
         kept.write(known.model_dump_json().encode() + b"\n")
+
+    def _request(self, data: bytes) -> Request:
+        only = next(iter(self._served)) if len(self._served) == 1 else None
+        try:
+            return request_of(data, self._batch.endpoint, self._key, only)
+        except LineError as error:
+            if error.code == MODEL_MISSING and not self._served:
+                raise NoModelYetError from None
+            raise
 
     def _require_like_the_first(self, asked: Asked) -> None:
         if self._first is _NOTHING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -207,11 +207,20 @@ class FileStore:
             self.discard(owner, file_id)
             self._place.remove(name)
 
-    def remove_strays(self, owner: str) -> None:
-        """Remove contents of an owner whose upload was killed a day ago or earlier. Idempotent."""
+    def remove_strays(self, owner: str, coming: Container[str]) -> None:
+        """Remove contents of an owner whose upload was killed a day ago or earlier. Idempotent.
+
+        Args:
+            owner: of the contents.
+            coming: ids of files whose records are still to be put, listed before this call.
+        """
         known, before = set(self._ids(owner, ".json")), self._now() - _STRAY_AFTER
         for file_id in self._ids(owner, ".bytes"):
-            if file_id not in known and made_ms(file_id) < before.timestamp() * 1000:
+            if (
+                file_id not in known
+                and file_id not in coming
+                and made_ms(file_id) < before.timestamp() * 1000
+            ):
                 self._place.remove(_content(owner, file_id))
 
     def discard(self, owner: str, file_id: str) -> None:

@@ -16,7 +16,7 @@ from clipfleet_gateway.errors import NOT_RUN, WAITS, ApiError, why_not_submitted
 from clipfleet_gateway.shapes.jobs import JobBody, JobError, JobObject
 
 JOB_VERSION = 1
-_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+_JOB_ID = re.compile(r"job_([0-9a-f]{12})[0-9a-f]{20}")
 _RANDOM_BYTES = 10
 
 
@@ -96,6 +96,12 @@ class JobRecord(FrozenModel):
 def new_job_id(now: datetime) -> str:
     """A new id; later ones sort after earlier ones, to a millisecond."""
     return f"job_{int(now.timestamp() * 1000):012x}{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def made_at(job_id: str) -> int:
+    """When an id was made, in seconds since 1970."""
+    found = _JOB_ID.fullmatch(job_id)
+    return int(found[1], 16) // 1000 if found else 0
 
 
 def is_job_id(text: str) -> bool:

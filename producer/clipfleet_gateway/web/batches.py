@@ -126,6 +126,6 @@ class BatchRoutes:
     async def _shown(self, batch: BatchRecord) -> Batch:
         """Without Redis, a batch is shown without its progress."""
         try:
-            return batch.shown(await self._services.call(self._batches.progress, batch))
+            return batch.shown(await self._services.ask(self._batches.progress, batch))
         except RedisUnavailableError:
             return batch.shown()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet_gateway.asked import forget
 from clipfleet_gateway.jobs.record import new_job_id
 from clipfleet_gateway.jobs.store import JobStore
+from clipfleet_gateway.keys.asked import forget
 from tests.support.batches import Desk, jsonl, line
 
 TURNS = 256  # until every note was looked at

@@ -31,7 +31,7 @@ def errors_of(desk: Desk, data: bytes, endpoint: Endpoint = Endpoint.EMBEDDINGS)
     if batch.errors:
         assert batch.failed_at is not None
         assert (desk.jobs.submits, desk.spent) == (0, {}), "nothing was run"
-        assert not [*desk.store.open_ids()]
+        assert not [*desk.store.open()]
     return [(one.line, one.code, one.param) for one in batch.errors]
 
 
@@ -52,6 +52,20 @@ def test_a_right_file_is_run(desk: Desk) -> None:
         {"custom_id": "two", "text": "a"},
         {"custom_id": "two", "text": "b"},
     ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(desk: Desk) -> None:
+    batch = desk.advance(desk.begin(b"\xef\xbb\xbf" + jsonl(GOOD, line("two"))))
+
+    assert (batch.status, batch.errors) == (BatchStatus.IN_PROGRESS, ())
+    assert [one["custom_id"] for one in desk.jobs.items[batch.id]] == ["good", "two"]
+
+
+def test_a_line_that_is_not_json_has_one_number_of_a_line(desk: Desk) -> None:
+    batch = desk.advance(desk.begin(jsonl(GOOD) + b'{"custom_id": cat}\n'))
+
+    (error,) = batch.errors
+    assert (error.line, error.message) == (2, "The line is not JSON: expected value at column 15")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def test_places_below_a_prefix_of_the_key() -> None:
         assert (error.status, error.param) == (403, "input[1]")
 
 
+@pytest.mark.parametrize(
+    "address", ["/etc/passwd", "/etc/hosts", "/", "//etc/passwd", "/proc/1/environ", "/9j"]
+)
+def test_a_path_that_base64_could_spell_is_a_path(address: str) -> None:
+    error = refused(input=["a.jpg", {"image": address}])
+
+    assert (error.status, error.code, error.param) == (403, "not_allowed", "input[1]")
+
+
+def test_a_path_without_a_dot_below_a_prefix_of_the_key() -> None:
+    assert asked("/photos/", input={"image": "/photos/2026/cat0"}).items == ({"url": "/photos/2026/cat0"},)
+
+
 def test_a_message_is_one_image_or_one_text() -> None:
     assert asked(messages=[{"role": "user", "content": "a cat"}]).items == ("a cat",)
     parts = [{"type": "text", "text": "a cat"}, {"type": "image_url", "image_url": {"url": DATA}}]
@@ -114,8 +127,8 @@ def test_a_message_is_one_image_or_one_text() -> None:
         ({"input": [[1, 2], [3]]}, "input[0]", "tokens cannot be embedded"),
         ({"input": ["a", None]}, "input[1]", "must be text"),
         ({"input": 5}, "input", "must be text"),
-        ({"input": []}, "input", "at least 1 item"),
-        ({"input": ["a"] * 2049}, "input", "at most 2048 items"),
+        ({"input": []}, "input", "input: must have at least 1 item, not 0"),
+        ({"input": ["a"] * 2049}, "input", "input: must have at most 2048 items, not 2049"),
         ({"input": ""}, "input", "input is empty"),
         ({"input": ["a", " \n"]}, "input[1]", "input[1] is empty"),
         ({"input": ["a", {"image": ""}]}, "input[1]", "input[1] is empty"),
@@ -128,6 +141,7 @@ def test_a_message_is_one_image_or_one_text() -> None:
         ({"input": DATA + "!"}, "input", "not valid base64"),
         ({"input": {"image": "data:image/png;base64"}}, "input", "without a comma"),
         ({"input": {"image": "QUJDR"}}, "input", "not valid base64"),
+        ({"input": {"image": "QUJDR" * 2000 + "!"}}, "input", "neither valid base64 nor an address"),
         ({}, None, "either `input` or `messages`"),
         ({"input": "a", "messages": []}, None, "either `input` or `messages`"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
@@ -155,7 +169,8 @@ def test_what_is_no_body(text: str) -> None:
 
 def test_a_large_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MOST_IMAGE_BYTES", len(JPEG) - 1)
-    for given in (DATA, base64.b64encode(JPEG * 3).decode()):
+    spaced = base64.encodebytes(JPEG).decode()
+    for given in (DATA, base64.b64encode(JPEG * 3).decode(), spaced):
         assert refused(input={"image": given}).code == "image_too_large"
 
 
@@ -223,6 +238,19 @@ def test_a_template() -> None:
     parameters = {"candidate_labels": ["cat", "dog"], "hypothesis_template": "a drawing of {}."}
     found = zero_shot(parameters=parameters, options={"wait_for_model": True})
     assert found.label_set is not None and found.label_set.templates == ("a drawing of {}.",)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["cat"], "must have at least 2 items, not 1"),
+        ("cat, dog", "'cat, dog' is not a list"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_said_in_words_of_json(given: object, words: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        zero_shot(parameters={"candidate_labels": given})
+    assert caught.value.message == f"parameters.candidate_labels: {words}"
 
 
 @pytest.mark.parametrize(
