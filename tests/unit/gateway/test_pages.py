@@ -9,6 +9,7 @@ from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
+from clipfleet_gateway.shapes.bodies import MOST_VALUES
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
@@ -34,6 +35,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert {what: _number(limit) for what, (limit, setting) in shown.items() if not setting} == {
         "inputs of one request": MOST_INPUTS,
         "bytes of a JSON body, and of a line of a batch": MOST_BODY_BYTES,
+        "values of a JSON body, and of a line of a batch": MOST_VALUES,
         "bytes of an image in a body or a file": MOST_IMAGE_BYTES,
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
