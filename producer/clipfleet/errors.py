@@ -134,6 +134,10 @@ _KINDS = {  # by pydantic's type of a problem
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
 }
 
 
@@ -158,6 +162,9 @@ def problem_text(problem: ErrorDetails) -> str:
             )
         case "string_too_long":
             return f"{shown} has more than {limits['max_length']:,} characters: shorten it"
+        case "too_short" | "too_long":  # pydantic's words, without its name of the type
+            _, _, bound = problem["msg"].partition(" should have ")
+            return f"must have {bound.replace(' after validation', '')}"
         case "finite_number":
             return f"{shown} is not a finite number"
         case "missing" | "extra_forbidden":

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.gateway_process import GatewayProcess, gateway_command, made_key
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -51,6 +52,10 @@ def test_the_first_start_prints_a_key_that_opens_and_no_other_start_does(
         assert get(gateway, "/readyz") == (200, {"status": "ok", "redis": "ok", "place": "ok"})
         assert gateway.terminate() == 0
         assert token not in gateway.log()
+        assert (
+            f"clipfleet-gateway keeps keys, files and results in {environment['CLIPFLEET_GATEWAY_OUTPUT']}\n"
+            in (gateway.log())
+        )
 
     with GatewayProcess(environment, tmp_path, name="again") as gateway:
         assert get(gateway, "/v1/models", token)[0] == 200
@@ -97,10 +102,11 @@ def test_a_port_in_use_is_a_mistake_and_costs_no_first_key(
     [
         ({"REDIS_URL": ""}, 2, "CLIPFLEET_REDIS_URL is not set"),
         ({"GATEWAY_OUTPUT": "", "OUTPUT_ROOTS": ""}, 2, "CLIPFLEET_GATEWAY_OUTPUT is not set"),
-        ({"GATEWAY_OUTPUT": "/proc/nowhere"}, 1, "/proc/nowhere"),
+        ({"GATEWAY_OUTPUT": "/proc/nowhere"}, 1, "CLIPFLEET_GATEWAY_OUTPUT: /proc/nowhere"),
+        ({"GATEWAY_OUTPUT": "/etc/passwd"}, 1, "CLIPFLEET_GATEWAY_OUTPUT: /etc/passwd/keys: Not a directory"),
         ({"GATEWAY_FILE_BYTES": "many"}, 2, "invalid settings: CLIPFLEET_GATEWAY_FILE_BYTES"),
     ],
-    ids=["no Redis", "no place", "a place that cannot be written", "a setting that is no number"],
+    ids=["no Redis", "no place", "a place that cannot be written", "a file", "a setting that is no number"],
 )
 def test_a_setting_that_is_missing_or_wrong_is_named_in_one_line(
     environment: dict[str, str], change: dict[str, str], code: int, said: str
@@ -130,6 +136,7 @@ def test_it_starts_without_redis_and_says_that_it_is_not_ready(
         status, found = get(gateway, "/readyz")
         assert (status, found["status"], found["place"]) == (503, "unavailable", "ok")
         assert found["redis"] != "ok"
+        wait_until(lambda: "Redis does not answer" in gateway.log(), "the log says it")
         status, refusal = get(gateway, "/v1/models", gateway.printed().strip())
         assert (status, refusal["error"]["code"]) == (503, "unavailable")
         assert gateway.terminate() == 0

@@ -68,6 +68,8 @@ def test_a_command_finds_the_gateway_and_the_key_stays(
     assert "warning" not in first.stderr, "the worker leaves CLIPFLEET_GATEWAY_* to the gateway"
     assert not listens(port)
     folder = tmp_path / ".clipfleet"
+    place = environment["CLIPFLEET_GATEWAY_OUTPUT"]
+    assert f"export CLIPFLEET_GATEWAY_OUTPUT={place}\n" in (folder / "env").read_text(), "for `keys add`"
     assert (folder / "gateway.key").stat().st_mode & 0o777 == 0o600
     assert key not in (folder / "gateway.log").read_text() + (folder / "worker.log").read_text()
 
@@ -92,6 +94,8 @@ def test_a_gateway_that_dies_comes_back_on_its_port(
         )  # fmt: skip
     try:
         wait_until(lambda: "Press Ctrl-C" in log.read_text() or running.poll() is not None, "`up` is up")
+        place = environment["CLIPFLEET_GATEWAY_OUTPUT"]
+        assert f"\n  place   {place}: keys, files and results of the gateway\n" in log.read_text()
         (line,) = [one for one in log.read_text().splitlines() if one.startswith("  gateway pid")]
         os.kill(int(line.split()[2].rstrip(",")), 9)
         wait_until(lambda: "gateway is back" in log.read_text(), "the gateway is back")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipfleet.contract.jobs import ErrorCode, ItemError
-from clipfleet_gateway.errors import ApiError, invalid, unavailable
+from clipfleet_gateway.errors import ApiError, invalid, unavailable, words_of_failure
 
 _OURS = frozenset(
     {
@@ -17,4 +17,4 @@ def failure(error: ItemError, param: str) -> ApiError:
     """The error of an input. That of a URL which does not answer is the caller's, too: it names the URL."""
     if error.code in _OURS:
         return unavailable(f"{param} could not be done ({error.code}): try again")
-    return invalid(f"{param}: {error.detail or error.code}", param, error.code.value)
+    return invalid(words_of_failure(param, error.code, error.detail), param, error.code.value)

@@ -11,7 +11,7 @@ from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.lines import lines_of
 from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
 from clipfleet_gateway.batches.validation import KeptRequest
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import ApiError, words_of_failure
 from clipfleet_gateway.files.store import Received
 from clipfleet_gateway.inputs.embeddings import embedding_answer
 from clipfleet_gateway.inputs.zero_shot import zero_shot_answer
@@ -92,7 +92,7 @@ def _answered(
         if row.error is not None:
             code, detail = row.error
             param = request.params[row.item_index - first]
-            error = LineError(code=code, message=f"{param}: {detail or code}", param=param)
+            error = LineError(code=code, message=words_of_failure(param, code, detail), param=param)
             return AnsweredLine(**named, error=error)
     if len(rows) < len(request.params):
         code, message = _NOT_RUN[ending]

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from clipfleet.sources.lists.lines import BOM
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.inputs.asked import Asked
 from clipfleet_gateway.inputs.embeddings import asked_of_embedding
@@ -48,13 +49,14 @@ class Request:
 
 
 def lines_of(content: pa.NativeFile) -> Iterator[bytes]:
-    """The lines of a file, without their ends; one that is too long is the last one."""
-    rest = b""
-    while piece := content.read(_READ_BYTES):
+    """The lines of a file, without their ends and a byte order mark; one that is too long is the last one."""
+    rest, piece = b"", content.read(_READ_BYTES).removeprefix(BOM)
+    while piece:
         *whole, rest = (rest + piece).split(b"\n")
         yield from whole
         if len(rest) > MOST_LINE_BYTES:
             break
+        piece = content.read(_READ_BYTES)
     if rest:
         yield rest
 
@@ -111,7 +113,8 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         found = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        raise LineError("invalid_json_line", f"The line is not JSON: {error}") from None
+        problem = str(error).replace(" at line 1 column ", " at column ")
+        raise LineError("invalid_json_line", f"The line is not JSON: {problem}") from None
     if not isinstance(found, dict):
         raise LineError("invalid_json_line", "The line is not a JSON object")
     return found

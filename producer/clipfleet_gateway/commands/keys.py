@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipfleet_gateway.keys.ring import KeyRing
 
 keys_app = typer.Typer(
-    help="Make, list and revoke keys. They are kept in the gateway's place, their secrets are not.",
+    help="Make, list and revoke keys. The gateway's place holds their hashes, not the keys.",
     epilog=epilog("clipfleet-gateway keys add nightly --lane bulk"),
     cls=Group,
     no_args_is_help=True,
@@ -58,7 +58,7 @@ def add(name: _Name, lane: _Lane = Lane.NORMAL, quota: _Quota = None, source: _S
 
 @add_command(keys_app, "clipfleet-gateway keys list", "list")
 def list_keys(as_json: _Json = False) -> None:
-    """List all keys, revoked ones too, without what clients send."""
+    """List all keys, revoked ones too: what they may do. What clients send is kept nowhere."""
     found = _ring().all()
     if not found and not as_json:
         say("there is no key yet: the first `clipfleet-gateway serve` makes one, `keys add NAME` another")
@@ -87,7 +87,7 @@ def _described(key: Key) -> dict[str, object]:
 
 def _line(key: Key) -> str:
     quota = f"{key.quota:,} items a day" if key.quota else "no quota"
-    sources = ", ".join(key.sources) or "public http(s), data: and its own files"
+    sources = ", ".join(("public http(s)", "data:", "its own files", *key.sources))
     since = f"since {key.created_at:%Y-%m-%d}"
     ended = f", revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
     return f"{key.name}: lane {key.lane}, {quota}, reads {sources}, {since}{ended}"

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import (
+    OutputUnavailableError,
+    OutputUnreachableError,
+    RedisUnavailableError,
+    UsageError,
+)
 from clipfleet.settings import checked
 from clipfleet.terminal.console import say
 from clipfleet.terminal.help import MACHINE, OUTPUT
 from clipfleet_gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from clipfleet_gateway.services import Services
 
 _Host = Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen at", rich_help_panel=MACHINE)]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="port; 0: any", rich_help_panel=MACHINE)]
@@ -39,12 +49,34 @@ def serve(host: _Host = "127.0.0.1", port: _Port = 8080, first_key: _FirstKey = 
     for ours in ("clipfleet", "clipfleet_gateway"):
         logging.getLogger(ours).setLevel(logging.INFO)
     with Services(checked(GatewaySettings)) as services:
+        if first_key:
+            with _troubles_of_the_place():  # before the gateway tends to what is in it
+                services.keys.has_any()
 
         def on_listening(url: str) -> None:
-            token = services.keys.first() if first_key else None
+            with _troubles_of_the_place():
+                token = services.keys.first() if first_key else None
             if token is not None:
                 say("the first key, which is shown this once (`clipfleet-gateway keys add` makes more):")
                 typer.echo(token)
+            say(f"clipfleet-gateway keeps keys, files and results in {services.place.uri}")
             say(f"clipfleet-gateway listens at {url}")
+            _warn_without_redis(services)
 
         run(services, host, port, on_listening=on_listening)
+
+
+@contextmanager
+def _troubles_of_the_place() -> Iterator[None]:
+    """Name the setting in what is wrong with the place."""
+    try:
+        yield
+    except OutputUnavailableError as error:
+        raise OutputUnreachableError(f"CLIPFLEET_GATEWAY_OUTPUT: {error}") from None
+
+
+def _warn_without_redis(services: Services) -> None:
+    try:
+        services.client.workers()
+    except RedisUnavailableError as error:
+        say(f"Redis does not answer: requests that need it get 503 until it does ({error})")

@@ -40,8 +40,12 @@ def require_readable(address: str, key: Key, param: str | None) -> None:
                 address, "write http(s) URLs as https://HOST/PATH, without user and password", param
             )
     elif not may_read(address, key.sources) or _has_hidden_dots(address):
-        own = f", and below {', '.join(key.sources)}" if key.sources else ""
-        raise _refused(address, f"it reads public http(s) URLs, data: URIs, its own files{own}", param)
+        if "://" not in address and not address.startswith("/"):
+            raise _refused(address, "it is neither a URL nor an absolute path", param)
+        below = f", its own files, and what is below {', '.join(key.sources)}"
+        known = "public http(s) URLs, data: URIs" + (below if key.sources else " and its own files")
+        more = "a key made with `--source` reads a folder or a bucket, too"
+        raise _refused(address, f"it reads {known}; {more}", param)
 
 
 def _has_hidden_dots(address: str) -> bool:

@@ -187,7 +187,7 @@ class JobList(Shape):
     has_more: Annotated[bool, Field(description="whether a page follows: ask for it with `after`")]
 
 
-class RowsQuery(Shape):
+class RowsQuery(StrictShape):
     """Which rows to read."""
 
     limit: Annotated[int | None, Field(ge=1, description="rows at most; default: all that are there")] = None

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from clipfleet_gateway.asking.asker import Asker
 from clipfleet_gateway.asking.jobs import RequestJobs, Row
+from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import invalid, unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.inputs.embeddings import all_asked_of_embedding, embedding_answer
@@ -43,11 +44,12 @@ _Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
 class AskingRoutes:
     """The routes."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, served: ServedModels) -> None:
         self._services = services
+        self._models = served
         jobs = RequestJobs(services.settings)
         services.closing(jobs.close)
-        self._asker = Asker(services, jobs)
+        self._asker = Asker(services, jobs, served)
         services.closing(self._asker.close)
 
     def operations(self) -> Iterable[Served]:
@@ -74,20 +76,20 @@ class AskingRoutes:
         def write() -> str:
             return embedding_answer(body, asked[0].model, vectors).model_dump_json()
 
-        return _json(write() if count <= _FEW_VECTORS else await self._services.call(write))
+        return _json(write() if count <= _FEW_VECTORS else await self._services.ask(write))
 
     async def _zero_shot(self, request: web.Request) -> web.Response:
         key = request[CALLER]
         asked = await read_json(request, self._services, partial(_labelling, key))
         if asked.model == _DEFAULT:
-            asked = replace(asked, model=await self._asker.served.only())
+            asked = replace(asked, model=await self._models.only())
         await self._spend(key, 1)
         (row,) = await self._asker.rows(await self._with_own_files(asked, key))
         return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
 
     async def _spend(self, key: Key, count: int) -> None:
         if key.quota is not None:
-            await self._services.call(self._services.quotas.spend, key, count)
+            await self._services.ask(self._services.quotas.spend, key, count)
 
     async def _with_own_files(self, asked: Asked, key: Key) -> Asked:
         """With the content of the key's own files in place of their ids."""

@@ -40,5 +40,6 @@ async def read_json(
     body = await request.read()
     if most_bytes is not None and len(body) > most_bytes:
         raise body_too_large(most_bytes)
-    is_quick = len(body) < _LARGE_BYTES and not has_folders(request[CALLER].sources)
-    return read(body) if is_quick else await services.call(read, body)
+    if has_folders(request[CALLER].sources):
+        return await services.call(read, body)  # a slow folder keeps no thread from what needs none
+    return read(body) if len(body) < _LARGE_BYTES else await services.ask(read, body)

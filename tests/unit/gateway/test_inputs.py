@@ -127,8 +127,8 @@ def test_a_message_is_one_image_or_one_text() -> None:
         ({"input": [[1, 2], [3]]}, "input[0]", "tokens cannot be embedded"),
         ({"input": ["a", None]}, "input[1]", "must be text"),
         ({"input": 5}, "input", "must be text"),
-        ({"input": []}, "input", "at least 1 item"),
-        ({"input": ["a"] * 2049}, "input", "at most 2048 items"),
+        ({"input": []}, "input", "input: must have at least 1 item, not 0"),
+        ({"input": ["a"] * 2049}, "input", "input: must have at most 2048 items, not 2049"),
         ({"input": ""}, "input", "input is empty"),
         ({"input": ["a", " \n"]}, "input[1]", "input[1] is empty"),
         ({"input": ["a", {"image": ""}]}, "input[1]", "input[1] is empty"),
@@ -238,6 +238,19 @@ def test_a_template() -> None:
     parameters = {"candidate_labels": ["cat", "dog"], "hypothesis_template": "a drawing of {}."}
     found = zero_shot(parameters=parameters, options={"wait_for_model": True})
     assert found.label_set is not None and found.label_set.templates == ("a drawing of {}.",)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["cat"], "must have at least 2 items, not 1"),
+        ("cat, dog", "'cat, dog' is not a list"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_said_in_words_of_json(given: object, words: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        zero_shot(parameters={"candidate_labels": given})
+    assert caught.value.message == f"parameters.candidate_labels: {words}"
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,23 @@ def test_a_folder_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     refusal_of(f"{tmp_path}/{name}", key_with(str(tmp_path)))
 
 
+def test_a_refusal_says_what_the_key_reads_and_the_way_out() -> None:
+    more = "; a key made with `--source` reads a folder or a bucket, too"
+    reads = "it reads public http(s) URLs, data: URIs"
+    assert refusal_of("/data/a.jpg", key_with()).message == (
+        f"This key may not read '/data/a.jpg': {reads} and its own files{more}"
+    )
+    assert refusal_of("s3://b/a.jpg", key_with("s3://photos/2026", "/data")).message == (
+        f"This key may not read 's3://b/a.jpg': {reads}, its own files, and "
+        f"what is below s3://photos/2026/, /data/{more}"
+    )
+
+
+@pytest.mark.parametrize("address", ["a.jpg", "photos/a.jpg", "~/a.jpg", "not base64!"])
+def test_what_is_no_address_at_all_is_said_so(address: str) -> None:
+    assert "it is neither a URL nor an absolute path" in refusal_of(address, key_with("/data")).message
+
+
 def test_a_long_address_is_shown_in_part() -> None:
     error = refusal_of("gs://" + "x" * 100_000, key_with())
 

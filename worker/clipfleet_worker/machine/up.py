@@ -293,6 +293,8 @@ class Up:
             self._say(f"  S3      {self._s3.endpoint}, bucket {BUCKET}")
         if self._worker_argv is not None:
             self._say(f"  files   read below {settings[_ROOTS[0]]}, written below {settings[_ROOTS[1]]}")
+        if self._gateway is not None:
+            self._say(f"  place   {self._gateway.place}: keys, files and results of the gateway")
         for child in (restarter.child for restarter in self._restarters):
             self._say(f"  {child.name:<7} pid {child.pid}, log {child.log}")
         self._say(f"In another shell: source {shlex.quote(str(self._folder.env_file))}")

@@ -5,6 +5,7 @@ It is another program: this one knows its command line only.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from clipfleet_worker.machine.embedded.private_files import read_private
 from clipfleet_worker.machine.embedded.server import HOST, port_is_free
 
 _READY = "listens at"  # the last line of its start
+_PLACE = re.compile(r"^clipfleet-gateway keeps .+? in (.+)$", re.MULTILINE)  # one of its start
 _STOP_SECONDS = 25.0  # longer than its last answers may take
 
 
@@ -33,6 +35,7 @@ class EmbeddedGateway:
         self._port = port
         self._child: Child | None = None
         self.has_new_key = False  # since this start
+        self.place: str | None = None  # where it keeps everything, once it listens
 
     @property
     def child(self) -> Child:
@@ -76,6 +79,8 @@ class EmbeddedGateway:
         self._child.start()
         is_ready = self._child.wait_ready(keep_waiting)
         self.has_new_key = self.key() != known
+        found = _PLACE.search(self._child.tail())
+        self.place = found[1] if found else None
         return is_ready
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -92,6 +97,10 @@ class EmbeddedGateway:
         return printed[-1] if printed else None
 
     def environment(self) -> dict[str, str]:
-        """What clients of OpenAI read, in any language."""
+        """What clients of OpenAI read, in any language, and what `clipfleet-gateway keys` reads."""
         key = self.key()
-        return {"OPENAI_BASE_URL": self.url} | ({"OPENAI_API_KEY": key} if key else {})
+        return (
+            {"OPENAI_BASE_URL": self.url}
+            | ({"OPENAI_API_KEY": key} if key else {})
+            | ({"CLIPFLEET_GATEWAY_OUTPUT": self.place} if self.place else {})
+        )
