@@ -29,6 +29,7 @@ is never an exception but a row with an `ErrorCode`.
 
 from __future__ import annotations
 
+import reprlib
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,6 +123,8 @@ class OutputTooNewError(OutputUnreachableError):
 
 
 _SHOWN_CHARACTERS = 60
+_BRIEF = reprlib.Repr()  # of a value that may be a whole file
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 200
 _KINDS = {  # by pydantic's type of a problem
     "int_parsing": "a whole number",
     "int_type": "a whole number",
@@ -140,7 +143,7 @@ _KINDS = {  # by pydantic's type of a problem
 
 def problem_text(problem: ErrorDetails) -> str:
     """What is wrong with a value, in plain words."""
-    shown = textwrap.shorten(repr(problem["input"]), _SHOWN_CHARACTERS, placeholder="...")
+    shown = textwrap.shorten(_BRIEF.repr(problem["input"]), _SHOWN_CHARACTERS, placeholder="...")
     limits = problem.get("ctx", {})
     match problem["type"]:
         case "enum" | "literal_error":

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,8 @@ from tests.support.gateway_process import GatewayProcess, made_key
 from tests.support.raw_requests import RawAnswer, send_raw
 from tests.support.waiting import wait_until
 
-MOST_GROWTH_BYTES = 64 << 20
+MOST_GROWTH_BYTES = 64 << 20  # that stays
+MOST_PEAK_BYTES = 300 << 20  # while one body is read
 MODEL = {"model": "demo"}
 EMBED = {**MODEL, "task": "embed", "items": ["http://h/a"]}
 BATCH = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
@@ -84,6 +86,16 @@ class Siege:
         pages = Path(f"/proc/{self.gateway.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGESIZE")
 
+    @contextmanager
+    def peak(self, most_bytes: int) -> Iterator[None]:
+        """Check that meanwhile no more memory is resident than before, but for so many bytes."""
+        folder, before = Path(f"/proc/{self.gateway.process.pid}"), self.resident_bytes()
+        (folder / "clear_refs").write_text("5")  # the peak begins now
+        yield
+        lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        grown = int(lines["VmHWM"].split()[0]) * 1024 - before
+        assert grown < most_bytes, f"memory had grown by {grown >> 20} MiB"
+
     def kept(self) -> dict[str, str]:
         """Every file of the place and of the canary folder, by its content."""
         found = {}
@@ -119,6 +131,9 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
             for _ in range(20):  # what a first request loads is no leak
                 callers[0].ask("POST", "/v1/jobs", {**MODEL, "task": "embed", "items": ["gs://x"]})
                 callers[0].ask("GET", "/v1/files")
+            callers[0].ask(
+                "POST", "/v1/jobs", b"[" * (60 << 20)
+            )  # nor what the allocator keeps of a large one
             before, siege.began_bytes = siege.kept(), siege.resident_bytes()
             yield siege
             grown = siege.resident_bytes() - siege.began_bytes
@@ -391,6 +406,31 @@ def test_bodies(siege: Siege, name: str) -> None:
     assert answer.status == status, answer
     assert code is None or answer.code == code, answer
     assert "Traceback" not in answer.content.decode()
+
+
+def many(before: bytes, value: bytes, after: bytes, size_bytes: int = 60 << 20) -> bytes:
+    """JSON of about so many bytes: `value` again and again."""
+    return before + b",".join([value] * (size_bytes // (len(value) + 1))) + after
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", many(b'{"model": "demo", "messages": [', b"1", b"]}"), 413),
+        ("/v1/embeddings", many(b'{"model": "demo", "messages": [', b"1", b"]}", 900_000), 400),
+        ("/v1/embeddings", many(b'{"model": "demo", "input": "a", "x": [', b"[]", b"]}"), 413),
+        ("/v1/embeddings", many(b'{"model": [', b'"a b c d e f g h i j"', b"]}", 10 << 20), 400),
+        ("/v1/jobs", many(b'{"task": "embed", "items": [', b"[]", b"]}", 700_000), 400),
+        ("/v1/jobs", many(b'{"task": "embed", ', b'"a": 1', b"}", 1 << 20), 400),
+        ("/v1/batches", many(b'{"metadata": {', b'"a": 1', b"}}"), 413),
+    ],
+    ids=["numbers", "fewer numbers", "lists", "texts", "items", "fields", "metadata"],
+)
+def test_many_small_values_take_little_memory(siege: Siege, path: str, body: bytes, status: int) -> None:
+    with siege.peak(MOST_PEAK_BYTES):
+        answer = siege.mine.ask("POST", path, body)
+
+    assert answer.status == status, answer
 
 
 # --- Sources outside of the key's, in every way to write them ---

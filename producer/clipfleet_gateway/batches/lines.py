@@ -17,7 +17,7 @@ from clipfleet_gateway.inputs.embeddings import asked_of_embedding
 from clipfleet_gateway.inputs.zero_shot import asked_of_zero_shot
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.shapes.batches import BatchError, Endpoint
-from clipfleet_gateway.shapes.bodies import problem_of
+from clipfleet_gateway.shapes.bodies import problem_of, require_few_values
 from clipfleet_gateway.shapes.embeddings import EmbeddingsRequest, EncodingFormat
 from clipfleet_gateway.shapes.zero_shot import ZeroShotRequest
 
@@ -102,6 +102,10 @@ def _object(line: bytes) -> dict[str, Any]:
         raise LineError("line_too_long", f"The line has more than {most} MiB: upload its images as files")
     if not line.strip():
         raise LineError("blank_line", "The line is blank")
+    try:
+        require_few_values(line)
+    except ApiError as error:
+        raise LineError(str(error.code), error.message) from None
     try:
         line.decode()
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from clipfleet_gateway.shapes.bodies import Shape, StrictShape
 
 MOST_INPUTS = 2048
 MOST_TEXT_CHARACTERS = 100_000
+_MOST_MESSAGES = 100  # of a body, and parts of a message
 _MOST_NAME_CHARACTERS = 500
 _NO_INPUT = (
     'must be text, {"text": TEXT} or {"image": URL or base64}, or a list of them; '
@@ -77,7 +78,9 @@ Inputs = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[InputObject, Tag("<object>")]
     | Annotated[
-        tuple[OneInput, ...], Field(min_length=1, max_length=MOST_INPUTS, strict=False), Tag("<list>")
+        tuple[OneInput, ...],
+        Field(min_length=1, max_length=MOST_INPUTS, strict=False, fail_fast=True),
+        Tag("<list>"),
     ],
     Discriminator(_kind, custom_error_type="input", custom_error_message=_NO_INPUT),
 ]
@@ -127,7 +130,11 @@ class Message(Shape):
     role: Annotated[str | None, Field(description="ignored")] = None
     content: Annotated[
         Annotated[str, Tag("<text>")]
-        | Annotated[tuple[MessagePart, ...], Field(strict=False), Tag("<list>")],
+        | Annotated[
+            tuple[MessagePart, ...],
+            Field(max_length=_MOST_MESSAGES, strict=False, fail_fast=True),
+            Tag("<list>"),
+        ],
         Discriminator(
             _kind_of_content,
             custom_error_type="content",
@@ -146,7 +153,7 @@ class EmbeddingsRequest(Shape):
         Field(description="a text or an image, or a list of them; a data:image/ URI is always an image"),
     ] = None
     messages: Annotated[
-        tuple[Message, ...] | None,
+        Annotated[tuple[Message, ...], Field(max_length=_MOST_MESSAGES, fail_fast=True)] | None,
         Field(description="instead of `input`: messages with one image or one text in all"),
     ] = None
     modality: Annotated[Modality | None, Field(description="what strings in `input` are; default: texts")] = (

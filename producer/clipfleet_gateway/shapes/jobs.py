@@ -29,7 +29,7 @@ _DEFAULT_JOBS = 20
 _MOST_LABELS = 100_000
 
 ItemBody: TypeAlias = str | dict[str, str | int | float | bool | None]
-_Prompts = Annotated[tuple[str, ...], Field(max_length=1000)]
+_Prompts = Annotated[tuple[str, ...], Field(max_length=1000, fail_fast=True)]
 
 
 class LabelSetBody(StrictShape):
@@ -40,7 +40,8 @@ class LabelSetBody(StrictShape):
     )
     none: Annotated[bool, Field(description="whether an image may have none of the labels")] = False
     labels: Annotated[
-        tuple[str | LabelSpec, ...] | None, Field(max_length=_MOST_LABELS, description="names, or objects")
+        Annotated[tuple[str | LabelSpec, ...], Field(fail_fast=True)] | None,
+        Field(max_length=_MOST_LABELS, description="names, or objects"),
     ] = None
     templates: Annotated[_Prompts, Field(description="prompts with {} in place of the label")] = ()
     preset: Annotated[Preset | None, Field(description="labels that ship with open_clip")] = None
@@ -50,7 +51,7 @@ class LabelSetBody(StrictShape):
     slope: Annotated[
         float | None, Field(gt=0, allow_inf_nan=False, description="of a calibrated label set")
     ] = None
-    certificates: tuple[Certificate, ...] = ()
+    certificates: Annotated[tuple[Certificate, ...], Field(fail_fast=True)] = ()
 
 
 class JobBody(StrictShape):
@@ -59,7 +60,8 @@ class JobBody(StrictShape):
     task: Annotated[Task, Field(description="what to compute for every item")]
     model: ModelName = DEFAULT_MODEL
     labels: Annotated[
-        tuple[str, ...] | None, Field(max_length=_MOST_LABELS, description="names, of a task classify")
+        Annotated[tuple[str, ...], Field(fail_fast=True)] | None,
+        Field(max_length=_MOST_LABELS, description="names, of a task classify"),
     ] = None
     label_sets: Annotated[
         dict[Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)], LabelSetBody] | None,
@@ -115,7 +117,7 @@ class JobRequest(JobBody):
     """A job: what to compute, and for which items."""
 
     items: Annotated[
-        tuple[ItemBody, ...] | None,
+        Annotated[tuple[ItemBody, ...], Field(fail_fast=True)] | None,
         Field(
             min_length=1,
             description="instead of a source: URLs, data: URIs, ids of own files or texts, each bare or in "

@@ -47,7 +47,13 @@ class ZeroShotParameters(StrictShape):
 
     candidate_labels: Annotated[
         tuple[Annotated[str, Field(max_length=_MOST_LABEL_CHARACTERS)], ...],
-        Field(min_length=2, max_length=MOST_LABELS, strict=False, description="labels, each once"),
+        Field(
+            min_length=2,
+            max_length=MOST_LABELS,
+            strict=False,
+            description="labels, each once",
+            fail_fast=True,
+        ),
     ]
     hypothesis_template: Annotated[
         str, Field(max_length=_MOST_LABEL_CHARACTERS, description="prompt with {} in place of the label")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from aiohttp import web
 
@@ -15,6 +16,7 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.batches import Batch, BatchesQuery, BatchList, BatchRequest, BatchStatus
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.web.answers import answer
+from clipfleet_gateway.web.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
 from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, query_of
@@ -45,6 +47,7 @@ _CANCEL = Operation(
     "POST", "/v1/batches/{batch_id}/cancel", "cancelBatch", "End a batch early, and keep what is done.",
     answers={200: Batch}, path_parameters=_ID, errors=(404,),
 )  # fmt: skip
+_MOST_BODY_BYTES = 128 << 10  # the largest metadata in any spelling have 110
 _CANCELLED = (BatchStatus.CANCELLING, BatchStatus.CANCELLED)
 
 
@@ -64,7 +67,8 @@ class BatchRoutes:
         yield _CANCEL, self._cancel
 
     async def _create(self, request: web.Request) -> web.Response:
-        body = parsed(BatchRequest, await request.read())
+        read = partial(parsed, BatchRequest)
+        body = await read_json(request, self._services, read, _MOST_BODY_BYTES)
         named = idempotency_key(request)
         owner = request[CALLER].name
         batch = await self._services.call(self._new, owner, body)

@@ -11,17 +11,26 @@ from aiohttp import web
 from clipfleet_gateway.errors import invalid
 from clipfleet_gateway.keys.prefixes import has_folders
 from clipfleet_gateway.services import Services
+from clipfleet_gateway.web.body_guard import body_too_large
 from clipfleet_gateway.web.callers import CALLER
 
 T = TypeVar("T")
 _LARGE_BYTES = 256 << 10
 
 
-async def read_json(request: web.Request, services: Services, read: Callable[[bytes], T]) -> T:
+async def read_json(
+    request: web.Request, services: Services, read: Callable[[bytes], T], most_bytes: int | None = None
+) -> T:
     """What `read` makes of the body, see `shapes.bodies.parsed`. It may look at folders of the key.
 
+    Args:
+        request: whose body it is.
+        services: whose threads it is read in.
+        read: called once, in a thread if it may take long.
+        most_bytes: of the body; None: as many as the application allows.
+
     Raises:
-        ApiError: the body is not JSON by its content type, or `read` refuses it.
+        ApiError: the body is not JSON by its content type, it is too large, or `read` refuses it.
     """
     if not (request.content_type.endswith("json") or "Content-Type" not in request.headers):
         raise invalid(
@@ -29,6 +38,8 @@ async def read_json(request: web.Request, services: Services, read: Callable[[by
             code="unsupported_media_type", status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )  # fmt: skip
     body = await request.read()
+    if most_bytes is not None and len(body) > most_bytes:
+        raise body_too_large(most_bytes)
     if has_folders(request[CALLER].sources):
         return await services.call(read, body)  # a slow folder keeps no thread from what needs none
     return read(body) if len(body) < _LARGE_BYTES else await services.ask(read, body)

@@ -54,7 +54,7 @@ def bodies(most_file_bytes: int, pace: Pace = DEFAULT_PACE) -> Middleware:
         most = most_file_bytes + _MULTIPART_EXTRA_BYTES if is_upload else request.client_max_size
         length = request.content_length
         if length is not None and length > most:
-            raise _too_large(most_file_bytes if is_upload else most, is_upload=is_upload)
+            raise body_too_large(most_file_bytes if is_upload else most, is_upload=is_upload)
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
             raise invalid(
                 "Send the body without Content-Encoding", code="unsupported_encoding",
@@ -126,7 +126,8 @@ async def _watch(request: web.Request, pace: Pace) -> None:
             return
 
 
-def _too_large(most_bytes: int, *, is_upload: bool) -> ApiError:
+def body_too_large(most_bytes: int, *, is_upload: bool = False) -> ApiError:
+    """The body, or the file that is uploaded, is too large."""
     what, param, code = ("file", "file", "file_too_large") if is_upload else ("body", None, "body_too_large")
     message = f"The {what} has more than {most_bytes:,} bytes"
     return invalid(message, param, code, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)

@@ -69,3 +69,10 @@ def test_a_folder_is_looked_at_in_a_thread(monkeypatch: pytest.MonkeyPatch, tmp_
 
     assert status == 503
     assert threads and threading.main_thread() not in threads
+
+
+def test_the_body_of_a_batch_is_small_json(tmp_path: Path) -> None:
+    body = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+
+    assert post(tmp_path / "small", "/v1/batches", body) == 404
+    assert post(tmp_path / "large", "/v1/batches", {**body, "junk": "x" * 140_000}) == 413

@@ -36,7 +36,7 @@ def key(*sources: str) -> Key:
 
 
 def body(**fields: Any) -> EmbeddingsRequest:
-    return parsed(EmbeddingsRequest, json.dumps({"model": "demo", **fields}))
+    return parsed(EmbeddingsRequest, json.dumps({"model": "demo", **fields}).encode())
 
 
 def asked(*sources: str, **fields: Any) -> Asked:
@@ -222,7 +222,7 @@ def test_dimensions_must_be_those_of_the_model() -> None:
 def zero_shot(**fields: Any) -> Asked:
     labels = {"parameters": {"candidate_labels": ["cat", "dog"]}}
     request = {"model": "demo", "inputs": BASE64, **labels, **fields}
-    return asked_of_zero_shot(parsed(ZeroShotRequest, json.dumps(request)), key())
+    return asked_of_zero_shot(parsed(ZeroShotRequest, json.dumps(request).encode()), key())
 
 
 @pytest.mark.parametrize("given", [BASE64, DATA, {"image": BASE64}, {"image": DATA}])

@@ -11,6 +11,7 @@ from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, MOST_ITEMS_BYTE
 from clipfleet_gateway.looks import KEPT_SECONDS
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
+from clipfleet_gateway.shapes.bodies import MOST_VALUES
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
 from clipfleet_gateway.web.about.health import PROBE_SECONDS
@@ -37,6 +38,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert {what: _number(limit) for what, (limit, setting) in shown.items() if not setting} == {
         "inputs of one request": MOST_INPUTS,
         "bytes of a JSON body, and of a line of a batch": MOST_BODY_BYTES,
+        "values of a JSON body, and of a line of a batch": MOST_VALUES,
         "bytes of an image in a body or a file": MOST_IMAGE_BYTES,
         "bytes of own files that a batch names, each as often as it does": MOST_BATCH_BYTES,
         "bytes of own files that `items` of a job name, each as often as they do": MOST_ITEMS_BYTES,
