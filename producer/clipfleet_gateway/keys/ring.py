@@ -90,16 +90,12 @@ class KeyRing:
 
     def first(self) -> str | None:
         """Make the first key of the place, and return its token; None if there is a key, or was."""
-        if self.has_any():
+        if any(True for _ in self._place.names(_FOLDER)):
             return None
         try:
             return self.add(FIRST_NAME)
         except UsageError:  # another gateway starts at the same time
             return None
-
-    def has_any(self) -> bool:
-        """Whether there is a key, or was."""
-        return any(True for _ in self._place.names(_FOLDER))
 
     def all(self) -> list[Key]:
         """All keys by name, revoked ones too."""
