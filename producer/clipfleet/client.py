@@ -60,6 +60,8 @@ class Client:
             disk is full, or does not respond. `JobHandle.wait` has no bound; other calls never wait.
         on_trouble: called with a message when such a wait begins, when Redis is back, when an overwrite waits
             for workers; possibly from another thread. Default: log it.
+        resumes: the caller repeats a submit until it succeeds, or cancels the job: an output that is
+            unreachable for a while cancels no new job.
         tracing: creates the spans of submits; closed with this client. Default: as `OTEL_*` variables say.
     """
 
@@ -69,8 +71,10 @@ class Client:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         on_trouble: OnTrouble = log_trouble,
+        resumes: bool = False,
         tracing: Tracing | None = None,
     ) -> None:
+        self._resumes = resumes
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
         if isinstance(settings, str):
@@ -388,8 +392,8 @@ class Client:
     def rebuild(self, output: str | Path) -> JobHandle:
         """Restore the job of an output if the ledger has lost it, and resume it.
 
-        A job that the ledger knows is left unchanged. A job whose items are not all staged
-        (`status().sealed`) is resumed by the same submit.
+        A job that the ledger knows is left unchanged, but gets the staged files that a restored copy of Redis
+        lacks. A job whose items are not all staged (`status().sealed`) is resumed by the same submit.
 
         Raises:
             JobNotFoundError: no job has this output.
@@ -457,7 +461,7 @@ class Client:
             if known is not None:  # it keeps the size that its first submit has chosen
                 job, chooses_size = job.model_copy(update={"chunk_size": known.chunk_size}), False
         if holder is not None and holder.is_same(job):
-            self._rebuild(output, holder, ledger)  # a no-op unless the ledger was lost
+            self._rebuild(output, holder, ledger)  # a no-op unless the ledger has lost some of it
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
@@ -466,7 +470,7 @@ class Client:
             )
             submission = Submission(
                 ledger, self._hints, output, job, retention, traceparent, overwriting,
-                chooses_chunk_size=chooses_size, heads=heads, gone=gone,
+                chooses_chunk_size=chooses_size, heads=heads, gone=gone, resumes=self._resumes,
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)

@@ -8,6 +8,8 @@ from http import HTTPStatus
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from clipfleet.errors import SourceError, UsageError
+
 
 class ErrorObject(BaseModel):
     """What is wrong. All four keys are always there."""
@@ -51,6 +53,18 @@ class ApiError(Exception):
         """The body of the answer."""
         error = ErrorObject(message=self.message, type=self.kind, param=self.param, code=self.code)
         return ErrorBody(error=error)
+
+
+# For clients, where the true reason may hold paths and addresses of the operator.
+NOT_SUBMITTED = "It cannot be submitted: the operator finds the reason in the log of the gateway"
+NOT_RUN = "The workers could not run all of it: the operator finds the reason with `clipfleet status`"
+WAITS = "It waits: the operator finds the reason with `clipfleet status`"
+
+
+def why_not_submitted(error: Exception) -> str:
+    """What clients read of an error of a submit: what is wrong with their own request and source."""
+    is_theirs = isinstance(error, SourceError) or type(error) is UsageError
+    return str(error) if is_theirs or not isinstance(error, UsageError) else NOT_SUBMITTED
 
 
 INVALID, DENIED, LIMITED, FAILED = (

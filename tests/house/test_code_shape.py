@@ -24,6 +24,8 @@ MAY_SWALLOW = {
     ("clipfleet_worker/hints/tasks.py", "finish_job"),
     ("clipfleet_worker/hints/tasks.py", "_finish"),
     ("clipfleet_gateway/asking/asker.py", "_run"),
+    ("clipfleet_gateway/asking/ends.py", "_read"),
+    ("clipfleet_gateway/asking/work_hints.py", "_run"),
     ("clipfleet_gateway/web/guards.py", "answer_errors"),
     ("clipfleet_gateway/web/tending.py", "_look"),
     ("clipfleet_gateway/web/tending.py", "_tend"),

@@ -32,7 +32,8 @@ LEVELS: Mapping[str, Sequence[str]] = {
     ),
     "clipfleet_gateway": (
         "__init__ errors meters settings",
-        "keys",
+        "looks",
+        "keys known_models",
         "files",
         "shapes",
         "inputs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 from clipfleet.client import Client
 from clipfleet.contract.jobs import Lane
 from clipfleet.errors import JobNotFoundError
+from clipfleet.hints import Hints
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.settings import Settings
@@ -27,6 +29,7 @@ from tests.support.gateway_app import Asking, asking, gateway_services
 from tests.support.waiting import wait_until
 
 Answer = tuple[int, Any]
+_PATIENCE_SECONDS = 30
 
 
 @pytest.fixture
@@ -345,3 +348,23 @@ def test_jobs_whose_rows_are_lost_are_not_waited_for(
     assert status == 503
     assert "try again" in body["error"]["message"]
     wait_until(lambda: redis_client.zcard(keys.LEASES) == 0, "nothing is leased")
+
+
+def test_no_request_waits_for_a_broker_that_does_not_answer(
+    services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def publish(_: Hints, count: int = 1) -> None:
+        answers.wait(_PATIENCE_SECONDS)
+
+    monkeypatch.setattr(Hints, "publish_work", publish)
+
+    async def run(client: Asking) -> list[Answer]:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await asyncio.gather(*(embed(client, image(b"%d" % number)) for number in range(50)))
+        finally:
+            answers.set()
+
+    assert {status for status, _ in ask(services, run)} == {200}

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from clipfleet.client import Client
+from clipfleet.ledger import keys
 from clipfleet_gateway.services import Services
 from tests.support.batches import jsonl, line, saved
 from tests.support.gateway_app import Asking, asking, gateway_services
@@ -104,7 +105,7 @@ def test_requests_that_are_wrong(services: Services, change: dict[str, Any], sta
 
     assert found[0] == status
     assert found[1]["error"]["param"].startswith(param)
-    assert not [*services.batches.store.open_ids()]
+    assert not services.batches.open()
 
 
 def test_what_is_no_json(services: Services) -> None:
@@ -214,5 +215,22 @@ def test_a_job_that_redis_has_lost_is_restored(services: Services, redis_client:
         redis_client.flushdb()
         await sealed(services, batch["id"])
         assert (await get(client, f"/v1/batches/{batch['id']}"))[1]["status"] == "in_progress"
+
+    with_key(services, ask)
+
+
+def test_a_job_is_sealed_again_after_redis_has_forgotten_that(
+    services: Services, redis_client: redis.Redis
+) -> None:
+    """It was restored from a copy that was made during the submit."""
+
+    async def ask(client: Asking) -> None:
+        _, batch = await post(client, body(uploaded(services)))
+        await sealed(services, batch["id"])
+        redis_client.hset(keys.job(batch["id"]), mapping={"sealed": 0, "state": "submitting"})
+        await get(client, f"/v1/batches/{batch['id']}")
+        await sealed(services, batch["id"])
+        _, found = await get(client, f"/v1/batches/{batch['id']}")
+        assert (found["status"], found["request_counts"]["total"]) == ("in_progress", 600)
 
     with_key(services, ask)

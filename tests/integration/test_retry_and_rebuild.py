@@ -15,6 +15,7 @@ from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import ErrorCode, JobState, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, OutputDamagedError
+from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, JobStatus, Ledger
 from clipfleet.outputs import Output, job_file, objects, open_output
 from clipfleet.outputs.folder import FolderOutput
@@ -93,6 +94,14 @@ class Scene:
         output = output or self.output
         parts = partial(parts_in_place, output, self.job)
         return Retry(self.ledger, self.hints, output, parts, self.job, lease_seconds=0.0).run(codes)
+
+    def forget_the_end_of_the_submit(self, *, knows_the_file: bool) -> None:
+        """Redis is as it was before the seal, or before it got the staged file."""
+        older = {"sealed": 0, "state": "submitting", "source_sum": ""}
+        if not knows_the_file:
+            older |= {"staged_chunks": 0, "staged_items": 0}
+            self.client.delete(keys.job("job", keys.STAGED))
+        self.client.hset(keys.job("job"), mapping=older)
 
     def rebuild(self) -> JobState:
         """Redis forgets everything before."""
@@ -348,6 +357,30 @@ class TestRebuild:
         assert plain.rebuild_what_is_known() is JobState.RUNNING
 
         assert plain.status == before
+
+    @pytest.mark.parametrize("knows_the_file", [False, True])
+    def test_a_ledger_of_a_moment_ago_gets_what_was_staged_since(
+        self, plain: Scene, knows_the_file: bool
+    ) -> None:
+        """It was restored from a copy that was made during the submit; the source has changed since."""
+        plain.submit()
+        plain.forget_the_end_of_the_submit(knows_the_file=knows_the_file)
+        Path(plain.job.source.uri).write_text("https://example.org/other.jpg")
+
+        assert plain.rebuild_what_is_known() is JobState.RUNNING
+
+        status = plain.status
+        assert (status.sealed, status.chunks, status.total) == (True, CHUNKS, ITEMS)
+        assert status.source_sum
+        assert plain.work() == [*range(CHUNKS)]
+        assert plain.finish() == "completed"
+
+    def test_a_ledger_from_before_the_end_is_left_to_the_submit(self, plain: Scene) -> None:
+        plain.end()
+        plain.forget_the_end_of_the_submit(knows_the_file=False)
+        plain.output.sweep(())
+
+        assert plain.rebuild_what_is_known() is JobState.SUBMITTING
 
     def test_a_killed_submit_is_resumed(self, scene: Scene) -> None:
         scene.submit(items=6)

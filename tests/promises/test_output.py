@@ -222,6 +222,23 @@ def test_sweeping_removes_leftovers_and_keeps_what_is_named(output: Output) -> N
     assert all_names(output) == sorted(kept)
 
 
+@in_places
+def test_a_folder_without_objects_is_removed(output: Output, tmp_path: Path) -> None:
+    for name in ("a/b/one", "a/c/two"):
+        if isinstance(output, BoundFolderOutput):
+            (tmp_path / "out" / name).parent.mkdir(parents=True)
+        output.create(name, b"x")
+    output.remove("a/b/one")
+    output.remove_folder("a")
+    assert output.read("a/c/two") == b"x"
+
+    output.remove("a/c/two")
+    for _ in range(2):
+        output.remove_folder("a")
+
+    assert isinstance(output, BoundFolderOutput) or not (tmp_path / "out" / "a").exists()
+
+
 def test_scratch_files_that_are_written_to_may_be_kept(output: Output) -> None:
     with output.scratch() as fresh:
         fresh.write_bytes(b"x")

@@ -15,6 +15,7 @@ from clipfleet.contract.jobs import JobState, Lane, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive
+from clipfleet.ledger.values import WorkerFacts
 from clipfleet.outputs import Output
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs, Row
@@ -24,6 +25,7 @@ from clipfleet_gateway.files.record import FileRecord, Purpose
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.batches import Endpoint
 
 DIMENSION = 4
@@ -111,14 +113,11 @@ class FakeJobs(BatchJobs):
             return None
         total = len(self.items.get(job_id, ()))
         ok = len(self._there(job_id)) - len(self.failing)
-        return status_of(job_id, self.states[job_id], total, ok, len(self.failing), "disk full")
+        return status_of(job_id, self.states[job_id], total, ok, len(self.failing), "/srv/place: disk full")
 
     def cancel(self, job_id: str) -> None:
         if job_id in self.states and not self.states[job_id].is_final:
             self.states[job_id] = JobState.CANCELLED
-
-    def sole_model(self) -> str | None:
-        return "demo"
 
     def _there(self, job_id: str) -> list[dict[str, Any]]:
         return self.items.get(job_id, [])[: self.done]
@@ -132,6 +131,10 @@ class FakeJobs(BatchJobs):
                 yield Row(index, labels=labels, scores=[1 / len(labels)] * len(labels))
             else:
                 yield Row(index, vector=np.full(DIMENSION, index, np.float16))
+
+
+def worker(*models: str, up_seconds: float = 3600.0) -> WorkerFacts:
+    return WorkerFacts(f"worker-{models}", "host", 1, models, up_seconds=up_seconds)
 
 
 @contextmanager
@@ -148,6 +151,7 @@ class Desk:
     most: int = 100
     spent: dict[str | None, int] = field(default_factory=dict)
     refuses: Exception | None = None  # of the quota
+    workers: list[WorkerFacts] = field(default_factory=lambda: [worker("demo")])
 
     def __post_init__(self) -> None:
         self.files = FileStore(self.place, now=self.now)
@@ -166,6 +170,7 @@ class Desk:
             files,
             KeyRing(place),
             jobs or self.jobs,
+            KnownModels(place, lambda: self.workers),
             self._spend,
             no_lock,
             self.most,

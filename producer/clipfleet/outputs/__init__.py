@@ -80,6 +80,9 @@ class Output(Protocol):
     def remove(self, name: str) -> None:
         """Remove an object. Idempotent."""
 
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder without objects, if the store has folders. Best effort. Idempotent."""
+
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Remove leftovers of killed programs: scratch files, and staged files and footers not in `kept`.
 

@@ -174,6 +174,11 @@ class FolderOutput:
             except FileNotFoundError:
                 return
 
+    def remove_folder(self, name: str) -> None:
+        with suppress(OSError), self._holder(f"{name}/x") as folder:
+            for below, _, _ in os.walk(folder, topdown=False):
+                Path(below).rmdir()  # fails, and ends it, if it has a file
+
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         self.sweep_scratch()
         for prefix in (objects.STAGED_PREFIX, objects.FOOTER_PREFIX):

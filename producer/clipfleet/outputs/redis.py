@@ -98,6 +98,9 @@ class RedisOutput:
         with self._store.reading(self._job_id) as client:
             client.hdel(self._items, name)
 
+    def remove_folder(self, name: str) -> None:
+        """Do nothing: names in Redis have no folders."""
+
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Do nothing: the script that ends a job removes leftovers."""
 

@@ -108,6 +108,9 @@ class S3Output:
         with self._errors(name):
             self._client.delete_object(Bucket=self._bucket, Key=self._root + name)
 
+    def remove_folder(self, name: str) -> None:
+        """Do nothing: buckets have no folders."""
+
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         with suppress(OutputUnavailableError):
             self.sweep_scratch()

@@ -33,7 +33,7 @@ class Rebuild:
     require_items: Callable[[], object] = lambda: None  # raises if they cannot be processed
 
     def run(self) -> JobState:
-        """Restore the job in the ledger, and return its state; a known job is left unchanged.
+        """Restore the job in the ledger, and return its state; a known job gets the staged files it lacks.
 
         Chunks with a part count as done. An ended job stays ended; a job with all items staged resumes, in
         its retry if it had one; any other is resumed by the same submit.
@@ -44,7 +44,10 @@ class Rebuild:
             OutputUnavailableError: the output cannot be read.
             UsageError: as `require_items` raises it; or the job has filled a store.
         """
-        return self._known_state() or self._rebuild()
+        state = self._known_state()
+        if state is None:
+            return self._rebuild()
+        return self._handed_over(state)
 
     def _known_state(self) -> JobState | None:
         job = self.job
@@ -59,6 +62,33 @@ class Rebuild:
             )
         return state
 
+    def _handed_over(self, state: JobState) -> JobState:
+        """Seal a job that a restored copy of Redis has as it was during its submit.
+
+        Only what the output lists as final: the source, which the submit would read again, may have changed.
+        """
+        job_id = self.job.job_id
+        staged = (
+            staged_files(self.output) if state in (JobState.SUBMITTING, JobState.PAUSED) else StagedFiles()
+        )
+        if not staged.is_sealed or self.ledger.status(job_id).sealed or self._has_ended():
+            return state
+        known = self.ledger.staged_files(job_id)
+        with self._staged_reader() as reader:
+            for first_chunk, chunks in staged.files:
+                if (first_chunk, chunks) not in known:
+                    self.ledger.stage(job_id, first_chunk, chunks, reader.count_items(first_chunk, chunks))
+        total = sum(chunks for _, chunks in staged.files)
+        self.ledger.seal(job_id, total, staged.items, staged.source_sum)
+        self.hints.publish_work(min(total, MAX_HINTS))
+        return self.ledger.status(job_id).state
+
+    def _has_ended(self) -> bool:
+        return self.output.read(objects.SUCCESS) is not None
+
+    def _staged_reader(self) -> StagedReader:
+        return StagedReader(self.output, job_id=self.job.job_id, schema_version=self.job.schema_version)
+
     def _rebuild(self) -> JobState:
         job, token = self.job, uuid4().hex
         require_open(job, self.output)
@@ -66,7 +96,7 @@ class Rebuild:
         staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)
         generation = generation_of(self.output)
-        is_over = self.output.read(objects.SUCCESS) is not None
+        is_over = self._has_ended()
         inventory = self._take_inventory(chunks, None if is_over else generation)
         if inventory.open_chunks:
             self.require_items()
@@ -112,9 +142,7 @@ class Rebuild:
         """Count all staged items. The last file of a killed submit may differ from the recorded one."""
         if staged.is_sealed:
             return staged.items
-        with StagedReader(
-            self.output, job_id=self.job.job_id, schema_version=self.job.schema_version
-        ) as reader:
+        with self._staged_reader() as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 
     def _take_inventory(self, chunks: int, retried: Generation | None) -> Inventory:

@@ -57,6 +57,7 @@ class Submission:
     chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
     heads: Sequence[HeadFile] = ()  # of the job
     gone: GoneItems | None = None  # of a job that fills a store
+    resumes: bool = False  # the caller submits again until it succeeds, or cancels the job itself
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
@@ -66,8 +67,8 @@ class Submission:
         only with `check_source`.
 
         Nothing is removed from the output before the ledger has accepted the job. A new job with an unusable
-        source or output is cancelled. If the job fails meanwhile because workers cannot write rows, the
-        submit ends, and the job's status has the reason.
+        source or output is cancelled, see `resumes`. If the job fails meanwhile because workers cannot write
+        rows, the submit ends, and the job's status has the reason.
 
         Returns:
             Whether the job had ended before; nothing was done.
@@ -112,8 +113,8 @@ class Submission:
             self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
             self.output.clear()
             raise
-        except (SourceError, OutputConflictError, OutputUnreachableError):
-            if is_new:
+        except (SourceError, OutputConflictError, OutputUnreachableError) as error:
+            if is_new and not (self.resumes and isinstance(error, OutputUnreachableError)):
                 self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
             raise
         except WorldError as error:

@@ -14,7 +14,7 @@ from clipfleet_gateway.asking.ends import Ends
 from clipfleet_gateway.asking.failures import failure
 from clipfleet_gateway.asking.jobs import Kind, RequestJobs, Row, new_job_id
 from clipfleet_gateway.asking.micro_batches import MicroBatches, Share
-from clipfleet_gateway.asking.served import Served
+from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import limited, unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.services import Services
@@ -32,14 +32,19 @@ class Asker:
     """Shared by all requests of a gateway; for one event loop."""
 
     def __init__(
-        self, services: Services, jobs: RequestJobs, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        services: Services,
+        jobs: RequestJobs,
+        served: ServedModels,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._call = services.call
+        self._call = services.ask
         self._meters = services.meters
         self._jobs = jobs
         self._monotonic = monotonic
-        self.served = Served(lambda: services.call(services.client.workers))
-        self._ends = Ends(jobs.ledger, lambda function: asyncio.ensure_future(services.call(function)))
+        self._served = served
+        self._ends = Ends(jobs.ledger, lambda function: asyncio.ensure_future(services.ask(function)))
         self._batches = MicroBatches(self._run)
         self._inputs = self._bytes = 0  # that wait now
 
@@ -53,11 +58,14 @@ class Asker:
         Raises:
             ApiError: one of them failed, the model is not known, too much waits, or workers are away.
         """
-        await self.served.require(asked.model)
-        size_bytes = sum(map(_size_bytes, asked.items))
-        with self._admitted(len(asked.items), size_bytes):
-            await self._ends.begin()
-            rows = await self._rows(asked)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._served.require(asked.model)
+                with self._admitted(len(asked.items), sum(map(_size_bytes, asked.items))):
+                    await self._ends.begin()
+                    rows = await self._rows(asked)
+        except TimeoutError:
+            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
         for param, row in zip(asked.params, rows, strict=True):
             if row.error is not None:
                 raise failure(row.error, param)
@@ -90,10 +98,7 @@ class Asker:
             items = [asked.items[position] for position in some]
             shares.append(self._batches.add(kind, items, sum(map(_size_bytes, items))))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                found = await _all([share.rows for share in shares])
-        except TimeoutError:
-            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
+            found = await _all([share.rows for share in shares])
         finally:
             for share in shares:
                 share.rows.cancel()  # of the others, if one was in vain
@@ -158,7 +163,7 @@ class Asker:
             return True  # and there are no rows
 
     async def _require_workers(self, model: str, since: float) -> None:
-        away = await self.served.away_seconds(model)
+        away = await self._served.away_seconds(model)
         waited = self._monotonic() - since
         if waited >= _AWAY_SECONDS and (away is None or away >= _AWAY_SECONDS):
             raise unavailable(f"No worker serves {model} now: try again")

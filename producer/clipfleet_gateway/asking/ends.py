@@ -12,7 +12,7 @@ from clipfleet.ledger.jobs import Ledger
 
 _LOG = logging.getLogger(__name__)
 _BLOCK_SECONDS = 0.5  # for so long `close` may wait
-_PAUSE_SECONDS = 0.5  # after Redis was away
+_PAUSE_SECONDS = 0.5  # after a failure
 
 
 class Ends:
@@ -30,14 +30,14 @@ class Ends:
         self._thread: threading.Thread | None = None
 
     async def begin(self) -> None:
-        """Read the stream from now on; a repetition does nothing. Raises `RedisUnavailableError`."""
+        """Read the stream from now on. Raises `RedisUnavailableError`; the next call tries again."""
         while self._thread is None:
             if self._starting is None:
                 self._starting = asyncio.ensure_future(self._call(self._ledger.last_end))
             starting = self._starting
             try:
                 last = await asyncio.shield(starting)
-            except RedisUnavailableError:
+            except Exception:
                 if self._starting is starting:
                     self._starting = None
                 raise
@@ -72,6 +72,10 @@ class Ends:
                 last, ended = self._ledger.wait_for_ends(last, _BLOCK_SECONDS)
             except RedisUnavailableError as error:
                 _LOG.warning("ends of jobs are not read: %s", error)
+                self._stopping.wait(_PAUSE_SECONDS)
+                continue
+            except Exception:  # a boundary of the program: without this thread each request waits for a look
+                _LOG.exception("ends of jobs could not be read")
                 self._stopping.wait(_PAUSE_SECONDS)
                 continue
             if ended and not self._stopping.is_set():

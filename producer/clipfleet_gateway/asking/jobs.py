@@ -31,6 +31,7 @@ from clipfleet.ledger.jobs import Ledger, Quota, Retention
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.settings import Settings
 from clipfleet.submit.small_jobs import chunk_size_of
+from clipfleet_gateway.asking.work_hints import WorkHints
 from clipfleet_gateway.inputs.asked import Item
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class RequestJobs:
         self._opened.callback(self.ledger.close)
         self._store = RedisStore(url)
         self._opened.callback(self._store.close)
-        self._hints = Hints(make_app(broker_url), broker_url)
+        hints = Hints(make_app(broker_url), broker_url)
+        self._opened.callback(hints.close)
+        self._hints = WorkHints(hints.publish_work)
         self._opened.callback(self._hints.close)
         self._quota = Quota(settings.quota_items, settings.quota_bytes)
 
@@ -101,7 +104,7 @@ class RequestJobs:
         job = _job(job_id, kind, len(items))
         staged = staged_bytes(_rows(kind, items), job)
         self._store.submit_whole(job, staged, _RETENTION, self._quota)
-        self._hints.publish_work(min(staged.chunks, FULL_INPUTS))
+        self._hints.want(staged.chunks)
 
     def rows(self, job_id: str, count: int) -> list[Row]:
         """The rows of an ended job of so many items; fewer if some are missing."""

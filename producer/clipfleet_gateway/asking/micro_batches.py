@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from clipfleet_gateway.asking.jobs import FULL_INPUTS, Kind, Row
 from clipfleet_gateway.inputs.asked import Item
 
-GATHER_SECONDS = 0.004  # after the first request of a job
-# While jobs of the kind are under way, a job that is not full waits for more: a worker does few jobs of many
-# inputs in less time than many jobs of few. Behind one job until no request has come for a moment, behind two
-# until one of them ends; but not for long, as they may be stuck.
+# A job waits after its first request, and until no other has come for a moment: clients whose job has ended
+# come again together, and a worker does few jobs of many inputs in less time than many jobs of few. Behind
+# two jobs of the kind it waits until one of them ends; but not for long, as they may be stuck.
+GATHER_SECONDS = 0.004
 _QUIET_SECONDS = 0.003
+_MOST_IDLE_SECONDS = 0.025  # while no job of the kind is under way
 MOST_GATHER_SECONDS = 0.05
 _ENOUGH_UNDER_WAY = 2
 _RESOLUTION_SECONDS = 0.0005
@@ -42,9 +43,7 @@ class _Gathered:
     def seconds_left(self, now: float) -> float:
         """For how long to wait for more requests."""
         waited = now - self.first_at
-        if not self.under_way:
-            return GATHER_SECONDS - waited
-        most = MOST_GATHER_SECONDS - waited
+        most = (MOST_GATHER_SECONDS if self.under_way else _MOST_IDLE_SECONDS) - waited
         if self.under_way >= _ENOUGH_UNDER_WAY:
             return most
         return min(most, max(GATHER_SECONDS - waited, self.last_at + _QUIET_SECONDS - now))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_gateway.errors import invalid, model_not_found, unavailable
+from clipfleet_gateway.looks import Look
 
-_KEPT_SECONDS = 2.0
 
+class ServedModels:
+    """The models that workers serve, and served since the gateway started.
 
-class Served:
-    """The models that workers serve, and served since the gateway started."""
+    Every method raises `RedisUnavailableError`, or `ApiError` (503) if Redis does not answer.
+    """
 
     def __init__(
         self,
@@ -23,10 +24,9 @@ class Served:
     ) -> None:
         self._find = find
         self._monotonic = monotonic
-        self._now: frozenset[str] = frozenset()
         self._seen_at: dict[str, float] = {}
-        self._looked_at: float | None = None
-        self._looking = asyncio.Lock()
+        self._look = Look(self._found, "Redis", monotonic=monotonic)
+        self.models = self._look.found
 
     async def require(self, model: str) -> None:
         """Return if a worker serves this model, or has, or if there is no worker that could say so.
@@ -34,7 +34,7 @@ class Served:
         Raises:
             ApiError: none does, nor has (404).
         """
-        now = await self._models()
+        now = await self.models()
         if now and model not in now and model not in self._seen_at:
             raise model_not_found(model, now)
 
@@ -44,7 +44,7 @@ class Served:
         Raises:
             ApiError: there is not exactly one.
         """
-        now = await self._models()
+        now = await self.models()
         if len(now) == 1:
             return next(iter(now))
         if not now:
@@ -53,21 +53,13 @@ class Served:
 
     async def away_seconds(self, model: str) -> float | None:
         """For how long no worker has served this model; 0 if one does, None if none ever did."""
-        if model in await self._models():
+        if model in await self.models():
             return 0.0
         seen_at = self._seen_at.get(model)
         return None if seen_at is None else self._monotonic() - seen_at
 
-    async def _models(self) -> frozenset[str]:
-        if self._is_fresh():
-            return self._now
-        async with self._looking:
-            if not self._is_fresh():
-                workers = await self._find()
-                self._looked_at = self._monotonic()
-                self._now = frozenset(name for worker in workers for name in worker.models)
-                self._seen_at.update(dict.fromkeys(self._now, self._looked_at))
-            return self._now
-
-    def _is_fresh(self) -> bool:
-        return self._looked_at is not None and self._monotonic() - self._looked_at < _KEPT_SECONDS
+    async def _found(self) -> frozenset[str]:
+        workers = await self._find()
+        found = frozenset(name for worker in workers for name in worker.models)
+        self._seen_at.update(dict.fromkeys(found, self._monotonic()))
+        return found

@@ -6,6 +6,7 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -14,19 +15,24 @@ from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
-from clipfleet.ledger.locks import Alive, LockTakenError
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
+from clipfleet.settings import DAY_SECONDS
 from clipfleet_gateway.batches.answers import Lines, write_answers
 from clipfleet_gateway.batches.jobs import BatchJobs
-from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
+from clipfleet_gateway.batches.lines import LineError
+from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending, made_at
 from clipfleet_gateway.batches.store import BatchStore
-from clipfleet_gateway.batches.validation import LABEL_SETS, Validation
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.batches.validation import LABEL_SETS, NoModelYetError, Validation
+from clipfleet_gateway.errors import NOT_RUN, ApiError, why_not_submitted
 from clipfleet_gateway.files.record import FileRecord, Purpose
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
+_LOG = logging.getLogger(__name__)
 _ENDINGS = {
     JobState.COMPLETED: Ending.COMPLETED,
     JobState.COMPLETED_WITH_ERRORS: Ending.COMPLETED,
@@ -51,6 +57,7 @@ class Advancing:
     files: FileStore
     keys: KeyRing
     jobs: BatchJobs
+    models: KnownModels
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
     most_requests: int
@@ -58,16 +65,18 @@ class Advancing:
 
     def open(self) -> list[tuple[str, str]]:
         """Owners and ids of the batches that have not ended."""
-        owners = ((self.store.owner_of(batch_id), batch_id) for batch_id in self.store.open_ids())
-        return [(owner, batch_id) for owner, batch_id in owners if owner is not None]
+        return [*self.store.open()]
 
-    def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> None:
-        """Do all steps that can be done now; nothing if another gateway is at it.
+    def advance(self, owner: str, batch_id: str, alive: Alive = lambda: None) -> bool:
+        """Do all steps that can be done now; none if another gateway is at it.
 
         Args:
             owner: of the batch.
             batch_id: a batch that may not be there, or may have ended.
             alive: called now and then; raises to stop.
+
+        Returns:
+            Whether a step was done, or another gateway is at it.
 
         Raises:
             WorldError: Redis or the place is unavailable; the steps so far are done.
@@ -81,16 +90,33 @@ class Advancing:
                     alive()
                     still_held()
 
-                batch = self.store.find(owner, batch_id)
+                first = batch = self.store.find(owner, batch_id)
                 while batch is not None and not batch.status.is_final:
                     after = self._step(batch, both)
                     if after is batch:
-                        return
+                        return batch is not first
                     batch = after or self.store.find(owner, batch_id)
-                if batch is not None:
-                    self.store.end(batch_id)
+                self._clear(owner, batch_id, batch)
+                return batch is not None
         except LockTakenError:
-            return
+            return True
+        except LockLostError:
+            self._clear(owner, batch_id, self.store.find(owner, batch_id))
+            raise
+
+    def _clear(self, owner: str, batch_id: str, batch: BatchRecord | None) -> None:
+        """Remove what is left of a batch that has ended, or of which there is only the beginning."""
+        if batch is not None and batch.status.is_final:
+            self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
+            self.store.end(owner, batch_id)
+        elif batch is None and made_at(batch_id) < self._seconds() - DAY_SECONDS:
+            self.store.end(owner, batch_id)
+
+    def coming_files(self) -> set[str]:
+        """Ids of files that are written, and are found once their batches end."""
+        batches = [self.store.find(owner, batch_id) for owner, batch_id in self.open()]
+        files = [file for batch in batches if batch for file in (batch.output_file, batch.error_file)]
+        return {file.id for file in files if file is not None}
 
     def cancel(self, batch: BatchRecord) -> BatchRecord:
         """Let a batch end early; one that cancels, was cancelled or writes its files is returned as it is."""
@@ -134,8 +160,11 @@ class Advancing:
 
     def _validate(self, batch: BatchRecord, alive: Alive) -> BatchRecord | None:
         key = self._key(batch)
-        validation = Validation(batch, key, self.files, self.most_requests, self.jobs.sole_model())
-        checked = validation.run(self.store, alive)
+        validation = Validation(batch, key, self.files, self.most_requests, self.models.served())
+        try:
+            checked = validation.run(self.store, alive)
+        except NoModelYetError:
+            return batch
         if not isinstance(checked, Checked):
             return self._failed(batch, checked)
         try:
@@ -171,22 +200,39 @@ class Advancing:
             if self._has_ended(batch):  # a person has cancelled the job
                 return self._follow(batch)
             raise  # a gateway that was frozen submits it, too
-        except (UsageError, ApiError) as error:
+        except (UsageError, ApiError, LineError) as error:
+            _LOG.warning("batch %s is not submitted: %s", batch.id, error)
             self.jobs.cancel(batch.id)
-            return self._ending(batch, Ending.FAILED, BatchError(code="not_submitted", message=str(error)))
+            wrong = BatchError(code="not_submitted", message=why_not_submitted(error))
+            return self._ending(batch, Ending.FAILED, wrong)
         return self.store.change(batch, is_submitted=True)
 
     # --- While and after it runs ---
 
     def _follow(self, batch: BatchRecord) -> BatchRecord | None:
         status = self.jobs.status(batch.id)
-        if status is None:  # Redis has lost it: the submit restores it from its output
+        if status is None or not (status.sealed or status.state.is_final):
+            # Redis has lost it, or is as it was a moment ago: the submit restores it from its output.
             return self.store.change(batch, is_submitted=False) if batch.is_submitted else batch
         if not status.state.is_final:
-            return batch
+            return self._wait(batch, status)
         ending = _ENDINGS[status.state]
-        error = BatchError(code="job_failed", message=status.reason) if ending is Ending.FAILED else None
-        return self._ending(batch, ending, error)
+        if ending is not Ending.FAILED:
+            return self._ending(batch, ending)
+        _LOG.warning("the job of batch %s failed: %s", batch.id, status.reason)
+        return self._ending(batch, ending, BatchError(code="job_failed", message=NOT_RUN))
+
+    def _wait(self, batch: BatchRecord, status: JobStatus) -> BatchRecord | None:
+        """Wait for the job, unless no worker knows its model."""
+        try:
+            if not status.done:
+                since = batch.in_progress_at or batch.created_at
+                self.models.require(status.model, self._seconds() - since)
+        except ApiError as error:
+            self.jobs.cancel(batch.id)
+            wrong = BatchError(code=error.code or "failed", message=error.message, param=error.param)
+            return self._ending(batch, Ending.FAILED, wrong)
+        return batch
 
     def _has_ended(self, batch: BatchRecord) -> bool:
         status = self.jobs.status(batch.id)

@@ -7,12 +7,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.errors import JobNotFoundError, ResultsNotReadyError, SourceError
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs import open_output
 from clipfleet.results.part_rows import PartRows
 from clipfleet_gateway.batches.lines import lines_of, request_of
@@ -44,8 +44,9 @@ class Row:
 class BatchJobs:
     """The jobs of batches. Raises `WorldError` while Redis or a place is unavailable."""
 
-    def __init__(self, client: Client, files: FileStore) -> None:
+    def __init__(self, client: Client, ledger: Ledger, files: FileStore) -> None:
         self._client = client
+        self._ledger = ledger  # that of the client, for what needs no description of a job
         self._files = files
 
     def submit(
@@ -79,9 +80,10 @@ class BatchJobs:
             )
 
     def _is_sealed(self, job_id: str, output: str) -> bool:
-        """Whether the job has all of its items; if Redis has lost it, it is restored first."""
-        with suppress(JobNotFoundError):
-            return self._client.job(job_id).status().sealed
+        """Whether the job has all of its items; what Redis has lost of it is restored first."""
+        status = self.status(job_id)
+        if status is not None and (status.sealed or status.state.is_final):
+            return status.sealed
         with suppress(JobNotFoundError):
             return self._client.rebuild(output).status().sealed
         return False
@@ -123,27 +125,14 @@ class BatchJobs:
 
     def status(self, job_id: str) -> JobStatus | None:
         """The status of a job; None if Redis does not know it."""
-        handle = self._handle(job_id)
         with suppress(JobNotFoundError):
-            return None if handle is None else handle.status()
+            return self._ledger.status(job_id)
         return None
 
     def cancel(self, job_id: str) -> None:
         """End a job early, if it has not ended. Idempotent."""
-        handle = self._handle(job_id)
-        if handle is not None:
-            with suppress(JobNotFoundError):
-                handle.cancel()
-
-    def _handle(self, job_id: str) -> JobHandle | None:
         with suppress(JobNotFoundError):
-            return self._client.job(job_id)
-        return None
-
-    def sole_model(self) -> str | None:
-        """The model that is served, if there is only one."""
-        names = {name for worker in self._client.workers() for name in worker.models}
-        return names.pop() if len(names) == 1 else None
+            self._client.job(job_id).cancel()
 
     def rows(self, task: Task, output: str) -> Iterator[Row]:
         """The rows that are there, in the order of the items. Needs no Redis."""

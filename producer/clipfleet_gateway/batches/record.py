@@ -24,7 +24,7 @@ from clipfleet_gateway.shapes.batches import (
 
 BATCH_VERSION = 1
 WINDOW_SECONDS = 24 * 3600
-_BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
+_BATCH_ID = re.compile(r"batch_([0-9a-f]{12})[0-9a-f]{20}")
 _RANDOM_BYTES = 10
 
 
@@ -111,6 +111,12 @@ class BatchRecord(FrozenModel):
 def new_batch_id(now: datetime) -> str:
     """A new id; later ones sort after earlier ones, to a millisecond."""
     return f"batch_{int(now.timestamp() * 1000):012x}{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def made_at(batch_id: str) -> int:
+    """When an id was made, in seconds since 1970."""
+    found = _BATCH_ID.fullmatch(batch_id)
+    return int(found[1], 16) // 1000 if found else 0
 
 
 def is_batch_id(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 batches/OWNER/BATCH_ID.json   the record
 asked/OWNER/HASH.json         the batch that answers a request: a repeated one finds it
-open/BATCH_ID.json            the owner of a batch that has not ended
+open/BATCH_ID.OWNER           there while a batch has not ended
 work/BATCH_ID/                its requests, until its end
 jobs/BATCH_ID/                the output of its job, until its end
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import sha256
 
 from pydantic import ValidationError
 
@@ -20,6 +19,7 @@ from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output, objects, open_output
 from clipfleet.outputs.job_file import put_if
 from clipfleet_gateway.batches.record import BatchRecord, is_batch_id
+from clipfleet_gateway.keys.asked import note_of
 
 _OPEN = "open/"
 _TRIES = 20  # of a change that others overtake
@@ -46,7 +46,7 @@ class BatchStore:
         """Keep a new batch, unless there is one that answers the same request; return the one that does.
 
         With an idempotency key, that is the one it was first sent with, whatever that one asked for; else an
-        open one of the same owner that wants the same.
+        open one of the same owner that wants the same, and is not cancelled.
         """
         name = _asked(new, idempotency_key)
         for _ in range(_TRIES):
@@ -54,7 +54,7 @@ class BatchStore:
             batch_id = self._answering(name) if version is not None else None
             if batch_id is not None:
                 found = self._kept(new.model_copy(update={"id": batch_id}))
-                if idempotency_key is not None or not found.status.is_final:
+                if idempotency_key is not None or found.status.answers_again:
                     return found
             if put_if(self.place, name, json.dumps({"batch_id": new.id}).encode(), version):
                 return self._kept(new)
@@ -71,7 +71,7 @@ class BatchStore:
         found = self.find(batch.owner, batch.id)
         if found is not None:
             return found
-        self.place.create(f"{_OPEN}{batch.id}.json", json.dumps({"owner": batch.owner}).encode())
+        self.place.create(_open(batch.owner, batch.id), b"-")
         if self.place.create(_record(batch.owner, batch.id), _written(batch)):
             return batch
         return self.find(batch.owner, batch.id) or batch
@@ -95,16 +95,12 @@ class BatchStore:
         found = (self.find(owner, one) for one in ids[:limit])
         return [one for one in found if one is not None], len(ids) > limit
 
-    def open_ids(self) -> Iterator[str]:
-        """Batches that have not ended, and maybe some that just have."""
-        names = (name.removeprefix(_OPEN).removesuffix(".json") for name in self.place.names(_OPEN))
-        return (one for one in names if is_batch_id(one))
-
-    def owner_of(self, batch_id: str) -> str | None:
-        """The owner of an open batch."""
-        with suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(self.place.read(f"{_OPEN}{batch_id}.json") or b"")["owner"])
-        return None
+    def open(self) -> Iterator[tuple[str, str]]:
+        """Owners and ids of the batches that have not ended, and maybe of some that just have."""
+        for name in self.place.names(_OPEN):
+            batch_id, _, owner = name.removeprefix(_OPEN).partition(".")
+            if is_batch_id(batch_id):
+                yield owner, batch_id
 
     def requests_file(self, batch_id: str) -> str:
         """Name of the object with what is to be known of each request at the end."""
@@ -118,13 +114,20 @@ class BatchStore:
         """URI of the output of the job of a batch."""
         return f"{self.place.uri}/jobs/{batch_id}"
 
-    def end(self, batch_id: str) -> None:
+    def end(self, owner: str, batch_id: str) -> None:
         """Remove what a batch that has ended needs no more. Idempotent."""
         output = open_output(self.job_output(batch_id))
         output.clear()
         output.remove(objects.JOB_FILE)
-        for name in (self.requests_file(batch_id), self.label_sets_file(batch_id), f"{_OPEN}{batch_id}.json"):
+        for name in (self.requests_file(batch_id), self.label_sets_file(batch_id)):
             self.place.remove(name)
+        for folder in (f"work/{batch_id}", f"jobs/{batch_id}"):
+            self.place.remove_folder(folder)
+        self.place.remove(_open(owner, batch_id))
+
+
+def _open(owner: str, batch_id: str) -> str:
+    return f"{_OPEN}{batch_id}.{owner}"
 
 
 def _record(owner: str, batch_id: str) -> str:
@@ -136,6 +139,6 @@ def _written(batch: BatchRecord) -> bytes:
 
 
 def _asked(batch: BatchRecord, idempotency_key: str | None) -> str:
-    wanted = json.dumps(batch.wants if idempotency_key is None else idempotency_key)
-    kind = "same" if idempotency_key is None else "key"
-    return f"asked/{batch.owner}/{kind}-{sha256(wanted.encode()).hexdigest()}.json"
+    if idempotency_key is None:
+        return note_of(batch.owner, "same", json.dumps(batch.wants))
+    return note_of(batch.owner, "key", json.dumps(idempotency_key))

@@ -16,9 +16,12 @@ from clipfleet.contract.model_names import normalise_model
 from clipfleet_gateway.batches.lines import LineError, Request, lines_of, request_of
 from clipfleet_gateway.batches.record import BatchRecord, Checked
 from clipfleet_gateway.batches.store import BatchStore
+from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.inputs.asked import Asked
-from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES, own_file_id
+from clipfleet_gateway.inputs.images import own_file_id
+from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, OwnFiles
+from clipfleet_gateway.inputs.zero_shot import MODEL_MISSING
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.shapes.batches import BatchError
 from clipfleet_gateway.shapes.embeddings import EncodingFormat
@@ -27,8 +30,12 @@ MOST_ERRORS = 100  # that a batch lists
 MOST_LABEL_SETS = 1000  # that differ: each is encoded by every worker of the job
 _NOTHING = Asked(Task.EMBED, "", None, (), ())
 # After these all later lines are wrong, too.
-_LAST = ("line_too_long", "too_many_requests", "too_many_inputs", "too_many_label_sets")
+_LAST = ("line_too_long", "too_many_requests", "too_many_inputs", "too_many_label_sets", "too_many_bytes")
 LABEL_SETS: TypeAdapter[tuple[LabelSet, ...]] = TypeAdapter(tuple[LabelSet, ...])
+
+
+class NoModelYetError(Exception):
+    """A line names no model: which one it means shows once a worker is up."""
 
 
 class KeptRequest(BaseModel):
@@ -44,21 +51,25 @@ class Validation:
     """Checks the lines of one batch, in order."""
 
     def __init__(
-        self, batch: BatchRecord, key: Key, files: FileStore, most: int, default_model: str | None
+        self, batch: BatchRecord, key: Key, files: FileStore, most: int, served: frozenset[str]
     ) -> None:
         self._batch = batch
         self._key = key
         self._files = files
         self._most = most  # lines, and inputs
-        self._default_model = default_model
+        self._served = served  # models; the only one is that of lines that name none
         self._ids: set[bytes] = set()
-        self._own_files: dict[str, int | None] = {}  # bytes of images that the lines name
+        self._own_files = OwnFiles(files, key.name, MOST_BATCH_BYTES)
         self._label_sets: dict[str, LabelSet] = {}
         self._first: Asked = _NOTHING  # of the first line
         self._inputs = self._top_k = 0
 
     def run(self, store: BatchStore, alive: Callable[[], object]) -> Checked | tuple[BatchError, ...]:
-        """Check all lines, and keep what is needed of them later; return what is wrong, if anything is."""
+        """Check all lines, and keep what is needed of them later; return what is wrong, if anything is.
+
+        Raises:
+            NoModelYetError: a line names no model, and no worker serves one.
+        """
         batch = self._batch
         try:
             content = self._files.content(batch.owner, batch.input_file_id)
@@ -96,7 +107,7 @@ class Validation:
     def _check(self, line: int, data: bytes, kept: BinaryIO) -> None:
         if line > self._most:
             raise LineError("too_many_requests", f"A batch has at most {self._most:,} lines: make several")
-        request = request_of(data, self._batch.endpoint, self._key, self._default_model)
+        request = self._request(data)
         hashed = blake2b(request.custom_id.encode(), digest_size=16).digest()
         if hashed in self._ids:
             raise LineError(
@@ -118,6 +129,15 @@ class Validation:
         )  # fmt: skip
         kept.write(known.model_dump_json().encode() + b"\n")
 
+    def _request(self, data: bytes) -> Request:
+        only = next(iter(self._served)) if len(self._served) == 1 else None
+        try:
+            return request_of(data, self._batch.endpoint, self._key, only)
+        except LineError as error:
+            if error.code == MODEL_MISSING and not self._served:
+                raise NoModelYetError from None
+            raise
+
     def _require_like_the_first(self, asked: Asked) -> None:
         if self._first is _NOTHING:
             try:
@@ -138,16 +158,10 @@ class Validation:
             file_id = own_file_id(item)
             if file_id is None:
                 continue
-            if file_id not in self._own_files:
-                found = self._files.find(self._key.name, file_id)
-                self._own_files[file_id] = None if found is None else found.bytes
-            size = self._own_files[file_id]
-            if size is None:
-                raise LineError("not_found", f"No such file: {file_id!r}", param)
-            if size > MOST_IMAGE_BYTES:
-                raise LineError(
-                    "image_too_large", f"{param} has more than {MOST_IMAGE_BYTES >> 20} MiB", param
-                )
+            try:
+                self._own_files.add(file_id, param)
+            except ApiError as error:
+                raise LineError(error.code or "invalid_request", error.message, error.param) from None
 
     def _add(self, label_set: LabelSet) -> None:
         if label_set.hash not in self._label_sets:

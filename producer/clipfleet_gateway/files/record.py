@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -13,8 +14,8 @@ from pydantic import Field
 from clipfleet.contract.label_sets import FrozenModel
 
 FILE_VERSION = 1
-_FILE_ID = re.compile(r"file-([0-9a-f]{12})[0-9a-f]{20}")
-_RANDOM_BYTES = 10
+_FILE_ID = re.compile(r"file-([0-9a-f]{12})([0-9a-f])[0-9a-f]{19}")
+_RANDOM_BITS = 76
 
 
 class Purpose(StrEnum):
@@ -26,7 +27,10 @@ class Purpose(StrEnum):
     BATCH_OUTPUT = "batch_output"  # what a batch has written; nobody uploads one
 
 
-UPLOADED = (Purpose.BATCH, Purpose.USER_DATA, Purpose.VISION)
+# In ids: a list of one purpose reads no records of the others.
+_DIGITS: Mapping[str, str] = {
+    Purpose.BATCH: "0", Purpose.USER_DATA: "1", Purpose.VISION: "2", Purpose.BATCH_OUTPUT: "3",
+}  # fmt: skip
 
 
 class FileRecord(FrozenModel):
@@ -46,9 +50,10 @@ class FileRecord(FrozenModel):
         return self.expires_at is not None and self.expires_at <= now.timestamp()
 
 
-def new_file_id(now: datetime) -> str:
+def new_file_id(now: datetime, purpose: Purpose) -> str:
     """A new id; later ones sort after earlier ones, to a millisecond."""
-    return f"file-{int(now.timestamp() * 1000):012x}{secrets.token_hex(_RANDOM_BYTES)}"
+    milliseconds = int(now.timestamp() * 1000)
+    return f"file-{milliseconds:012x}{_DIGITS[purpose]}{secrets.randbits(_RANDOM_BITS):019x}"
 
 
 def is_file_id(text: str) -> bool:
@@ -60,3 +65,9 @@ def made_ms(file_id: str) -> int:
     """When an id was made, in milliseconds since 1970."""
     found = _FILE_ID.fullmatch(file_id)
     return int(found[1], 16) if found else 0
+
+
+def is_for(file_id: str, purpose: str) -> bool:
+    """Whether an id is that of a file with this purpose, which may be none of ours."""
+    found = _FILE_ID.fullmatch(file_id)
+    return found is not None and found[2] == _DIGITS.get(purpose)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.scratch import output_errors
 from clipfleet_gateway.errors import not_found
-from clipfleet_gateway.files.record import FileRecord, Purpose, is_file_id, made_ms, new_file_id
+from clipfleet_gateway.files.record import FileRecord, Purpose, is_file_id, is_for, made_ms, new_file_id
 from clipfleet_gateway.keys.ring import now_in_utc
 
 _EXPIRING = "expiring/"
@@ -112,7 +112,7 @@ class FileStore:
         now = self._now()
         created_at = int(now.timestamp())
         return FileRecord(
-            id=new_file_id(now),
+            id=new_file_id(now, purpose),
             bytes=received.bytes,
             created_at=created_at,
             expires_at=None if expires_after_seconds is None else created_at + expires_after_seconds,
@@ -173,14 +173,16 @@ class FileStore:
             purpose: only files of this purpose; None: all.
         """
         is_desc = order == "desc"
-        ids = sorted(self._ids(owner, ".json"), reverse=is_desc)
+        named = (one for one in self._ids(owner, ".json") if purpose is None or is_for(one, purpose))
+        ids = sorted(named, reverse=is_desc)
         if after is not None:
             ids = [one for one in ids if (one < after if is_desc else one > after)]
         found: list[FileRecord] = []
         with ThreadPoolExecutor(_READERS) as readers:
-            for start in range(0, len(ids), _READ_AT_ONCE):
-                records = readers.map(partial(self.find, owner), ids[start : start + _READ_AT_ONCE])
-                found += [one for one in records if one is not None and purpose in (None, one.purpose)]
+            at_once = min(max(limit + 1, _READERS), _READ_AT_ONCE)
+            for start in range(0, len(ids), at_once):
+                records = readers.map(partial(self.find, owner), ids[start : start + at_once])
+                found += [one for one in records if one is not None]  # the others have expired just now
                 if len(found) > limit:
                     break
         return found[:limit], len(found) > limit
@@ -196,17 +198,29 @@ class FileStore:
         """Remove the files of all owners whose time is over. Idempotent."""
         now = int(self._now().timestamp())
         for name in self._place.names(_EXPIRING):
-            seconds, owner, file_id = name.removeprefix(_EXPIRING).split(".")
+            seconds, _, rest = name.removeprefix(_EXPIRING).partition(".")
+            owner, _, file_id = rest.partition(".")
+            if not (seconds.isdecimal() and is_file_id(file_id)):
+                continue  # other programs left it here
             if int(seconds) > now:
                 return
             self.discard(owner, file_id)
             self._place.remove(name)
 
-    def remove_strays(self, owner: str) -> None:
-        """Remove contents of an owner whose upload was killed a day ago or earlier. Idempotent."""
+    def remove_strays(self, owner: str, coming: Container[str]) -> None:
+        """Remove contents of an owner whose upload was killed a day ago or earlier. Idempotent.
+
+        Args:
+            owner: of the contents.
+            coming: ids of files whose records are still to be put, listed before this call.
+        """
         known, before = set(self._ids(owner, ".json")), self._now() - _STRAY_AFTER
         for file_id in self._ids(owner, ".bytes"):
-            if file_id not in known and made_ms(file_id) < before.timestamp() * 1000:
+            if (
+                file_id not in known
+                and file_id not in coming
+                and made_ms(file_id) < before.timestamp() * 1000
+            ):
                 self._place.remove(_content(owner, file_id))
 
     def discard(self, owner: str, file_id: str) -> None:

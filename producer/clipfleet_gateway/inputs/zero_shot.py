@@ -15,6 +15,8 @@ from clipfleet_gateway.inputs.images import image_item
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.shapes.zero_shot import LabelScore, ZeroShotAnswer, ZeroShotParameters, ZeroShotRequest
 
+MODEL_MISSING = "missing_model"  # code of the error
+
 
 def asked_of_zero_shot(body: ZeroShotRequest, key: Key) -> Asked:
     """What a body asks for. Its model must be given: the caller fills in a default.
@@ -23,7 +25,7 @@ def asked_of_zero_shot(body: ZeroShotRequest, key: Key) -> Asked:
         ApiError: the image or the labels are wrong, there is no model, or the key must not read the image.
     """
     if body.model is None:
-        raise invalid("model: it is missing", "model")
+        raise invalid("model: it is missing", "model", MODEL_MISSING)
     label_set = _label_set(body.parameters)
     given = body.inputs if isinstance(body.inputs, str) else body.inputs.image
     item = image_item(given, key, "inputs")

@@ -20,14 +20,16 @@ from clipfleet.errors import (
     QuotaExceededError,
     UsageError,
 )
-from clipfleet.ledger.jobs import JobStatus
-from clipfleet.ledger.locks import Alive, LockTakenError
-from clipfleet_gateway.errors import ApiError
-from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, new_job_id
+from clipfleet.ledger.jobs import JobStatus, Ledger
+from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
+from clipfleet.settings import DAY_SECONDS
+from clipfleet_gateway.errors import ApiError, why_not_submitted
+from clipfleet_gateway.jobs.record import Counts, JobRecord, job_error, made_at, new_job_id
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting, require_allowed
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
+from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.shapes.jobs import JobBody, JobRequest
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Jobs:
 
     store: JobStore
     submitting: Submitting
+    ledger: Ledger
+    models: KnownModels
     keys: KeyRing
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
@@ -77,34 +81,50 @@ class Jobs:
 
     def open(self) -> list[tuple[str, str]]:
         """Owners and ids of the jobs that have not ended."""
-        owners = ((self.store.owner_of(job_id), job_id) for job_id in self.store.open_ids())
-        return [(owner, job_id) for owner, job_id in owners if owner is not None]
+        return [*self.store.open()]
 
-    def advance(self, owner: str, job_id: str, alive: Alive = lambda: None) -> None:
-        """Do all steps that can be done now; nothing if another gateway is at it.
+    def advance(self, owner: str, job_id: str, alive: Alive = lambda: None) -> bool:
+        """Do all steps that can be done now; none if another gateway is at it.
 
         Args:
             owner: of the job.
             job_id: a job that may not be there, or may have ended.
             alive: called now and then; raises to stop.
 
+        Returns:
+            Whether a step was done, or another gateway is at it.
+
         Raises:
             LockLostError: another gateway may be at it now.
         """
-        with suppress(LockTakenError), self.hold(f"gateway-{job_id}") as still_held:
+        try:
+            with self.hold(f"gateway-{job_id}") as still_held:
 
-            def both() -> None:
-                alive()
-                still_held()
+                def both() -> None:
+                    alive()
+                    still_held()
 
-            job = self.store.find(owner, job_id)
-            while job is not None and job.end is None:
-                after = self._step(job, both)
-                if after is job:
-                    return
-                job = after or self.store.find(owner, job_id)
-            if job is not None:
-                self.store.end(job_id)
+                first = job = self.store.find(owner, job_id)
+                while job is not None and job.end is None:
+                    after = self._step(job, both)
+                    if after is job:
+                        return job is not first
+                    job = after or self.store.find(owner, job_id)
+                self._clear(owner, job_id, job)
+                return job is not None
+        except LockTakenError:
+            return True
+        except LockLostError:
+            self._clear(owner, job_id, self.store.find(owner, job_id))
+            raise
+
+    def _clear(self, owner: str, job_id: str, job: JobRecord | None) -> None:
+        """Remove what is left of a job that has ended, or of which there is only the beginning."""
+        if job is not None and job.end is not None:
+            self._cancelled(job_id)  # a gateway that was frozen may have submitted it after the end
+            self.store.end(owner, job_id)
+        elif job is None and made_at(job_id) < self._seconds() - DAY_SECONDS:
+            self.store.end(owner, job_id)
 
     def cancel(self, job: JobRecord) -> JobRecord:
         """Let a job end early. Idempotent; one that has ended is returned as it is."""
@@ -122,10 +142,15 @@ class Jobs:
         status = self._status(job.id)
         return None if status is None else Counts.of(status)
 
+    def _seconds(self) -> int:
+        return int(self.now().timestamp())
+
     def _step(self, job: JobRecord, alive: Alive) -> JobRecord | None:
         """One step: the job after it; the same object if it must wait; None if it was overtaken."""
         if job.is_cancelled:
             status = self._cancelled(job.id)
+            if status is not None and not status.state.is_final:
+                return job  # it is finishing
             return self._ended(job, Counts(state=JobState.CANCELLED) if status is None else Counts.of(status))
         return self._follow(job) if job.is_submitted else self._submit(job, alive)
 
@@ -147,30 +172,42 @@ class Jobs:
             status = self._status(job.id)
             return self._follow(job) if status is not None and status.state.is_final else job
         except (ApiError, UsageError) as error:
-            status = self._cancelled(job.id)
-            failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
-            counts = failed.model_copy(update={"state": JobState.FAILED, "reason": str(error)})
-            return self._ended(job, counts, error=job_error(error))
+            return self._failed(job, error)
         return self.store.change(job, is_submitted=True)
+
+    def _failed(self, job: JobRecord, error: ApiError | UsageError) -> JobRecord | None:
+        """End a job that cannot be run."""
+        _LOG.warning("job %s is not run: %s", job.id, error)
+        status = self._cancelled(job.id)
+        failed = Counts(state=JobState.FAILED) if status is None else Counts.of(status)
+        counts = failed.model_copy(update={"state": JobState.FAILED, "reason": why_not_submitted(error)})
+        return self._ended(job, counts, error=job_error(error))
 
     def _follow(self, job: JobRecord) -> JobRecord | None:
         status = self._status(job.id)
-        if status is None:  # Redis has lost it
-            try:
-                self.submitting.client.rebuild(self.store.output(job.id))
-            except JobNotFoundError:
-                return self.store.change(job, is_submitted=False)
-            return job
-        return self._ended(job, Counts.of(status)) if status.state.is_final else job
+        if status is None or not (status.sealed or status.state.is_final):
+            # Redis has lost it, or is as it was during the submit.
+            with suppress(JobNotFoundError):
+                status = self.submitting.client.rebuild(self.store.output(job.id)).status()
+        if status is None or not (status.sealed or status.state.is_final):
+            return self.store.change(job, is_submitted=False)
+        if status.state.is_final:
+            return self._ended(job, Counts.of(status))
+        try:
+            if not status.done:
+                self.models.require(status.model, self._seconds() - job.created_at)
+        except ApiError as error:
+            return self._failed(job, error)
+        return job
 
     def _ended(self, job: JobRecord, counts: Counts, **more: object) -> JobRecord | None:
-        finished_at = counts.finished_at or int(self.now().timestamp())
+        finished_at = counts.finished_at or self._seconds()
         end = counts.model_copy(update={"finished_at": finished_at})
         return self.store.change(job, end=end, **more)
 
     def _status(self, job_id: str) -> JobStatus | None:
         with suppress(JobNotFoundError):
-            return self.submitting.client.job(job_id).status()
+            return self.ledger.status(job_id)
         return None
 
     def _cancelled(self, job_id: str) -> JobStatus | None:

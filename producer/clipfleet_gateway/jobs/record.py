@@ -12,11 +12,11 @@ from pydantic import Field
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.label_sets import FrozenModel
 from clipfleet.ledger.jobs import JobStatus
-from clipfleet_gateway.errors import ApiError
+from clipfleet_gateway.errors import NOT_RUN, WAITS, ApiError, why_not_submitted
 from clipfleet_gateway.shapes.jobs import JobBody, JobError, JobObject
 
 JOB_VERSION = 1
-_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+_JOB_ID = re.compile(r"job_([0-9a-f]{12})[0-9a-f]{20}")
 _RANDOM_BYTES = 10
 
 
@@ -45,9 +45,22 @@ class Counts(FrozenModel):
             failed=status.failed,
             error_codes=dict(status.codes),
             items_per_second=round(status.done / seconds, 2) if status.done and seconds > 0 else None,
-            reason=status.reason or None,
+            reason=_reason(status),
             finished_at=None if status.finished_ms is None else status.finished_ms // 1000,
         )
+
+
+def _reason(status: JobStatus) -> str | None:
+    """Why a job ended early or waits; words of workers hold their paths."""
+    if not status.reason:
+        return None
+    match status.state:
+        case JobState.CANCELLED:  # too many of its rows have failed
+            return status.reason
+        case JobState.FAILED:
+            return NOT_RUN
+        case _:
+            return WAITS
 
 
 class JobRecord(FrozenModel):
@@ -85,6 +98,12 @@ def new_job_id(now: datetime) -> str:
     return f"job_{int(now.timestamp() * 1000):012x}{secrets.token_hex(_RANDOM_BYTES)}"
 
 
+def made_at(job_id: str) -> int:
+    """When an id was made, in seconds since 1970."""
+    found = _JOB_ID.fullmatch(job_id)
+    return int(found[1], 16) // 1000 if found else 0
+
+
 def is_job_id(text: str) -> bool:
     """Whether a text could be the id of a job, which then is safe as a part of a name."""
     return _JOB_ID.fullmatch(text) is not None
@@ -94,4 +113,4 @@ def job_error(error: ApiError | Exception) -> JobError:
     """Why a job cannot be submitted."""
     if isinstance(error, ApiError):
         return JobError(code=error.code, message=error.message, param=error.param)
-    return JobError(code="not_submitted", message=str(error))
+    return JobError(code="not_submitted", message=why_not_submitted(error))

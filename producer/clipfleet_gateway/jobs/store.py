@@ -2,7 +2,7 @@
 
 submitted/OWNER/JOB_ID.json   the record
 asked/OWNER/job-HASH.json     the job that an Idempotency-Key made
-open-jobs/JOB_ID.json         the owner of a job that has not ended
+open-jobs/JOB_ID.OWNER        there while a job has not ended
 work/JOB_ID/items.json        the items of a request that holds them, until the job's end
 jobs/JOB_ID/                  the output
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +20,7 @@ from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import put_if
 from clipfleet_gateway.jobs.record import JobRecord, is_job_id
+from clipfleet_gateway.keys.asked import note_of
 from clipfleet_gateway.shapes.jobs import ItemBody
 
 _OPEN = "open-jobs/"
@@ -45,7 +45,7 @@ class JobStore:
 
     def id_for(self, owner: str, job_id: str, idempotency_key: str) -> str:
         """The id of the job that requests with this key make: the one given here if it is the first."""
-        name = f"asked/{owner}/job-{sha256(idempotency_key.encode()).hexdigest()}.json"
+        name = note_of(owner, "job", idempotency_key)
         if self.place.create(name, json.dumps({"job_id": job_id}).encode()):
             return job_id
         with suppress(ValueError, KeyError, TypeError):
@@ -61,7 +61,7 @@ class JobStore:
             return found
         if items is not None:
             self.place.create(_items(job.id), json.dumps(items).encode())
-        self.place.create(f"{_OPEN}{job.id}.json", json.dumps({"owner": job.owner}).encode())
+        self.place.create(_open(job.owner, job.id), b"-")
         if self.place.create(_record(job.owner, job.id), _written(job)):
             return job
         return self.find(job.owner, job.id) or job
@@ -90,25 +90,26 @@ class JobStore:
         found = (self.find(owner, one) for one in ids[:limit])
         return [one for one in found if one is not None], len(ids) > limit
 
-    def open_ids(self) -> Iterator[str]:
-        """Jobs that have not ended, and maybe some that just have."""
-        names = (name.removeprefix(_OPEN).removesuffix(".json") for name in self.place.names(_OPEN))
-        return (one for one in names if is_job_id(one))
-
-    def owner_of(self, job_id: str) -> str | None:
-        """The owner of an open job."""
-        with suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(self.place.read(f"{_OPEN}{job_id}.json") or b"")["owner"])
-        return None
+    def open(self) -> Iterator[tuple[str, str]]:
+        """Owners and ids of the jobs that have not ended, and maybe of some that just have."""
+        for name in self.place.names(_OPEN):
+            job_id, _, owner = name.removeprefix(_OPEN).partition(".")
+            if is_job_id(job_id):
+                yield owner, job_id
 
     def output(self, job_id: str) -> str:
         """URI of the output of a job."""
         return f"{self.place.uri}/jobs/{job_id}"
 
-    def end(self, job_id: str) -> None:
+    def end(self, owner: str, job_id: str) -> None:
         """Remove what a job that has ended needs no more. Idempotent."""
         self.place.remove(_items(job_id))
-        self.place.remove(f"{_OPEN}{job_id}.json")
+        self.place.remove_folder(f"work/{job_id}")
+        self.place.remove(_open(owner, job_id))
+
+
+def _open(owner: str, job_id: str) -> str:
+    return f"{_OPEN}{job_id}.{owner}"
 
 
 def _record(owner: str, job_id: str) -> str:

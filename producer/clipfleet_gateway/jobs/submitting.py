@@ -17,6 +17,7 @@ from clipfleet.sources import ReadOptions, Source, source_of
 from clipfleet_gateway.errors import invalid
 from clipfleet_gateway.files.record import is_file_id
 from clipfleet_gateway.files.store import FileStore
+from clipfleet_gateway.inputs.own_files import MOST_ITEMS_BYTES, OwnFiles
 from clipfleet_gateway.jobs.record import JobRecord
 from clipfleet_gateway.jobs.sources import DATA, CheckedSource, own_list, place_of_key, require_place
 from clipfleet_gateway.keys.key import Key
@@ -123,11 +124,12 @@ def require_allowed(request: JobRequest, key: Key, files: FileStore) -> None:
             require_place(request.source, key)
     if request.items is not None and request.base_uri is not None:
         raise invalid("base_uri is for names in a list: write whole URLs in items", "base_uri")
+    own_files = OwnFiles(files, key.name, MOST_ITEMS_BYTES)
     for index, item in enumerate(request.items or ()):
-        _require_item(item, request, key, files, f"items[{index}]")
+        _require_item(item, request, key, own_files, f"items[{index}]")
 
 
-def _require_item(item: ItemBody, asked: JobBody, key: Key, files: FileStore, param: str) -> None:
+def _require_item(item: ItemBody, asked: JobBody, key: Key, own_files: OwnFiles, param: str) -> None:
     field = content_field(asked)
     address = item if isinstance(item, str) else item.get(field)
     if not isinstance(address, str):
@@ -135,7 +137,7 @@ def _require_item(item: ItemBody, asked: JobBody, key: Key, files: FileStore, pa
     if asked.task is Task.EMBED_TEXT or address[: len(DATA)].lower() == DATA:
         return
     if is_file_id(address):
-        files.require(key.name, address, param)
+        own_files.add(address, param)
     else:
         require_readable(address, key, param)
 

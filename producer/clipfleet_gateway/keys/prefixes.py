@@ -25,10 +25,17 @@ def checked_prefix(text: str) -> str:
     return folder if folder.endswith("/") else f"{folder}/"
 
 
+def has_folders(prefixes: Sequence[str]) -> bool:
+    """Whether `may_read` looks at the disk, which may take long if a file system does not answer."""
+    return any(not one.startswith(SCHEME) for one in prefixes)
+
+
 def may_read(place: str, prefixes: Sequence[str]) -> bool:
     """Whether a path or an `s3://` URI lies below one of some prefixes.
 
-    Paths are compared after links and `..` are resolved; keys of S3 verbatim, as S3 has neither.
+    Paths are compared after links and `..` are resolved; keys of S3 verbatim, as S3 has neither. A link that
+    is changed between this look and the read of a worker may lead elsewhere: who may write into a folder of a
+    key decides what the key reads, within what the workers may.
 
     Args:
         place: an absolute path, or a URI of S3.
@@ -36,7 +43,7 @@ def may_read(place: str, prefixes: Sequence[str]) -> bool:
     """
     uri = with_s3_scheme(place)
     if not uri.startswith(SCHEME):
-        if "://" in uri or not Path(uri).is_absolute() or "\0" in uri:
+        if "://" in uri or not Path(uri).is_absolute() or "\0" in uri or not has_folders(prefixes):
             return False
         uri = str(Path(uri).resolve())
     elif any(part in (".", "..") for part in uri.split("/")):

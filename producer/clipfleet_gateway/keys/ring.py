@@ -25,7 +25,6 @@ from clipfleet_gateway.keys.key import (
     Key,
     made_key,
     new_secret,
-    split_token,
     token_of,
 )
 from clipfleet_gateway.keys.prefixes import checked_prefix
@@ -50,6 +49,12 @@ class KeyRing:
     def __init__(self, place: Output, *, now: Callable[[], datetime] = now_in_utc) -> None:
         self._place = place
         self._now = now
+
+    def probe(self) -> None:
+        """Return if the place answers: keys can be listed, and one of them can be read."""
+        name = next(self._place.names(_FOLDER), None)
+        if name is not None:
+            self._place.read(name)
 
     def add(
         self, name: str, *, lane: Lane = Lane.NORMAL, quota: int | None = None, sources: tuple[str, ...] = ()
@@ -97,25 +102,19 @@ class KeyRing:
         except UsageError:  # another gateway starts at the same time
             return None
 
+    def names(self) -> list[str]:
+        """Names of all keys, revoked ones too."""
+        names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in self._place.names(_FOLDER))
+        return [name for name in names if re.fullmatch(NAME_PATTERN, name)]
+
     def all(self) -> list[Key]:
         """All keys by name, revoked ones too."""
-        names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in self._place.names(_FOLDER))
-        found = (self.find(name) for name in names if re.fullmatch(NAME_PATTERN, name))
-        return [key for key in found if key is not None]
+        return [key for key in map(self.find, self.names()) if key is not None]
 
     def find(self, name: str) -> Key | None:
         """The key of this name, which may be revoked."""
         data = self._place.read(_object(name))
         return None if data is None else _parsed(data, f"{self._place.uri}/{_object(name)}")
-
-    def of_token(self, token: str) -> Key | None:
-        """The key that a client has sent; None if it opens nothing."""
-        split = split_token(token)
-        if split is None:
-            return None
-        name, secret = split
-        key = self.find(name)
-        return key if key is not None and key.opens_with(secret) else None
 
     def revoke(self, name: str) -> Key:
         """Let a key open nothing any more. Idempotent. Its batches and jobs go on.

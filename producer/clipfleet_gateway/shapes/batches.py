@@ -41,7 +41,9 @@ class BatchStatus(StrEnum):
     IN_PROGRESS = "in_progress"
     FINALIZING = "finalizing"
     COMPLETED = "completed"
-    FAILED = "failed"  # a line of the input file is wrong, so nothing was run; or no results could be written
+    # A line of the input file is wrong, so nothing was run; or no worker knows the model; or no results could
+    # be written.
+    FAILED = "failed"
     EXPIRED = "expired"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
@@ -50,6 +52,11 @@ class BatchStatus(StrEnum):
     def is_final(self) -> bool:
         """Whether the batch has ended."""
         return self in (self.COMPLETED, self.FAILED, self.EXPIRED, self.CANCELLED)
+
+    @property
+    def answers_again(self) -> bool:
+        """Whether a batch still answers a repeated request for it. Its owner has given up a cancelled one."""
+        return not self.is_final and self is not self.CANCELLING
 
 
 class OutputExpiresAfter(StrictShape):

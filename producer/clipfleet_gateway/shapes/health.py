@@ -19,5 +19,5 @@ class Readiness(FrozenModel):
     """Whether what the gateway stands on can be reached."""
 
     status: Literal["ok", "unavailable"]
-    redis: str = Field(description="`ok`, or the kind of the trouble")
-    place: str = Field(description="`ok`, or the kind of the trouble, of the gateway's folder or bucket")
+    redis: str = Field(description="`ok`, `no answer`, or the kind of the error")
+    place: str = Field(description="the same of the gateway's folder or bucket, whose keys are read")

@@ -1,10 +1,11 @@
-"""Answers as JSON, and errors as OpenAI writes them."""
+"""Answers as JSON or piece by piece, and errors as OpenAI writes them."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import BaseModel
 
 from clipfleet.errors import (
@@ -19,11 +20,26 @@ from clipfleet_gateway.errors import ApiError, invalid, limited, not_found, unav
 
 _LOG = logging.getLogger(__name__)
 _QUOTA_RETRY_SECONDS = 10
+# In the head of every answer. aiohttp would name its version and that of Python.
+HEAD = {hdrs.SERVER: "clipfleet", "x-content-type-options": "nosniff"}
 
 
 def answer(found: BaseModel, status: int = 200) -> web.Response:
     """A JSON answer; fields without a value are null, as the official clients expect."""
     return web.Response(text=found.model_dump_json(), status=status, content_type="application/json")
+
+
+async def stream(
+    request: web.Request, response: web.StreamResponse, next_piece: Callable[[], Awaitable[bytes | None]]
+) -> web.StreamResponse:
+    """Send pieces until one is empty or None. A failure after the first one is one of `guards.answering`."""
+    piece = await next_piece()
+    await response.prepare(request)
+    while piece and request.method != hdrs.METH_HEAD:
+        await response.write(piece)
+        piece = await next_piece()
+    await response.write_eof()
+    return response
 
 
 def refusal(error: ApiError) -> web.Response:

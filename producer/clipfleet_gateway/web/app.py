@@ -8,7 +8,8 @@ from typing import Protocol
 
 from aiohttp import web
 
-from clipfleet_gateway.keys.key import Key
+from clipfleet_gateway.asking.served import ServedModels
+from clipfleet_gateway.keys.known import KnownKeys
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.about.health import HealthRoutes
@@ -37,18 +38,20 @@ class Routes(Protocol):
 
 def routes_of(services: Services, batches: Tending, jobs: Tending) -> Iterable[Routes]:
     """All routes of a gateway."""
-    yield HealthRoutes(services)
+    models = ServedModels(partial(services.ask, services.client.workers))
+    yield HealthRoutes(services, models)
     yield FileRoutes(services)
-    yield AskingRoutes(services)
+    yield AskingRoutes(services, models)
     yield BatchRoutes(services, batches)
     yield JobRoutes(services, jobs)
 
 
 def make_app(services: Services) -> web.Application:
     """Build the application over services that the caller closes."""
-    find = partial(_find_key, services)
+    ring = services.keys
+    known = KnownKeys(partial(services.look, ring.find), partial(services.look, ring.names))
     at_once = max(1, int(most_connections() * _SHARE_OF_A_KEY))
-    callers = Callers(find, services.settings.gateway_requests_per_minute, at_once)
+    callers = Callers(known.of_token, services.settings.gateway_requests_per_minute, at_once)
     metrics = MetricsRoutes(services.meters)
     app = web.Application(
         middlewares=[
@@ -60,6 +63,7 @@ def make_app(services: Services) -> web.Application:
         ],
         client_max_size=MOST_BODY_BYTES,
     )
+    app.on_response_prepare.append(guards.complete_head)
     tending = (
         Tending(services, services.batches, "batch", services.meters.open_batches, services.sweep),
         Tending(services, services.jobs, "job", services.meters.open_jobs),
@@ -68,9 +72,6 @@ def make_app(services: Services) -> web.Application:
     served = [one for routes in (*routes_of(services, *tending), metrics) for one in routes.operations()]
     served += OpenApiRoutes([operation for operation, _ in served]).operations()
     for operation, handler in served:
-        app.router.add_route(operation.method, operation.path, handler, expect_handler=expect_later)
+        for method in ("GET", "HEAD") if operation.method == "GET" else (operation.method,):
+            app.router.add_route(method, operation.path, handler, expect_handler=expect_later)
     return app
-
-
-async def _find_key(services: Services, token: str) -> Key | None:
-    return await services.call(services.keys.of_token, token)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from clipfleet_gateway.asking.asker import Asker
 from clipfleet_gateway.asking.jobs import RequestJobs, Row
+from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import invalid, unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.inputs.embeddings import all_asked_of_embedding, embedding_answer
@@ -34,6 +35,7 @@ _ZERO_SHOT = Operation(
     "POST", "/v1/zero-shot", "classifyImage", "Score labels for an image.",
     answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404),
 )  # fmt: skip
+_DEFAULT = ""  # in place of a model that is not named; workers say which it is
 _FEW_VECTORS = 16  # are written at once; more in a thread
 
 _Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
@@ -42,11 +44,12 @@ _Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
 class AskingRoutes:
     """The routes."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, served: ServedModels) -> None:
         self._services = services
+        self._models = served
         jobs = RequestJobs(services.settings)
         services.closing(jobs.close)
-        self._asker = Asker(services, jobs)
+        self._asker = Asker(services, jobs, served)
         services.closing(self._asker.close)
 
     def operations(self) -> Iterable[Served]:
@@ -73,21 +76,20 @@ class AskingRoutes:
         def write() -> str:
             return embedding_answer(body, asked[0].model, vectors).model_dump_json()
 
-        return _json(write() if count <= _FEW_VECTORS else await self._services.call(write))
+        return _json(write() if count <= _FEW_VECTORS else await self._services.ask(write))
 
     async def _zero_shot(self, request: web.Request) -> web.Response:
         key = request[CALLER]
-        body = await read_json(request, self._services, partial(parsed, ZeroShotRequest))
-        if body.model is None:
-            body = body.model_copy(update={"model": await self._asker.served.only()})
-        asked = asked_of_zero_shot(body, key)
+        asked = await read_json(request, self._services, partial(_labelling, key))
+        if asked.model == _DEFAULT:
+            asked = replace(asked, model=await self._models.only())
         await self._spend(key, 1)
         (row,) = await self._asker.rows(await self._with_own_files(asked, key))
         return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
 
     async def _spend(self, key: Key, count: int) -> None:
         if key.quota is not None:
-            await self._services.call(self._services.quotas.spend, key, count)
+            await self._services.ask(self._services.quotas.spend, key, count)
 
     async def _with_own_files(self, asked: Asked, key: Key) -> Asked:
         """With the content of the key's own files in place of their ids."""
@@ -113,6 +115,13 @@ class AskingRoutes:
 def _embedding(key: Key, body: bytes) -> tuple[EmbeddingsRequest, _Parts]:
     request = parsed(EmbeddingsRequest, body)
     return request, all_asked_of_embedding(request, key)
+
+
+def _labelling(key: Key, body: bytes) -> Asked:
+    request = parsed(ZeroShotRequest, body)
+    if request.model is None:
+        request = request.model_copy(update={"model": _DEFAULT})
+    return asked_of_zero_shot(request, key)
 
 
 async def _all(asking: Sequence[Coroutine[Any, Any, list[Row]]]) -> list[list[Row]]:

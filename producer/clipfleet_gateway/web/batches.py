@@ -25,7 +25,9 @@ _CREATE = Operation(
     "POST", "/v1/batches", "createBatch",
     "Run the requests of a file. An open batch of the same content, endpoint and metadata is returned.",
     body=BatchRequest, answers={200: Batch}, errors=(404,),
-    headers={IDEMPOTENCY_KEY: "requests with the same one make one batch, even after it has ended"},
+    headers={
+        IDEMPOTENCY_KEY: "for 30 days, requests with the same one make one batch, even after it has ended"
+    },
 )  # fmt: skip
 _LIST = Operation(
     "GET",
@@ -124,6 +126,6 @@ class BatchRoutes:
     async def _shown(self, batch: BatchRecord) -> Batch:
         """Without Redis, a batch is shown without its progress."""
         try:
-            return batch.shown(await self._services.call(self._batches.progress, batch))
+            return batch.shown(await self._services.ask(self._batches.progress, batch))
         except RedisUnavailableError:
             return batch.shown()

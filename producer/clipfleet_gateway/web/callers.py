@@ -1,4 +1,4 @@
-"""Who asks: the key of a request, looked up at most once in a few seconds."""
+"""Who asks: the key of a request, and how often."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from clipfleet_gateway.errors import invalid, limited, unauthorized
-from clipfleet_gateway.keys.key import Key, digest
+from clipfleet_gateway.keys.key import Key
 
 CALLER: web.RequestKey[Key] = web.RequestKey("caller", Key)
 
-_KEPT_SECONDS = 5.0  # after it is revoked, a key opens for so long at most
 _MOST_KEPT = 1000
 _SCHEME = "bearer "
 
@@ -35,7 +34,6 @@ class Callers:
         self._per_minute = per_minute
         self._at_once = at_once
         self._served: Counter[str] = Counter()  # requests of each key that are not answered yet, by name
-        self._known: OrderedDict[str, tuple[float, Key]] = OrderedDict()  # by the hash of the token
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by name: when, and requests then
 
     async def of(self, request: web.Request) -> Key:
@@ -51,22 +49,10 @@ class Callers:
             raise invalid("There is more than one Authorization header")
         if not header[0].lower().startswith(_SCHEME):
             raise unauthorized("The Authorization header must be `Bearer KEY`")
-        key = await self._key_of(header[0][len(_SCHEME) :].strip())
-        self._count(key.name)
-        return key
-
-    async def _key_of(self, token: str) -> Key:
-        hashed, now = digest(token), self._monotonic()
-        known = self._known.get(hashed)
-        if known is not None and now < known[0]:
-            return known[1]
-        self._known.pop(hashed, None)
-        key = await self._find(token)
+        key = await self._find(header[0][len(_SCHEME) :].strip())
         if key is None:
             raise unauthorized("This key is not known, or was revoked")
-        self._known[hashed] = now + _KEPT_SECONDS, key
-        if len(self._known) > _MOST_KEPT:
-            self._known.popitem(last=False)
+        self._count(key.name)
         return key
 
     @contextmanager

@@ -16,7 +16,7 @@ from aiohttp import web
 from typing_extensions import override
 
 from clipfleet_gateway.errors import invalid, unavailable
-from clipfleet_gateway.web.answers import refusal
+from clipfleet_gateway.web.answers import HEAD, refusal
 
 _KEPT_ALIVE_SECONDS = 75.0  # between two requests; longer than the 60 s of most load balancers
 _LINGERING_SECONDS = (
@@ -42,11 +42,15 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if status != HTTPStatus.BAD_REQUEST:
-            return super().handle_error(request, status, exc, message)
-        _LOG.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
-        response = refusal(invalid("This is no HTTP request", code="malformed_request"))
-        response.force_close()
+        if status == HTTPStatus.BAD_REQUEST:
+            _LOG.info("%s sent what is no HTTP request: %s", request.remote, type(exc).__name__)
+            response: web.StreamResponse = refusal(
+                invalid("This is no HTTP request", code="malformed_request")
+            )
+            response.force_close()
+        else:
+            response = super().handle_error(request, status, exc, message)
+        response.headers.update(HEAD)
         return response
 
 
@@ -62,7 +66,7 @@ class _Busy(asyncio.Protocol):
 
 def _busy_answer() -> bytes:
     answer = refusal(unavailable("This gateway has too many connections: try again"))
-    answer.headers["Connection"] = "close"
+    answer.headers.update({**HEAD, "Connection": "close"})
     answer.headers["Content-Length"] = str(answer.content_length)
     lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 
 import pyarrow as pa
 from aiohttp import web
 
-from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.errors import not_found
 from clipfleet_gateway.files.record import Purpose
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.files import FileDeleted, FileList, FileObject, FilesQuery, FileUpload
-from clipfleet_gateway.web.answers import answer
+from clipfleet_gateway.web.answers import answer, stream
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Form, Operation, Raw, Served
 from clipfleet_gateway.web.queries import query_of
 from clipfleet_gateway.web.uploads import Upload
 
-_LOG = logging.getLogger(__name__)
 _PIECE_BYTES = 1 << 18
 _ID = {"file_id": "such as `file-019a...`"}
 _UPLOAD = Operation(
@@ -108,20 +106,7 @@ class FileRoutes:
     async def _send(
         self, request: web.Request, content: pa.NativeFile, size_bytes: int
     ) -> web.StreamResponse:
-        """Send a content. A failure in the middle cuts the connection, so that clients see it."""
-        response = web.StreamResponse(headers={"x-content-type-options": "nosniff"})
+        response = web.StreamResponse()
         response.content_type = "application/octet-stream"
         response.content_length = size_bytes
-        piece = await self._services.call(content.read, _PIECE_BYTES)
-        await response.prepare(request)
-        try:
-            while piece:
-                await response.write(piece)
-                piece = await self._services.call(content.read, _PIECE_BYTES)
-        except (ClipfleetError, OSError) as error:
-            _LOG.warning("a file could not be read to its end: %s", error)
-            if request.transport is not None:
-                request.transport.abort()
-            return response
-        await response.write_eof()
-        return response
+        return await stream(request, response, partial(self._services.call, content.read, _PIECE_BYTES))

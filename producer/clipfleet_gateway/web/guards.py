@@ -13,12 +13,14 @@ from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.errors import FAILED, INVALID, ApiError, invalid
-from clipfleet_gateway.web.answers import as_api_error, refusal
+from clipfleet_gateway.web.answers import HEAD, as_api_error, refusal
 from clipfleet_gateway.web.callers import CALLER, Callers
 from clipfleet_gateway.web.operations import Handler, Middleware
 
 _LOG = logging.getLogger(__name__)
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})  # to anyone who reaches the port
+_ID: web.RequestKey[str] = web.RequestKey("id", str)
+_BEGUN: web.RequestKey[web.StreamResponse] = web.RequestKey("begun", web.StreamResponse)
 _ALWAYS = ("localhost", "localhost.localdomain")
 
 
@@ -27,25 +29,51 @@ def answering() -> Middleware:
 
     @web.middleware
     async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = f"req_{secrets.token_hex(12)}"
         try:
-            response = await handler(request)
-        except ApiError as error:
-            response = refusal(error)
-        except ClipfleetError as error:
-            response = refusal(as_api_error(error))
-        except web.HTTPException as error:
-            response = refusal(_of_aiohttp(error, request))
-        except Exception:  # the boundary of the program: nothing of the inside leaves, all of it is logged
-            _LOG.exception("request %s failed: %s %s", request_id, request.method, request.path)
-            broken = ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"Internal error, see {request_id}", FAILED)
-            response = refusal(broken)
-        if not response.prepared:
-            response.headers["x-request-id"] = request_id
-            response.headers["x-content-type-options"] = "nosniff"
-        return response
+            return await handler(request)
+        except Exception as error:  # the boundary of the program: what leaves says nothing of the inside
+            begun = request.get(_BEGUN)
+            return _refusal(request, error) if begun is None else _cut(request, error, begun)
 
     return answer_errors
+
+
+async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
+    """Complete the head of each answer before it is sent; for `on_response_prepare` of an application."""
+    response.headers.update(HEAD)
+    response.headers["x-request-id"] = _id_of(request)
+    request[_BEGUN] = response
+
+
+def _id_of(request: web.Request) -> str:
+    """The id of a request in its answer and in the log."""
+    if _ID not in request:
+        request[_ID] = f"req_{secrets.token_hex(12)}"
+    return request[_ID]
+
+
+def _refusal(request: web.Request, error: Exception) -> web.Response:
+    if isinstance(error, ApiError):
+        return refusal(error)
+    if isinstance(error, ClipfleetError):
+        return refusal(as_api_error(error))
+    if isinstance(error, web.HTTPException):
+        return refusal(_of_aiohttp(error, request))
+    request_id = _id_of(request)
+    _LOG.error("request %s failed: %s %s", request_id, request.method, request.path, exc_info=error)
+    return refusal(ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"Internal error, see {request_id}", FAILED))
+
+
+def _cut(request: web.Request, error: Exception, begun: web.StreamResponse) -> web.StreamResponse:
+    """Close the connection of an answer that fails in the middle, so that its client sees it."""
+    is_expected = isinstance(error, ClipfleetError | OSError)
+    _LOG.log(
+        logging.WARNING if is_expected else logging.ERROR, "the answer to %s, %s %s, is cut: %s",
+        _id_of(request), request.method, request.path, error, exc_info=None if is_expected else error,
+    )  # fmt: skip
+    if request.transport is not None:
+        request.transport.abort()
+    return begun
 
 
 def _of_aiohttp(error: web.HTTPException, request: web.Request) -> ApiError:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 from aiohttp import web
 
-from clipfleet.errors import ClipfleetError, ResultsNotReadyError
+from clipfleet.errors import ResultsNotReadyError
 from clipfleet.outputs import open_output
 from clipfleet_gateway.errors import invalid, not_found
 from clipfleet_gateway.jobs.record import JobRecord
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.jobs import JobList, JobObject, JobRequest, JobsQuery, RowsQuery
-from clipfleet_gateway.web.answers import answer
+from clipfleet_gateway.web.answers import answer, stream
 from clipfleet_gateway.web.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Raw, Served
@@ -24,13 +24,12 @@ from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, quer
 from clipfleet_gateway.web.tending import Tending
 
 COMPLETE = "x-clipfleet-complete"
-_LOG = logging.getLogger(__name__)
 _PIECE_BYTES = 1 << 18
 _ID = {"job_id": "such as `job_019a...`"}
 _CREATE = Operation(
     "POST", "/v1/jobs", "createJob", "Submit a job. Its items are read after the answer.",
     body=JobRequest, answers={200: JobObject}, errors=(403, 404, 415),
-    headers={IDEMPOTENCY_KEY: "requests with the same one make one job"},
+    headers={IDEMPOTENCY_KEY: "for 30 days, requests with the same one make one job"},
 )  # fmt: skip
 _LIST = Operation(
     "GET", "/v1/jobs", "listJobs", "List jobs, newest first.", query=JobsQuery, answers={200: JobList}
@@ -85,7 +84,7 @@ class JobRoutes:
         found, has_more = await self._services.call(
             self._jobs.store.listed, request[CALLER].name, after=query.after, limit=query.limit
         )
-        data = tuple(await self._services.call(lambda: [self._shown(request, job) for job in found]))
+        data = tuple(await self._services.ask(lambda: [self._shown(request, job) for job in found]))
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return answer(JobList(data=data, first_id=first, last_id=last, has_more=has_more))
 
@@ -106,31 +105,18 @@ class JobRoutes:
     async def _answer(self, request: web.Request, job: JobRecord) -> web.Response:
         if job.end is None:
             self._tending.soon(job.owner, job.id)
-        return answer(await self._services.call(self._shown, request, job))
+        return answer(await self._services.ask(self._shown, request, job))
 
     def _shown(self, request: web.Request, job: JobRecord) -> JobObject:
         return job.shown(request[CALLER].lane, None if job.end else self._jobs.counts(job))
 
     async def _rows(self, request: web.Request) -> web.StreamResponse:
-        """Send the rows. A failure in the middle cuts the connection, so that clients see it."""
         query = query_of(request, RowsQuery)
         job = await self._job_of(request)
         is_complete, pieces = await self._services.call(_opened, self._jobs.store.output(job.id), query)
-        piece = await self._services.call(next, pieces, None)
         response = web.StreamResponse(headers={COMPLETE: "true" if is_complete else "false"})
         response.content_type = "application/x-ndjson"
-        await response.prepare(request)
-        try:
-            while piece is not None:
-                await response.write(piece)
-                piece = await self._services.call(next, pieces, None)
-        except ClipfleetError as error:
-            _LOG.warning("the rows of %s could not be read to their end: %s", job.id, error)
-            if request.transport is not None:
-                request.transport.abort()
-            return response
-        await response.write_eof()
-        return response
+        return await stream(request, response, partial(self._services.call, next, pieces, None))
 
 
 def _read(body: bytes) -> tuple[JobRequest, str]:

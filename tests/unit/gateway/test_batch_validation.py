@@ -31,7 +31,7 @@ def errors_of(desk: Desk, data: bytes, endpoint: Endpoint = Endpoint.EMBEDDINGS)
     if batch.errors:
         assert batch.failed_at is not None
         assert (desk.jobs.submits, desk.spent) == (0, {}), "nothing was run"
-        assert not [*desk.store.open_ids()]
+        assert not [*desk.store.open()]
     return [(one.line, one.code, one.param) for one in batch.errors]
 
 
@@ -194,12 +194,28 @@ class TestImages:
         ]
 
     def test_a_file_that_is_no_image_by_its_size(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_gateway.batches.validation.MOST_IMAGE_BYTES", 3)
+        monkeypatch.setattr("clipfleet_gateway.inputs.own_files.MOST_IMAGE_BYTES", 3)
         mine = saved(desk.files, "mine", b"large", Purpose.USER_DATA)
 
         found = errors_of(desk, jsonl(line("a", {"model": "demo", "input": {"image": mine.id}})))
 
         assert found == [(1, "image_too_large", "input")]
+
+    def test_each_mention_of_an_own_file_counts(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A batch copies its images: a small upload must not fill the disk."""
+        monkeypatch.setattr("clipfleet_gateway.batches.validation.MOST_BATCH_BYTES", 30)
+        mine = saved(desk.files, "mine", b"0123456789", Purpose.USER_DATA)
+
+        def lines(*mentions: int) -> bytes:
+            return jsonl(
+                *[
+                    line(f"{n}", {"model": "demo", "input": [{"image": mine.id}] * count})
+                    for n, count in enumerate(mentions)
+                ]
+            )
+
+        assert errors_of(desk, lines(2, 2, 1)) == [(2, "too_many_bytes", "input[1]")]
+        assert errors_of(desk, lines(2, 1)) == []
 
 
 class TestZeroShot:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clipfleet.contract.jobs import JobState, Lane, Task
-from clipfleet.errors import JobConflictError, QuotaExceededError, RedisUnavailableError, SourceError
+from clipfleet.errors import (
+    JobConflictError,
+    OutputConflictError,
+    QuotaExceededError,
+    RedisUnavailableError,
+    SourceError,
+)
+from clipfleet.ledger.locks import LockLostError
+from clipfleet.outputs import open_output
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.objects import JOB_FILE
 from clipfleet_gateway.batches.jobs import Row
+from clipfleet_gateway.batches.lines import LineError
 from clipfleet_gateway.batches.record import BatchRecord, Ending
-from clipfleet_gateway.errors import limited
+from clipfleet_gateway.errors import NOT_RUN, NOT_SUBMITTED, limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
-from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal
+from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal, worker
 
 LINES = jsonl(
     line("a"),
@@ -100,12 +110,14 @@ def left(desk: Desk) -> Counter[str]:
 
 def test_what_an_ended_batch_leaves(desk: Desk) -> None:
     batch = running(desk)
+    open_output(desk.store.job_output(batch.id)).create(JOB_FILE, b"{}")
     desk.jobs.failing = {1: ("not_an_image", "text")}
     desk.jobs.end(batch.id)
     desk.advance(batch)
 
     assert left(desk) == {"files/mine/": 6, "batches/mine/": 1, "asked/mine/": 1}
-    assert [*desk.place.names(f"work/{batch.id}/")] == [*desk.place.names(f"jobs/{batch.id}/")] == []
+    folders = [path for path in Path(desk.place.uri).rglob("*") if path.is_dir()]
+    assert [path for path in folders if batch.id in path.name] == []
 
 
 def test_a_bad_input_takes_its_whole_line_with_it(desk: Desk) -> None:
@@ -162,6 +174,22 @@ def test_zero_shot(desk: Desk) -> None:
         ["cat", "dog"],
         ["x", "y", "z"],
     ]
+
+
+def test_lines_without_a_model_wait_for_a_worker_that_says_which(desk: Desk) -> None:
+    body = {"inputs": "https://x/a.jpg", "parameters": {"candidate_labels": ["cat", "dog"]}}
+    desk.workers = []
+    batch = desk.begin(jsonl(line("a", body, url="/v1/zero-shot")), Endpoint.ZERO_SHOT)
+    assert desk.advance(batch).status is BatchStatus.VALIDATING
+
+    desk.workers = [worker("demo")]
+    found = desk.advance(batch)
+    assert (found.status, found.shown().model) == (BatchStatus.IN_PROGRESS, "demo")
+
+    desk.workers.append(worker("other"))
+    body["inputs"] = "https://x/b.jpg"
+    failed = desk.advance(desk.begin(jsonl(line("a", body, url="/v1/zero-shot")), Endpoint.ZERO_SHOT))
+    assert (failed.status, failed.errors[0].param) == (BatchStatus.FAILED, "model")
 
 
 class TestEarlyEnds:
@@ -239,14 +267,15 @@ class TestEarlyEnds:
         assert batch.status is BatchStatus.CANCELLED
         assert ids(desk.written(batch.output_file)) == ["a"]
 
-    def test_a_job_that_fails(self, desk: Desk) -> None:
+    def test_a_job_that_fails(self, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
         batch = running(desk)
         desk.jobs.done = 1
         desk.jobs.end(batch.id, JobState.FAILED)
         batch = desk.advance(batch)
 
         assert (batch.status, [one.code for one in batch.errors]) == (BatchStatus.FAILED, ["job_failed"])
-        assert batch.errors[0].message == "disk full"
+        assert batch.errors[0].message == NOT_RUN
+        assert "/srv/place: disk full" in caplog.text
         assert (ids(desk.written(batch.output_file)), ids(desk.written(batch.error_file))) == (
             ["a"],
             ["b", "c", "d"],
@@ -279,6 +308,23 @@ class TestTroubleOfASubmit:
 
         assert (batch.status, batch.errors[0].message) == (BatchStatus.FAILED, "file-1 was deleted")
         assert ids(desk.written(batch.error_file)) == ["a", "b", "c", "d"]
+
+    def test_a_line_that_the_key_may_read_no_more_fails_the_batch(self, desk: Desk) -> None:
+        """The sources of the key were narrowed after the validation."""
+        desk.jobs.raises = LineError("not_allowed", "This key may not read s3://photos/a.jpg", "input")
+        batch = desk.advance(desk.begin(LINES))
+
+        assert (batch.status, batch.errors[0].message) == (
+            BatchStatus.FAILED, "This key may not read s3://photos/a.jpg",
+        )  # fmt: skip
+        assert ids(desk.written(batch.error_file)) == ["a", "b", "c", "d"]
+
+    def test_a_path_of_the_gateway_is_for_its_log(self, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+        desk.jobs.raises = OutputConflictError("/srv/place/jobs/batch_1 holds job other")
+        batch = desk.advance(desk.begin(LINES))
+
+        assert (batch.status, batch.errors[0].message) == (BatchStatus.FAILED, NOT_SUBMITTED)
+        assert f"{batch.id} is not submitted: /srv/place/jobs/batch_1 holds job other" in caplog.text
 
     def test_an_input_file_that_is_deleted_before_it_is_read(self, desk: Desk) -> None:
         batch = desk.begin(LINES)
@@ -338,6 +384,18 @@ class TestRepeatedRequests:
         assert again.id != batch.id
         assert desk.begin(LINES) == again
 
+    def test_one_that_is_cancelled_is_followed_by_a_new_one_at_once(self, desk: Desk) -> None:
+        batch = running(desk)
+        keyed = running(desk, idempotency_key="night 1")
+        for one in (batch, keyed):
+            assert desk.advancing().cancel(one).status is BatchStatus.CANCELLING
+
+        again = desk.begin(LINES)
+
+        assert again.id != batch.id
+        assert desk.begin(LINES) == again
+        assert desk.begin(LINES, idempotency_key="night 1").id == keyed.id
+
     def test_an_idempotency_key_makes_one_batch_even_after_its_end(self, desk: Desk) -> None:
         batch = running(desk, idempotency_key="night 1")
         desk.jobs.end(batch.id)
@@ -357,7 +415,7 @@ class TestRepeatedRequests:
         batch = desk.begin(LINES)
 
         assert desk.begin(LINES) == batch == desk.found(batch)
-        assert {*desk.store.open_ids()} == {first.id, batch.id}
+        assert {*desk.store.open()} == {("mine", first.id), ("mine", batch.id)}
         found, _ = desk.store.listed("mine", after=None, limit=10)
         assert {one.id for one in found} == {first.id, batch.id}
 
@@ -408,7 +466,7 @@ def is_killed_at(change: int, desk: Desk, ending: str, *, after: bool) -> bool:
     assert found.status == (ending if is_valid else "failed")
     lines = [one for file in files_of(desk, found) for one in file]
     assert sorted(ids(lines)) == (["a", "b", "c", "d"] if is_valid else [])
-    assert not [*desk.store.open_ids(), *desk.place.names(f"work/{batch.id}/")]
+    assert not [*desk.store.open(), *desk.place.names(f"work/{batch.id}/")]
     assert desk.spent == ({batch.id: ITEMS} if is_valid else {})
     records = [name for name in desk.place.names("files/mine/") if name.endswith(".json")]
     referred = [one for one in (found.output_file, found.error_file) if one is not None]
@@ -454,6 +512,60 @@ def test_a_gateway_that_was_frozen_changes_nothing(desk: Desk, is_late: bool) ->
     assert (ids(done), ids(failed)) == (["a", "b", "c"], ["d"])
     contents = [name for name in desk.place.names("files/mine/") if name.endswith(".bytes")]
     assert len(contents) == 3, "what it has written is gone"
+
+
+@pytest.mark.parametrize("stops_with", [None, LockLostError("gone")], ids=["to its end", "until it notices"])
+def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(
+    desk: Desk, stops_with: Exception | None
+) -> None:
+    """The ledger learns of the job when the batch has ended and nobody looks at it any more."""
+    batch = desk.begin(LINES)
+
+    class Frozen(FakeJobs):
+        def submit(self, *arguments: Any) -> None:
+            desk.advancing().cancel(desk.found(batch))
+            desk.advance(batch)
+            desk.jobs.submit(*arguments)
+            if stops_with is not None:
+                raise stops_with
+
+        def cancel(self, job_id: str) -> None:
+            desk.jobs.cancel(job_id)
+
+    with pytest.raises(LockLostError) if stops_with else nullcontext():
+        desk.advancing(jobs=Frozen(desk.files)).advance("mine", batch.id)
+
+    assert desk.found(batch).status is BatchStatus.CANCELLED
+    assert desk.jobs.states == {batch.id: JobState.CANCELLED}
+    assert not [*desk.store.open(), *desk.place.names(f"work/{batch.id}/")]
+
+
+def test_files_that_no_record_names_yet_are_no_strays(desk: Desk) -> None:
+    """All gateways were down for two days, between the two files and the end."""
+    batch = running(desk)
+    desk.jobs.done = 3
+    desk.jobs.end(batch.id, JobState.CANCELLED)
+    while not batch.has_files:
+        batch = desk.advancing()._step(batch, lambda: None) or batch
+    desk.now.later(days=2)
+
+    desk.files.remove_strays("mine", desk.advancing().coming_files())
+    done, failed = files_of(desk, desk.advance(batch))
+
+    assert (ids(done), ids(failed)) == (["a"], ["b", "c", "d"])
+
+
+def test_an_open_batch_that_was_never_made_is_forgotten_a_day_later(desk: Desk) -> None:
+    """Its gateway was killed before the record; the same request would have made it."""
+    batch = desk.begin(LINES)
+    desk.place.remove(f"batches/mine/{batch.id}.json")
+
+    desk.advancing().advance("mine", batch.id)
+    assert desk.advancing().open() == [("mine", batch.id)]
+
+    desk.now.later(hours=25)
+    desk.advancing().advance("mine", batch.id)
+    assert desk.advancing().open() == []
 
 
 def test_records_are_json(desk: Desk) -> None:

@@ -116,6 +116,20 @@ def test_expired(files: FileStore, now: Now, tmp_path: Path) -> None:
     assert names == {f"{kept.id}.json", f"{kept.id}.bytes"}
 
 
+def test_what_is_no_entry_keeps_none_from_expiring(
+    files: FileStore, place: FolderOutput, now: Now, tmp_path: Path
+) -> None:
+    strange = ("000000000000", "00000000000x.mine.file-1", "1.2.3", ".nfs0001", "000000000001.a.b.c", "x")
+    for name in strange:
+        place.create(f"expiring/{name}", b"-")
+    save(files, "mine", b"y", seconds=3600)
+
+    now.later(hours=2)
+    files.remove_expired()
+
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {*strange}
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_by_age(files: FileStore, now: Now, order: Order) -> None:
     saved = []
@@ -137,6 +151,30 @@ def test_pages_by_age(files: FileStore, now: Now, order: Order) -> None:
     assert files.listed("mine", after=None, limit=2, order=order, purpose="fine-tune") == ([], False)
 
 
+@pytest.mark.parametrize("purpose", [None, "batch", "vision", "fine-tune"])
+def test_a_page_reads_its_own_records_alone(
+    files: FileStore, place: FolderOutput, purpose: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(30):
+        save(files, "mine", b"x", purpose=Purpose.USER_DATA)
+    kept = save(files, "mine", b"x")
+    for _ in range(30):
+        save(files, "mine", b"x", purpose=Purpose.USER_DATA)
+    reads: list[str] = []
+
+    def read(name: str) -> bytes | None:
+        reads.append(name)
+        return FolderOutput.read(place, name)
+
+    monkeypatch.setattr(place, "read", read)
+    page, has_more = files.listed("mine", after=None, limit=1, order="asc", purpose=purpose)
+
+    expected = {None: (1, True), "batch": (1, False)}.get(purpose, (0, False))
+    assert (len(page), has_more) == expected
+    assert purpose != "batch" or [*page] == [kept]
+    assert len(reads) <= 8
+
+
 def test_a_killed_upload_is_cleared_away_a_day_later(files: FileStore, now: Now, tmp_path: Path) -> None:
     kept = save(files, "mine", b"x")
     received = files.receive()
@@ -145,11 +183,11 @@ def test_a_killed_upload_is_cleared_away_a_day_later(files: FileStore, now: Now,
     received.close()
 
     assert files.find("mine", record.id) is None
-    files.remove_strays("mine")
+    files.remove_strays("mine", set())
     assert files.read("mine", record.id) == b"", "it may be under way"
 
     now.later(days=2)
-    files.remove_strays("mine")
+    files.remove_strays("mine", set())
     assert {path.stem for path in tmp_path.rglob("*") if path.is_file()} == {kept.id}
 
 

@@ -97,6 +97,19 @@ def test_places_below_a_prefix_of_the_key() -> None:
         assert (error.status, error.param) == (403, "input[1]")
 
 
+@pytest.mark.parametrize(
+    "address", ["/etc/passwd", "/etc/hosts", "/", "//etc/passwd", "/proc/1/environ", "/9j"]
+)
+def test_a_path_that_base64_could_spell_is_a_path(address: str) -> None:
+    error = refused(input=["a.jpg", {"image": address}])
+
+    assert (error.status, error.code, error.param) == (403, "not_allowed", "input[1]")
+
+
+def test_a_path_without_a_dot_below_a_prefix_of_the_key() -> None:
+    assert asked("/photos/", input={"image": "/photos/2026/cat0"}).items == ({"url": "/photos/2026/cat0"},)
+
+
 def test_a_message_is_one_image_or_one_text() -> None:
     assert asked(messages=[{"role": "user", "content": "a cat"}]).items == ("a cat",)
     parts = [{"type": "text", "text": "a cat"}, {"type": "image_url", "image_url": {"url": DATA}}]
@@ -128,6 +141,7 @@ def test_a_message_is_one_image_or_one_text() -> None:
         ({"input": DATA + "!"}, "input", "not valid base64"),
         ({"input": {"image": "data:image/png;base64"}}, "input", "without a comma"),
         ({"input": {"image": "QUJDR"}}, "input", "not valid base64"),
+        ({"input": {"image": "QUJDR" * 2000 + "!"}}, "input", "neither valid base64 nor an address"),
         ({}, None, "either `input` or `messages`"),
         ({"input": "a", "messages": []}, None, "either `input` or `messages`"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
@@ -155,7 +169,8 @@ def test_what_is_no_body(text: str) -> None:
 
 def test_a_large_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MOST_IMAGE_BYTES", len(JPEG) - 1)
-    for given in (DATA, base64.b64encode(JPEG * 3).decode()):
+    spaced = base64.encodebytes(JPEG).decode()
+    for given in (DATA, base64.b64encode(JPEG * 3).decode(), spaced):
         assert refused(input={"image": given}).code == "image_too_large"
 
 

@@ -12,7 +12,7 @@ from clipfleet.ledger.values import WorkerFacts
 from clipfleet_gateway.asking.failures import failure
 from clipfleet_gateway.asking.jobs import FULL_INPUTS, Kind, Row
 from clipfleet_gateway.asking.micro_batches import MicroBatches, Share
-from clipfleet_gateway.asking.served import Served
+from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import ApiError
 from tests.support.doubles import Clock
 
@@ -151,7 +151,7 @@ class Fleet:
     def __init__(self, *models: str) -> None:
         self.models, self.looks = models, 0
         self.clock = Clock()
-        self.served = Served(self._find, monotonic=self.clock)
+        self.served = ServedModels(self._find, monotonic=self.clock)
 
     async def _find(self) -> list[WorkerFacts]:
         self.looks += 1

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
+from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, MOST_ITEMS_BYTES
+from clipfleet_gateway.looks import KEPT_SECONDS
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
+from clipfleet_gateway.web.about.health import PROBE_SECONDS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
 from clipfleet_gateway.web.body_guard import DEFAULT_PACE
 from clipfleet_gateway.web.connections import MOST_CONNECTIONS
@@ -35,6 +38,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         "inputs of one request": MOST_INPUTS,
         "bytes of a JSON body, and of a line of a batch": MOST_BODY_BYTES,
         "bytes of an image in a body or a file": MOST_IMAGE_BYTES,
+        "bytes of own files that a batch names, each as often as it does": MOST_BATCH_BYTES,
+        "bytes of own files that `items` of a job name, each as often as they do": MOST_ITEMS_BYTES,
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
         "time of a request": ANSWER_SECONDS,
@@ -44,6 +49,10 @@ def test_the_limits_are_those_of_the_code() -> None:
     rate = f"{DEFAULT_PACE.bytes_per_second >> 10} KiB"
     page = " ".join(PAGE.read_text().split())
     assert f"may pause for {pause}, and take {spare} and a second for each {rate}" in page
+    assert (
+        f"cannot be read within {PROBE_SECONDS:g} seconds. What it says may be {KEPT_SECONDS:g} seconds old"
+        in page
+    )
     assert f"for up to {LAST_ANSWERS_SECONDS:g} seconds" in PAGE.read_text()
 
 

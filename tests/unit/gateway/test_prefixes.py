@@ -46,6 +46,18 @@ def test_what_is_no_place(place: str) -> None:
     assert not may_read(place, ["/", "s3://photos/"])
 
 
+@pytest.mark.parametrize("prefixes", [[], ["s3://photos/"]])
+def test_a_key_without_folders_makes_nobody_look_at_one(
+    monkeypatch: pytest.MonkeyPatch, prefixes: list[str]
+) -> None:
+    def look(*_: object) -> Path:
+        raise AssertionError("a folder that the key names may be one that does not answer")
+
+    monkeypatch.setattr(Path, "resolve", look)
+
+    assert not may_read("/photos/a.jpg", prefixes)
+
+
 @pytest.mark.parametrize("place", ["s3://photos/2026/a.jpg", "S3://photos/2026/a.jpg", "s3://photos/2026/"])
 def test_below_a_prefix_in_s3(place: str) -> None:
     assert may_read(place, [checked_prefix("s3://photos/2026")])

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from clipfleet.errors import JobNotFoundError, QuotaExceededError, RedisUnavailableError, UsageError
 from clipfleet_gateway.errors import invalid
 from clipfleet_gateway.keys.key import Key, new_secret, split_token, token_of
+from clipfleet_gateway.keys.known import KnownKeys
 from clipfleet_gateway.keys.ring import KeyRing
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.callers import CALLER, Callers
@@ -33,9 +34,12 @@ class Door:
         self.clock = clock or Clock()
         self._per_minute = per_minute
 
-    async def _find(self, token: str) -> Key | None:
+    async def _find(self, name: str) -> Key | None:
         self.looked_up += 1
-        return self.ring.of_token(token)
+        return self.ring.find(name)
+
+    async def _names(self) -> list[str]:
+        return self.ring.names()
 
     async def _handle(self, request: web.Request) -> web.Response:
         if self.waits is not None:
@@ -45,9 +49,11 @@ class Door:
         return web.json_response({"caller": request[CALLER].name if CALLER in request else None})
 
     def app(self) -> web.Application:
-        callers = Callers(self._find, self._per_minute, 4, monotonic=self.clock)
+        known = KnownKeys(self._find, self._names, monotonic=self.clock)
+        callers = Callers(known.of_token, self._per_minute, 4, monotonic=self.clock)
         middlewares = [guards.answering(), guards.hosts(["door.example"]), guards.keys(callers)]
         app = web.Application(middlewares=middlewares, client_max_size=1000)
+        app.on_response_prepare.append(guards.complete_head)
         for path in ("/v1/thing", "/healthz"):
             app.router.add_get(path, self._handle)
         app.router.add_post("/v1/body", self._read)

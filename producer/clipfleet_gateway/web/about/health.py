@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Iterable
+from functools import partial
 
 from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
-from clipfleet.ledger.values import WorkerFacts
-from clipfleet_gateway.errors import not_found
+from clipfleet_gateway.asking.served import ServedModels
+from clipfleet_gateway.errors import ApiError, not_found
+from clipfleet_gateway.looks import Look
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.health import Health, Readiness
 from clipfleet_gateway.shapes.models import ModelList, ModelObject
 from clipfleet_gateway.web.answers import answer
 from clipfleet_gateway.web.operations import Operation, Served
 
-_PROBE = "keys/"
-_OK = "ok"
+_OK, _SILENT = "ok", "no answer"
+PROBE_SECONDS = 3.0  # a probe gives up after five
 _HEALTHZ = Operation("GET", "/healthz", "getHealth", "Say that the process answers.", answers={200: Health})
 _READYZ = Operation(
-    "GET", "/readyz", "getReadiness", "Say whether Redis and the gateway's place can be reached.",
+    "GET", "/readyz", "getReadiness", "Say whether Redis and the gateway's place answer.",
     answers={200: Readiness, 503: Readiness},
 )  # fmt: skip
 _MODELS = Operation(
@@ -35,8 +37,9 @@ _MODEL = Operation(
 class HealthRoutes:
     """`/healthz`, `/readyz` and `/v1/models`."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, services: Services, models: ServedModels) -> None:
+        self._served = models
+        self._place = Look(partial(services.look, services.keys.probe), "The gateway's place")
 
     def operations(self) -> Iterable[Served]:
         """The routes."""
@@ -50,33 +53,29 @@ class HealthRoutes:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         """Ready with Redis and the place; without workers requests wait, so they do not count."""
-        redis = await self._trouble(self._services.client.workers)
-        place = await self._trouble(lambda: [*self._services.place.names(_PROBE)])
+        looks = self._served.models(PROBE_SECONDS), self._place.found(PROBE_SECONDS)
+        redis, place = await asyncio.gather(*map(_trouble, looks))
         if redis or place:
             return answer(Readiness(status="unavailable", redis=redis or _OK, place=place or _OK), 503)
         return answer(Readiness(status="ok", redis=_OK, place=_OK))
 
-    async def _trouble(self, look: Any) -> str | None:
-        try:
-            await self._services.call(look)
-        except ClipfleetError as error:
-            return type(error).__name__
-        return None
-
     async def _models(self, _: web.Request) -> web.Response:
-        workers = await self._services.call(self._services.client.workers)
-        return answer(ModelList(data=_described(workers)))
+        names = sorted(await self._served.models())
+        return answer(ModelList(data=[ModelObject(id=name) for name in names]))
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        workers = await self._services.call(self._services.client.workers)
-        for model in _described(workers):
-            if model.id == name:
-                return answer(model)
-        raise not_found("model", name, "model")
+        if name not in await self._served.models():
+            raise not_found("model", name, "model")
+        return answer(ModelObject(id=name))
 
 
-def _described(workers: list[WorkerFacts]) -> list[ModelObject]:
-    """The models of the workers that are there, by name."""
-    names = sorted({name for worker in workers for name in worker.models})
-    return [ModelObject(id=name) for name in names]
+async def _trouble(look: Awaitable[object]) -> str | None:
+    """Why a look has found nothing; None if it has."""
+    try:
+        await look
+    except ClipfleetError as error:
+        return type(error).__name__
+    except ApiError:
+        return _SILENT
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
     OutputUnavailableError,
+    OutputUnreachableError,
     RedisUnavailableError,
     SourceChangedError,
     SourceError,
@@ -82,10 +84,13 @@ class Bench:
         overwrite: bool = False,
         heads: Sequence[HeadFile] = (),
         gone: Sequence[str] | None = None,
+        resumes: bool = False,
         **values: Any,
     ) -> None:
         job = self.job.model_copy(update={"heads": tuple(one.of_job for one in heads), **values})
-        submission = Submission(self.ledger, cast(Hints, self.hints), self.output, job, heads=heads)
+        submission = Submission(
+            self.ledger, cast(Hints, self.hints), self.output, job, heads=heads, resumes=resumes
+        )
         if gone is not None:
             batch = pa.RecordBatch.from_pydict({"item_id": gone, "digest": [1] * len(gone)})
             submission.gone = lambda: [batch]
@@ -304,6 +309,20 @@ class TestSource:
 
         assert bench.state is JobState.SUBMITTING
         assert "cancel" not in bench.writes
+
+
+class TestUnreachableOutput:
+    @pytest.mark.parametrize("resumes", [False, True])
+    def test_a_new_job_is_cancelled_unless_the_caller_resumes(self, bench: Bench, resumes: bool) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench.output, "create", Mock(side_effect=OutputUnreachableError("not mounted")))
+            with pytest.raises(OutputUnreachableError):
+                bench.submit(resumes=resumes)
+
+        assert bench.state is (JobState.SUBMITTING if resumes else JobState.CANCELLED)
+        if resumes:
+            bench.submit(resumes=True)
+            assert bench.state is JobState.RUNNING
 
 
 class TestOccupiedOutput:
