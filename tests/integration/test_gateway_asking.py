@@ -300,6 +300,47 @@ def test_inputs_are_counted(services: Services, worker: DoorWorker) -> None:
     assert answers[1][1]["error"]["code"] == "quota_exceeded"
 
 
+def test_what_is_refused_is_not_counted(
+    services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asker, "MOST_REQUEST_BYTES", 10)
+
+    async def run(client: Asking) -> list[Answer]:
+        refused = [await embed(client, ["a", "b"], model="other"), await embed(client, image(b"1" * 11))]
+        return [*refused, await embed(client, ["a", "b"])]
+
+    unknown, large, served = ask(services, run, quota=2)
+
+    assert (unknown[0], large[0], served[0]) == (404, 413, 200)
+    assert large[1]["error"]["code"] == "inputs_too_large"
+
+
+def test_an_own_file_that_is_named_often_is_read_once_and_counts_each_time(
+    services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asker, "MOST_REQUEST_BYTES", 10)
+    received = services.files.receive()
+    received.write(b"12345")
+    mine = services.files.save("mine", received, filename="a.jpg", purpose=Purpose.USER_DATA).id
+    received.close()
+    read, ids = services.files.read, []
+
+    def watched(owner: str, file_id: str) -> bytes | None:
+        ids.append(file_id)
+        return read(owner, file_id)
+
+    monkeypatch.setattr(services.files, "read", watched)
+
+    async def run(client: Asking) -> list[Answer]:
+        return [await embed(client, [{"image": mine}] * times) for times in (3, 2)]
+
+    refused, found = ask(services, run)
+
+    assert (refused[0], refused[1]["error"]["code"]) == (413, "inputs_too_large")
+    assert vectors(found[1]) == wanted(b"12345", b"12345")
+    assert ids == [mine]
+
+
 def test_own_files_are_images(services: Services, worker: DoorWorker) -> None:
     def saved(owner: str) -> str:
         received = services.files.receive()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from clipfleet.errors import ClipfleetError, JobNotFoundError
@@ -15,13 +16,14 @@ from clipfleet_gateway.asking.failures import failure
 from clipfleet_gateway.asking.jobs import Kind, RequestJobs, Row, new_job_id
 from clipfleet_gateway.asking.micro_batches import MicroBatches, Share
 from clipfleet_gateway.asking.served import ServedModels
-from clipfleet_gateway.errors import limited, unavailable
+from clipfleet_gateway.errors import invalid, limited, unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
 MOST_WAITING_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
-_MOST_BYTES = 512 << 20  # of their images
+_MOST_BYTES = 512 << 20  # of their images;
+MOST_REQUEST_BYTES = 128 << 20  # of one request: its job takes several times as much memory
 ANSWER_SECONDS = 300.0
 _AWAY_SECONDS = 30.0  # for so long a request waits for workers
 _LOOK_SECONDS = 5.0  # between looks at a job whose end may have been missed
@@ -53,26 +55,41 @@ class Asker:
         self._ends.close()
 
     async def rows(self, asked: Asked) -> list[Row]:
-        """The rows of all items, in their order.
+        """The rows of all items, in their order; they must be admitted.
 
         Raises:
-            ApiError: one of them failed, the model is not known, too much waits, or workers are away.
+            ApiError: one of them failed, or workers are away.
         """
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._served.require(asked.model)
-                with self._admitted(len(asked.items), sum(map(_size_bytes, asked.items))):
-                    await self._ends.begin()
-                    rows = await self._rows(asked)
-        except TimeoutError:
-            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
+        await self._ends.begin()
+        rows = await self._rows(asked)
         for param, row in zip(asked.params, rows, strict=True):
             if row.error is not None:
                 raise failure(row.error, param)
         return rows
 
+    @asynccontextmanager
+    async def admitted(self, model: str, inputs: int, size_bytes: int) -> AsyncIterator[None]:
+        """Count the inputs of a request, before their content is read, and bound the time of what is inside.
+
+        Raises:
+            ApiError: the model is not known, they are too large, too much waits, or the time is over.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._served.require(model)
+                with self._counted(inputs, size_bytes):
+                    yield
+        except TimeoutError:
+            raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
+
     @contextmanager
-    def _admitted(self, inputs: int, size_bytes: int) -> Iterator[None]:
+    def _counted(self, inputs: int, size_bytes: int) -> Iterator[None]:
+        if size_bytes > MOST_REQUEST_BYTES:
+            raise invalid(
+                f"The images of a request may have {MOST_REQUEST_BYTES >> 20} MiB, and these have "
+                f"{size_bytes >> 20}: send several requests, or a batch",
+                "input", "inputs_too_large", status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )  # fmt: skip
         is_full = self._inputs + inputs > MOST_WAITING_INPUTS or self._bytes + size_bytes > _MOST_BYTES
         if is_full and self._inputs:
             raise limited("Too many inputs wait: try again", _RETRY_SECONDS, "overloaded")
@@ -96,7 +113,7 @@ class Asker:
         shares = []
         for kind, some in positions.items():
             items = [asked.items[position] for position in some]
-            shares.append(self._batches.add(kind, items, sum(map(_size_bytes, items))))
+            shares.append(self._batches.add(kind, items, sum(map(size_bytes_of, items))))
         try:
             found = await _all([share.rows for share in shares])
         finally:
@@ -196,7 +213,8 @@ def _host(item: Item) -> str:
     return url
 
 
-def _size_bytes(item: Item) -> int:
+def size_bytes_of(item: Item) -> int:
+    """How much of it is kept while it waits."""
     if isinstance(item, str):
         return len(item)
     return len(item["bytes"]) if "bytes" in item else len(item["url"])

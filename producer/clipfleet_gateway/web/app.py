@@ -21,6 +21,7 @@ from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.files import FileRoutes
+from clipfleet_gateway.web.held_bodies import HELD, HeldBodies
 from clipfleet_gateway.web.jobs import JobRoutes
 from clipfleet_gateway.web.operations import Served
 from clipfleet_gateway.web.tending import Tending
@@ -64,6 +65,7 @@ def make_app(services: Services) -> web.Application:
         client_max_size=MOST_BODY_BYTES,
     )
     app.on_response_prepare.append(guards.complete_head)
+    app[HELD] = HeldBodies()
     tending = (
         Tending(services, services.batches, "batch", services.meters.open_batches, services.sweep),
         Tending(services, services.jobs, "job", services.meters.open_jobs),

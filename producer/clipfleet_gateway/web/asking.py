@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from clipfleet_gateway.asking.asker import Asker
+from clipfleet_gateway.asking.asker import Asker, size_bytes_of
 from clipfleet_gateway.asking.jobs import RequestJobs, Row
 from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import invalid, unavailable
@@ -61,9 +61,7 @@ class AskingRoutes:
         key = request[CALLER]
         body, parts = await read_json(request, self._services, partial(_embedding, key))
         count = sum(len(positions) for _, positions in parts)
-        await self._spend(key, count)
-        asked = [await self._with_own_files(one, key) for one, _ in parts]
-        found = await _all([self._asker.rows(one) for one in asked])
+        found = await self._rows(key, [one for one, _ in parts])
         by_position = {
             position: row.vector
             for (_, positions), rows in zip(parts, found, strict=True)
@@ -74,7 +72,7 @@ class AskingRoutes:
             raise unavailable("Vectors are missing: try again")
 
         def write() -> str:
-            return embedding_answer(body, asked[0].model, vectors).model_dump_json()
+            return embedding_answer(body, parts[0][0].model, vectors).model_dump_json()
 
         return _json(write() if count <= _FEW_VECTORS else await self._services.ask(write))
 
@@ -83,33 +81,56 @@ class AskingRoutes:
         asked = await read_json(request, self._services, partial(_labelling, key))
         if asked.model == _DEFAULT:
             asked = replace(asked, model=await self._models.only())
-        await self._spend(key, 1)
-        (row,) = await self._asker.rows(await self._with_own_files(asked, key))
+        ((row,),) = await self._rows(key, [asked])
         return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
 
-    async def _spend(self, key: Key, count: int) -> None:
-        if key.quota is not None:
-            await self._services.ask(self._services.quotas.spend, key, count)
+    async def _rows(self, key: Key, parts: Sequence[Asked]) -> list[list[Row]]:
+        """The rows of each part. What is refused is not counted, and no content is read for it."""
+        own = await self._own_bytes(parts, key)
+        items = [item for one in parts for item in one.items]
+        size_bytes = sum(own.get(own_file_id(item) or "") or size_bytes_of(item) for item in items)
+        async with self._asker.admitted(parts[0].model, len(items), size_bytes):
+            if key.quota is not None:
+                await self._services.ask(self._services.quotas.spend, key, len(items))
+            if own:
+                parts = await self._services.call(self._with_content, parts, key)
+            return await _all([self._asker.rows(one) for one in parts])
 
-    async def _with_own_files(self, asked: Asked, key: Key) -> Asked:
-        """With the content of the key's own files in place of their ids."""
-        if not any(map(own_file_id, asked.items)):
-            return asked
-        pairs = zip(asked.items, asked.params, strict=True)
-        items = await self._services.call(lambda: [self._content(item, key, param) for item, param in pairs])
-        return replace(asked, items=tuple(items))
+    async def _own_bytes(self, parts: Sequence[Asked], key: Key) -> dict[str, int]:
+        """The size of each own file that is named."""
+        named: dict[str, str] = {}
+        for one in parts:
+            for item, param in zip(one.items, one.params, strict=True):
+                if (file_id := own_file_id(item)) is not None:
+                    named.setdefault(file_id, param)
+        if not named:
+            return {}
+        return await self._services.call(
+            lambda: {file_id: self._bytes_of(file_id, key, param) for file_id, param in named.items()}
+        )
 
-    def _content(self, item: Item, key: Key, param: str) -> Item:
-        file_id = own_file_id(item)
-        if file_id is None:
-            return item
-        files = self._services.files
-        if files.require(key.name, file_id, param).bytes > MOST_IMAGE_BYTES:
+    def _bytes_of(self, file_id: str, key: Key, param: str) -> int:
+        found = self._services.files.require(key.name, file_id, param).bytes
+        if found > MOST_IMAGE_BYTES:
             raise invalid(f"{param}: the file is too large for an image", param, "image_too_large")
-        data = files.read(key.name, file_id)
-        if data is None:
-            raise invalid(f"{param}: the file was deleted meanwhile", param, "not_found")
-        return {"bytes": data}
+        return found
+
+    def _with_content(self, parts: Sequence[Asked], key: Key) -> list[Asked]:
+        """With the content of the key's own files in place of their ids, each read once."""
+        read: dict[str, Item] = {}
+
+        def content(item: Item, param: str) -> Item:
+            file_id = own_file_id(item)
+            if file_id is None:
+                return item
+            if file_id not in read:
+                data = self._services.files.read(key.name, file_id)
+                if data is None:
+                    raise invalid(f"{param}: the file was deleted meanwhile", param, "not_found")
+                read[file_id] = {"bytes": data}
+            return read[file_id]
+
+        return [replace(one, items=tuple(map(content, one.items, one.params))) for one in parts]
 
 
 def _embedding(key: Key, body: bytes) -> tuple[EmbeddingsRequest, _Parts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -11,8 +12,8 @@ from aiohttp import web
 from clipfleet_gateway.errors import invalid
 from clipfleet_gateway.keys.prefixes import has_folders
 from clipfleet_gateway.services import Services
-from clipfleet_gateway.web.body_guard import body_too_large
 from clipfleet_gateway.web.callers import CALLER
+from clipfleet_gateway.web.held_bodies import HELD
 
 T = TypeVar("T")
 _LARGE_BYTES = 256 << 10
@@ -37,9 +38,13 @@ async def read_json(
             f"The body is {request.content_type}: send JSON, with `Content-Type: application/json`",
             code="unsupported_media_type", status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )  # fmt: skip
-    body = await request.read()
-    if most_bytes is not None and len(body) > most_bytes:
-        raise body_too_large(most_bytes)
-    if has_folders(request[CALLER].sources):
-        return await services.call(read, body)  # a slow folder keeps no thread from what needs none
-    return read(body) if len(body) < _LARGE_BYTES else await services.ask(read, body)
+    key = request[CALLER]
+    most_bytes = request.client_max_size if most_bytes is None else most_bytes
+    with closing(request.app[HELD].begin(key.name)) as held:
+        body = await held.read(request, most_bytes)
+        # A slow folder keeps no thread from what needs none.
+        in_thread = services.call if has_folders(key.sources) else services.ask
+        if len(body) >= _LARGE_BYTES:
+            async with request.app[HELD].turn(key.name):
+                return await in_thread(read, body)
+        return await in_thread(read, body) if has_folders(key.sources) else read(body)

@@ -1,4 +1,4 @@
-"""What a body must keep to before and while it is read: its size, its pace, the memory of all together."""
+"""What a body must keep to before and while it is read: its size and its pace."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from http import HTTPStatus
 
 from aiohttp import hdrs, web
 
-from clipfleet_gateway.errors import INVALID, ApiError, invalid, unavailable
+from clipfleet_gateway.errors import INVALID, ApiError, invalid
 from clipfleet_gateway.web.operations import Handler, Middleware
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _UPLOADS = "/v1/files"  # the one body that is streamed
 _MULTIPART_EXTRA_BYTES = 1 << 20  # around the file of an upload
-_MOST_HELD_BYTES = 256 << 20  # of all bodies that are read into memory
 _LOOK_SECONDS = 1.0
 
 
@@ -44,7 +43,6 @@ def bodies(most_file_bytes: int, pace: Pace = DEFAULT_PACE) -> Middleware:
             application.
         pace: of all bodies.
     """
-    held = _Held()
 
     @web.middleware
     async def read_body(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -60,7 +58,7 @@ def bodies(most_file_bytes: int, pace: Pace = DEFAULT_PACE) -> Middleware:
                 "Send the body without Content-Encoding", code="unsupported_encoding",
                 status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             )  # fmt: skip
-        with held.some(0 if is_upload else most if length is None else length), _watched(request, pace):
+        with _watched(request, pace):
             await _let_continue(request)
             return await handler(request)
 
@@ -79,23 +77,6 @@ async def _let_continue(request: web.Request) -> None:
     if request.version >= (1, 1):
         await request.writer.write(_CONTINUE)
         request.writer.output_size = 0  # it is no part of the answer
-
-
-class _Held:
-    """Bytes of bodies in memory."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-
-    @contextmanager
-    def some(self, size_bytes: int) -> Iterator[None]:
-        if self._bytes and self._bytes + size_bytes > _MOST_HELD_BYTES:
-            raise unavailable("This gateway reads too many large bodies: try again", 1)
-        self._bytes += size_bytes
-        try:
-            yield
-        finally:
-            self._bytes -= size_bytes
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
+from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_REQUEST_BYTES, MOST_WAITING_INPUTS
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, MOST_ITEMS_BYTES
 from clipfleet_gateway.looks import KEPT_SECONDS
@@ -42,6 +42,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of an image in a body or a file": MOST_IMAGE_BYTES,
         "bytes of own files that a batch names, each as often as it does": MOST_BATCH_BYTES,
         "bytes of own files that `items` of a job name, each as often as they do": MOST_ITEMS_BYTES,
+        "bytes of all images of one request; a file counts each time it is named": MOST_REQUEST_BYTES,
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
         "time of a request": ANSWER_SECONDS,
