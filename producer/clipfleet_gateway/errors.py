@@ -89,9 +89,10 @@ def not_found(what: str, name: str, param: str | None = None) -> ApiError:
 
 def model_not_found(name: str, served: Iterable[str]) -> ApiError:
     """No worker serves this model, nor has."""
+    others = ", ".join(sorted(served)) or "none"
     return ApiError(
-        HTTPStatus.NOT_FOUND, f"No worker serves the model {name!r}; served: {', '.join(sorted(served))}",
-        INVALID, "model", "model_not_found",
+        HTTPStatus.NOT_FOUND, f"No worker serves the model {name!r}; served: {others}", INVALID, "model",
+        "model_not_found",
     )  # fmt: skip
 
 

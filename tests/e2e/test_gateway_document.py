@@ -187,7 +187,10 @@ def without_a_worker(caller: Caller) -> None:
 def embeddings(caller: Caller) -> None:
     (model,) = caller.ask("GET", "/v1/models")["data"]
     caller.ask("GET", f"/v1/models/{model['id']}")
-    caller.ask("GET", "/v1/models/none", expect=404)
+    unknown = caller.ask("GET", "/v1/models/none", expect=404)["error"]
+    assert (
+        unknown == caller.ask("POST", "/v1/embeddings", {"model": "none", "input": "a"}, expect=404)["error"]
+    )
     asked = {"model": "demo", "encoding_format": "float", "user": "me"}
     found = caller.ask("POST", "/v1/embeddings", asked | {"input": [{"image": IMAGE}, {"text": "a cat"}]})
     length = len(found["data"][0]["embedding"])

@@ -50,8 +50,10 @@ def serve(host: _Host = "127.0.0.1", port: _Port = 8080, first_key: _FirstKey = 
         logging.getLogger(ours).setLevel(logging.INFO)
     with Services(checked(GatewaySettings)) as services:
         if first_key:
-            with _troubles_of_the_place():  # before the gateway tends to what is in it
+            with _troubles_of_the_place():  # before the gateway tends to what is in it, and logs the same
                 services.keys.names()
+                with services.place.scratch():
+                    pass
 
         def on_listening(url: str) -> None:
             with _troubles_of_the_place():

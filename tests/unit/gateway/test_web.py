@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from clipfleet.errors import JobNotFoundError, QuotaExceededError, RedisUnavailableError, UsageError
-from clipfleet_gateway.errors import invalid
+from clipfleet_gateway.errors import invalid, model_not_found
 from clipfleet_gateway.keys.key import Key, new_secret, split_token, token_of
 from clipfleet_gateway.keys.known import KnownKeys
 from clipfleet_gateway.keys.ring import KeyRing
@@ -132,6 +132,13 @@ def test_a_wrong_path_or_method_says_which_there_are(ring: KeyRing) -> None:
     )
     assert (method[0], method[2]["Allow"]) == (405, "POST")
     assert method[1]["error"]["message"] == "/v1/body takes POST, not GET"
+
+
+def test_a_model_that_is_not_served_says_which_are() -> None:
+    assert (
+        model_not_found("dmeo", ["demo", "a"]).message == "No worker serves the model 'dmeo'; served: a, demo"
+    )
+    assert model_not_found("demo", []).message == "No worker serves the model 'demo'; served: none"
 
 
 def test_health_needs_no_key(ring: KeyRing) -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.asking.served import ServedModels
-from clipfleet_gateway.errors import ApiError, not_found
+from clipfleet_gateway.errors import ApiError, model_not_found
 from clipfleet_gateway.looks import Look
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.health import Health, Readiness
@@ -65,8 +65,9 @@ class HealthRoutes:
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        if name not in await self._served.models():
-            raise not_found("model", name, "model")
+        served = await self._served.models()
+        if name not in served:
+            raise model_not_found(name, served)
         return answer(ModelObject(id=name))
 
 
