@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -441,6 +441,24 @@ def test_a_file_that_is_named_often_is_not_read(siege: Siege) -> None:
 
     assert (answer.status, answer.code) == (413, "inputs_too_large")
     assert siege.mine.ask("DELETE", f"/v1/files/{file}").status == 200
+
+
+def test_bodies_that_do_not_end_take_the_share_of_their_key(siege: Siege) -> None:
+    host, _, port = siege.gateway.url.removeprefix("http://").partition(":")
+    key = f"Authorization: Bearer {siege.mine.token}"
+    head = "\r\n".join([POST, "Host: localhost", key, CHUNKED, "", ""])
+    piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    with siege.peak(MOST_PEAK_BYTES), ExitStack() as opened:
+        for _ in range(40):
+            one = opened.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            with suppress(OSError):  # it was refused meanwhile
+                one.sendall(head.encode())
+                for _ in range(15):
+                    one.sendall(piece)
+
+        answers = [siege.victim.ask("POST", "/v1/jobs", body) for body in (b"{}", b" " * (8 << 20))]
+
+    assert [answer.status for answer in answers] == [400, 400]
 
 
 # --- Sources outside of the key's, in every way to write them ---
