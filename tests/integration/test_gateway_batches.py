@@ -53,8 +53,8 @@ async def get(client: Asking, path: str, method: str = "GET") -> Found:
 
 async def post(client: Asking, body: Any, headers: dict[str, str] | None = None) -> Found:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    sent = {"Content-Type": "application/json", **(headers or {})}
-    async with client.post("/v1/batches", data=data, headers=sent) as response:
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    async with client.post("/v1/batches", data=data, headers=headers) as response:
         return response.status, await response.json()
 
 

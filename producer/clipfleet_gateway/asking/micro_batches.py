@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from clipfleet_gateway.asking.jobs import FULL_INPUTS, Kind, Row
 from clipfleet_gateway.inputs.asked import Item
 
-# A job waits after its first request, and until no other has come for a moment: clients whose job has ended
-# come again together, and a worker does few jobs of many inputs in less time than many jobs of few. Behind
-# two jobs of the kind it waits until one of them ends; but not for long, as they may be stuck.
+# A job waits after its first request, and until no other has come for a moment; longer while requests that
+# were answered just now have not come again, as a client that keeps its connections busy sends them. A worker
+# does few jobs of many inputs in less time than many jobs of few. Behind two jobs of the kind a job waits
+# until one of them ends; but not for long, as they may be stuck.
 GATHER_SECONDS = 0.004
 _QUIET_SECONDS = 0.003
+_RETURN_SECONDS = 0.01
 _MOST_IDLE_SECONDS = 0.025  # while no job of the kind is under way
 MOST_GATHER_SECONDS = 0.05
 _ENOUGH_UNDER_WAY = 2
@@ -39,6 +41,7 @@ class _Gathered:
     last_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
     under_way: int = 0  # jobs
+    away: int = 0  # requests that were answered just now, less those that have come since
 
     def seconds_left(self, now: float) -> float:
         """For how long to wait for more requests."""
@@ -46,7 +49,8 @@ class _Gathered:
         most = (MOST_GATHER_SECONDS if self.under_way else _MOST_IDLE_SECONDS) - waited
         if self.under_way >= _ENOUGH_UNDER_WAY:
             return most
-        return min(most, max(GATHER_SECONDS - waited, self.last_at + _QUIET_SECONDS - now))
+        quiet = _RETURN_SECONDS if self.away else _QUIET_SECONDS
+        return min(most, max(GATHER_SECONDS - waited, self.last_at + quiet - now))
 
 
 class MicroBatches:
@@ -71,6 +75,7 @@ class MicroBatches:
         if not gathered.shares:
             gathered.first_at = now
         gathered.last_at = now
+        gathered.away = max(0, gathered.away - 1)
         gathered.shares.append(share)
         gathered.inputs += len(items)
         gathered.size_bytes += size_bytes
@@ -89,6 +94,7 @@ class MicroBatches:
             gathered.timer = None
         seconds = gathered.seconds_left(self._loop_time())
         if seconds <= _RESOLUTION_SECONDS:
+            gathered.away = 0  # whoever has not come by now is not waited for
             self._begin(kind, gathered)
         else:
             loop = asyncio.get_running_loop()
@@ -108,12 +114,18 @@ class MicroBatches:
         gathered.under_way += 1
         task = asyncio.ensure_future(self._run(kind, shares))
         self._tasks.add(task)
-        task.add_done_callback(lambda ended: self._on_end(kind, gathered, ended))
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._on_end(kind, gathered, len(shares)))
 
-    def _on_end(self, kind: Kind, gathered: _Gathered, task: asyncio.Future[None]) -> None:
-        self._tasks.discard(task)
+    def _on_end(self, kind: Kind, gathered: _Gathered, requests: int) -> None:
         gathered.under_way -= 1
+        gathered.away += requests
         if gathered.shares:
             self._begin_if_due(kind, gathered)
         elif not gathered.under_way:
-            self._gathered.pop(kind, None)
+            asyncio.get_running_loop().call_later(_MOST_IDLE_SECONDS, self._forget, kind, gathered)
+
+    def _forget(self, kind: Kind, gathered: _Gathered) -> None:
+        """Forget a kind of which nothing waits or is under way."""
+        if self._gathered.get(kind) is gathered and not gathered.shares and not gathered.under_way:
+            del self._gathered[kind]

@@ -51,7 +51,7 @@ def serve(host: _Host = "127.0.0.1", port: _Port = 8080, first_key: _FirstKey = 
     with Services(checked(GatewaySettings)) as services:
         if first_key:
             with _troubles_of_the_place():  # before the gateway tends to what is in it
-                services.keys.has_any()
+                services.keys.names()
 
         def on_listening(url: str) -> None:
             with _troubles_of_the_place():

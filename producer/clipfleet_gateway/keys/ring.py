@@ -95,7 +95,7 @@ class KeyRing:
 
     def first(self) -> str | None:
         """Make the first key of the place, and return its token; None if there is a key, or was."""
-        if self.has_any():
+        if any(True for _ in self._place.names(_FOLDER)):
             return None
         try:
             return self.add(FIRST_NAME)
@@ -106,10 +106,6 @@ class KeyRing:
         """Names of all keys, revoked ones too."""
         names = (name.removeprefix(_FOLDER).removesuffix(".json") for name in self._place.names(_FOLDER))
         return [name for name in names if re.fullmatch(NAME_PATTERN, name)]
-
-    def has_any(self) -> bool:
-        """Whether there is a key, or was."""
-        return any(True for _ in self._place.names(_FOLDER))
 
     def all(self) -> list[Key]:
         """All keys by name, revoked ones too."""

@@ -94,7 +94,11 @@ class JobBody(StrictShape):
         PartFormat.PARQUET
     )
     max_error_rate: Annotated[
-        ErrorRate | None, Field(description="the job stops once a larger share of its rows has failed")
+        ErrorRate | None,
+        Field(
+            description="the job is cancelled, with a `reason`, once a larger share of its rows has failed; "
+            "one that has run all of its rows by then is `completed_with_errors`"
+        ),
     ] = None
 
     @model_validator(mode="after")

@@ -148,8 +148,8 @@ class Tending:
             try:
                 await self.look()
                 if self._sweep is not None and self._monotonic() >= swept + _SWEEP_SECONDS:
+                    swept = self._monotonic()  # also if it fails, as one over a damaged record does
                     await self._services.call(self._sweep)
-                    swept = self._monotonic()
             except ClipfleetError as error:
                 self._say(f"no {self._kind} can be looked at: {error}")
             except Exception:
