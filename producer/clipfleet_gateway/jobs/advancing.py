@@ -155,6 +155,9 @@ class Jobs:
         return self._follow(job) if job.is_submitted else self._submit(job, alive)
 
     def _submit(self, job: JobRecord, alive: Alive) -> JobRecord | None:
+        status = self._restored(job)
+        if status is not None and (status.sealed or status.state.is_final):
+            return self.store.change(job, is_submitted=True)  # its source may have changed, or be gone
         key = self.keys.find(job.owner)
         if key is None:
             raise OutputDamagedError(f"{self.store.place.uri}/keys/{job.owner}.json is gone: restore it")
@@ -184,11 +187,7 @@ class Jobs:
         return self._ended(job, counts, error=job_error(error))
 
     def _follow(self, job: JobRecord) -> JobRecord | None:
-        status = self._status(job.id)
-        if status is None or not (status.sealed or status.state.is_final):
-            # Redis has lost it, or is as it was during the submit.
-            with suppress(JobNotFoundError):
-                status = self.submitting.client.rebuild(self.store.output(job.id)).status()
+        status = self._restored(job)
         if status is None or not (status.sealed or status.state.is_final):
             return self.store.change(job, is_submitted=False)
         if status.state.is_final:
@@ -209,6 +208,15 @@ class Jobs:
         with suppress(JobNotFoundError):
             return self.ledger.status(job_id)
         return None
+
+    def _restored(self, job: JobRecord) -> JobStatus | None:
+        """The status of a job, once Redis has back what it has lost of it; None if nothing of it is known."""
+        status = self._status(job.id)
+        if status is None or not (status.sealed or status.state.is_final):
+            # Redis has lost it, or is as it was during the submit.
+            with suppress(JobNotFoundError):
+                status = self.submitting.client.rebuild(self.store.output(job.id)).status()
+        return status
 
     def _cancelled(self, job_id: str) -> JobStatus | None:
         """End the job in the ledger; its status, or None if the ledger does not know it."""

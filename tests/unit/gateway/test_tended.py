@@ -50,6 +50,9 @@ class Kind(Protocol):
     def lose_record(self) -> None:
         """As if its gateway was killed before the record was made."""
 
+    def forget_submit(self) -> None:
+        """As if its gateway was killed before the record said that all of it is submitted."""
+
     def error(self) -> tuple[str | None, str, str | None] | None:
         """Code, message and param of why it has failed."""
 
@@ -80,6 +83,10 @@ class OneBatch:
 
     def lose_record(self) -> None:
         self._desk.place.remove(f"batches/mine/{self.id}.json")
+
+    def forget_submit(self) -> None:
+        found = self._desk.store.find("mine", self.id)
+        assert found is not None and self._desk.store.change(found, is_submitted=False)
 
     def error(self) -> tuple[str | None, str, str | None] | None:
         found = self._desk.store.find("mine", self.id)
@@ -127,6 +134,10 @@ class OneJob:
     def lose_record(self) -> None:
         self._desk.place.remove(f"submitted/mine/{self.id}.json")
 
+    def forget_submit(self) -> None:
+        found = self._jobs.store.find("mine", self.id)
+        assert found is not None and self._jobs.store.change(found, is_submitted=False)
+
     def error(self) -> tuple[str | None, str, str | None] | None:
         found = self._jobs.store.find("mine", self.id)
         return (found.error.code, found.error.message, found.error.param) if found and found.error else None
@@ -164,6 +175,18 @@ def test_a_redis_of_a_moment_ago_lets_none_wait_for_ever(kind: Kind, ledger: Rep
     assert (job.sealed, job.items) == (True, ITEMS)
     job.sealed, job.state = False, JobState.SUBMITTING
     job.items, job.files, job.chunks = 0, [], []
+    kind.lose_source()
+
+    assert kind.advance() == "in_progress"
+
+    status = ledger.status(kind.id)
+    assert (status.state, status.sealed, status.total) == (JobState.RUNNING, True, ITEMS)
+
+
+def test_what_has_all_of_its_items_needs_its_source_no_more(kind: Kind, ledger: RepliesLedger) -> None:
+    """Its gateway was killed before it could say so, and the owner has deleted the source since."""
+    assert kind.advance() == "in_progress"
+    kind.forget_submit()
     kind.lose_source()
 
     assert kind.advance() == "in_progress"
