@@ -95,7 +95,7 @@ class Validation:
         for number, line in enumerate(lines_of(content), 1):
             alive()
             try:
-                self._check(number, line, kept)
+                self._check(number, line, kept, alive)
             except LineError as error:
                 errors.append(error.at(number))
                 if len(errors) == MOST_ERRORS or error.code in _LAST:
@@ -104,7 +104,7 @@ class Validation:
             errors.append(LineError("empty_file", "The file has no lines").at(None))
         return tuple(errors)
 
-    def _check(self, line: int, data: bytes, kept: BinaryIO) -> None:
+    def _check(self, line: int, data: bytes, kept: BinaryIO, alive: Callable[[], object]) -> None:
         if line > self._most:
             raise LineError("too_many_requests", f"A batch has at most {self._most:,} lines: make several")
         request = self._request(data)
@@ -115,7 +115,7 @@ class Validation:
             )
         self._ids.add(hashed)
         self._require_like_the_first(request.asked)
-        self._require_own_files(request)
+        self._require_own_files(request, alive)
         self._inputs += len(request.asked.items)
         if self._inputs > self._most:
             raise LineError(
@@ -153,11 +153,12 @@ class Validation:
             one = f"A batch has either texts or images, and an earlier line has {kind}"
             raise LineError("mismatched_modality", one, "input")
 
-    def _require_own_files(self, request: Request) -> None:
+    def _require_own_files(self, request: Request, alive: Callable[[], object]) -> None:
         for item, param in zip(request.asked.items, request.asked.params, strict=True):
             file_id = own_file_id(item)
             if file_id is None:
                 continue
+            alive()
             try:
                 self._own_files.add(file_id, param)
             except ApiError as error:

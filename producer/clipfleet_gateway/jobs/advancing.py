@@ -168,7 +168,7 @@ class Jobs:
 
         try:
             items = self.store.items(job.id)
-            self.submitting.run(job, key, items, self.store.output(job.id), count)
+            self.submitting.run(job, key, items, self.store.output(job.id), count, alive)
         except (QuotaExceededError, JobConflictError) as error:
             # The quota of all jobs has room later. Or it is cancelled, or a gateway that was frozen goes on.
             _LOG.warning("job %s waits: %s", job.id, error)

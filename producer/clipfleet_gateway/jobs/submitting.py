@@ -39,6 +39,7 @@ class Submitting:
         items: list[ItemBody] | None,
         output: str,
         count: Callable[[int], object],
+        alive: Callable[[], object],
     ) -> None:
         """Submit a job; return once all of its items are known. Idempotent.
 
@@ -48,6 +49,7 @@ class Submitting:
             items: of a request that holds them.
             output: where its results go.
             count: called now and then with the number of items so far; raises to stop.
+            alive: called before each own file; raises to stop.
 
         Raises:
             ApiError: an item that the key may not read, or whatever `count` raises.
@@ -55,7 +57,7 @@ class Submitting:
             WorldError: Redis, the place or the source is unavailable; run it again.
         """
         asked = job.asked
-        source = self._source(job, key, items, count)
+        source = self._source(job, key, items, count, alive)
         options = job_options(asked, job_id=job.id, lane=key.lane, output=output)
         if asked.task is Task.EMBED_TEXT:
             self.client.embed_text(source, text_column=asked.text_column, options=options)
@@ -68,7 +70,12 @@ class Submitting:
             )  # fmt: skip
 
     def _source(
-        self, job: JobRecord, key: Key, items: list[ItemBody] | None, count: Callable[[int], object]
+        self,
+        job: JobRecord,
+        key: Key,
+        items: list[ItemBody] | None,
+        count: Callable[[int], object],
+        alive: Callable[[], object],
     ) -> Source:
         asked, holds_texts = job.asked, job.asked.task is Task.EMBED_TEXT
 
@@ -78,7 +85,8 @@ class Submitting:
         checked = partial(CheckedSource, check=None if holds_texts else check, count=count)
         if job.source is None:
             options = ReadOptions(content_field(asked), asked.id_column, holds_texts=holds_texts)
-            return checked(source_of([self._item(item, job.owner, asked) for item in items or ()], options))
+            read = [self._item(item, job.owner, asked, alive) for item in items or ()]
+            return checked(source_of(read, options))
         column = asked.text_column if holds_texts else asked.url_column
         options = ReadOptions(column, asked.id_column, asked.base_uri, holds_texts=holds_texts)
         if not is_file_id(job.source):
@@ -87,13 +95,16 @@ class Submitting:
         opened = file.as_list(options)
         return checked(opened, line_of=lambda index: file.line_of(opened.description.kind, index))
 
-    def _item(self, item: ItemBody, owner: str, asked: JobBody) -> dict[str, Any]:
+    def _item(
+        self, item: ItemBody, owner: str, asked: JobBody, alive: Callable[[], object]
+    ) -> dict[str, Any]:
         """An item with its columns, and the content of an own file in place of its id."""
         field = content_field(asked)
         columns: dict[str, Any] = {field: item} if isinstance(item, str) else dict(item)
         address = columns[field]
         if asked.task is Task.EMBED_TEXT or not is_file_id(address):
             return columns
+        alive()
         data = self.files.read(owner, address)
         if data is None:
             raise SourceError(f"{address} was deleted before it was read")

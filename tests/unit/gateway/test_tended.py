@@ -12,16 +12,18 @@ from clipfleet.client import Client
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import OutputUnreachableError
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.locks import Alive, LockLostError
 from clipfleet.outputs import Output, objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_gateway.batches.advancing import Advancing
 from clipfleet_gateway.batches.jobs import BatchJobs
+from clipfleet_gateway.files.record import Purpose
 from clipfleet_gateway.jobs.advancing import Jobs
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.known_models import PATIENCE_SECONDS, KnownModels
 from clipfleet_gateway.shapes.jobs import JobRequest
-from tests.support.batches import Desk, KilledError, jsonl, line, mortal, no_lock, worker
+from tests.support.batches import Desk, KilledError, jsonl, line, mortal, no_lock, saved, worker
 from tests.support.gateway_app import gateway_services
 from tests.support.hints import CountedHints
 from tests.support.ledger import claim, claim_finish, new_token, work_off
@@ -58,13 +60,16 @@ class Kind(Protocol):
 
 
 class OneBatch:
-    def __init__(self, desk: Desk, client: Client, ledger: Ledger) -> None:
+    def __init__(
+        self, desk: Desk, client: Client, ledger: Ledger, lines: list[dict[str, Any]] | None = None
+    ) -> None:
         self._desk = desk
         self._advancing: Advancing = desk.advancing(jobs=BatchJobs(client, ledger, desk.files))
-        self.id = desk.begin(jsonl(*[line(f"{number}") for number in range(ITEMS)])).id
+        lines = lines or [line(f"{number}") for number in range(ITEMS)]
+        self.id = desk.begin(jsonl(*lines)).id
 
-    def advance(self) -> str:
-        self._advancing.advance("mine", self.id)
+    def advance(self, alive: Alive = lambda: None) -> str:
+        self._advancing.advance("mine", self.id, alive)
         found = self._desk.store.find("mine", self.id)
         return found.status if found else ""
 
@@ -101,6 +106,7 @@ class OneJob:
         ledger: Ledger,
         place: Output | None = None,
         idempotency_key: str | None = None,
+        request: JobRequest | None = None,
     ) -> None:
         self._desk = desk
         self._jobs = Jobs(
@@ -110,11 +116,11 @@ class OneJob:
         )  # fmt: skip
         key = desk.keys.find("mine")
         assert key is not None
-        request = JobRequest(task="embed_text", model="demo", items=tuple(map(str, range(ITEMS))))
-        self.id = self._jobs.begin(request, "digest", key, idempotency_key).id
+        texts = JobRequest(task="embed_text", model="demo", items=tuple(map(str, range(ITEMS))))
+        self.id = self._jobs.begin(request or texts, "digest", key, idempotency_key).id
 
-    def advance(self) -> str:
-        self._jobs.advance("mine", self.id)
+    def advance(self, alive: Alive = lambda: None) -> str:
+        self._jobs.advance("mine", self.id, alive)
         found = self._jobs.store.find("mine", self.id)
         if found is None:
             return ""
@@ -193,6 +199,39 @@ def test_what_has_all_of_its_items_needs_its_source_no_more(kind: Kind, ledger: 
 
     status = ledger.status(kind.id)
     assert (status.state, status.sealed, status.total) == (JobState.RUNNING, True, ITEMS)
+
+
+@pytest.mark.parametrize("name", ["batch", "job"])
+def test_many_own_files_keep_the_lock(
+    name: str, desk: Desk, client: Client, ledger: RepliesLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a request to a bucket: two thousand take longer than a lock lasts without a sign of life."""
+    images = [saved(desk.files, "mine", b"an image", Purpose.VISION).id for _ in range(10)]
+    if name == "batch":
+        body = {"model": "demo", "input": [{"image": one} for one in images]}
+        one: OneBatch | OneJob = OneBatch(desk, client, ledger, [line("all", body)])
+    else:
+        one = OneJob(
+            desk, client, ledger, request=JobRequest(task="embed", model="demo", items=tuple(images))
+        )
+    requests = 0
+    read = FolderOutput.read
+
+    def counted(output: FolderOutput, name: str) -> bytes | None:
+        nonlocal requests
+        requests += name.startswith("files/")
+        return read(output, name)
+
+    def alive() -> None:
+        nonlocal requests
+        if requests > 3:
+            raise LockLostError
+        requests = 0
+
+    monkeypatch.setattr(FolderOutput, "read", counted)
+    assert one.advance(alive) == "in_progress"
+
+    assert ledger.status(one.id).total == len(images)
 
 
 def test_a_place_that_refuses_a_write_cancels_nothing(
