@@ -51,7 +51,7 @@ class Services:
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
         ledger = Ledger(settings.require_redis_url())
         self._opened.callback(ledger.close)
-        locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS)
+        locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS, retakes=True)
         self._opened.callback(locks.close)
         self.models = KnownModels(self.place, self.client.workers)
         self.batches = Advancing(

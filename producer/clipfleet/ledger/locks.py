@@ -1,8 +1,8 @@
 """Locks in Redis, for work that only one program should do at a time.
 
 A lock ends with its holder, or after `TTL_SECONDS`, or another time, without a sign of life; then it is lost,
-whether another program has taken it or not. A program that was frozen may continue after that, until its next
-sign of life: locks avoid wasted work, and correctness must not depend on them.
+whether another program has taken it or not (but see `retakes`). A program that was frozen may continue after
+that, until its next sign of life: locks avoid wasted work, and correctness must not depend on them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,16 @@ class Locks:
         url: str,
         *,
         ttl_seconds: float = TTL_SECONDS,
+        retakes: bool = False,
         client: redis.Redis | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`retakes`: a holder whose lock has ended takes it again if no other program has it by then.
+
+        For work that starts anew with each lock: a step that is longer than a lock would never be passed.
+        """
         self._url = url
+        self._retakes = retakes
         self._ttl_seconds = ttl_seconds
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, LOCK_SCRIPTS).run
@@ -58,7 +64,10 @@ class Locks:
     def with_patience(self, patience: Patience) -> Locks:
         """The same locks on the same connections, whose calls wait while Redis is unavailable."""
         client = patient(self._redis, patience)
-        return Locks(self._url, ttl_seconds=self._ttl_seconds, client=client, monotonic=self._monotonic)
+        return Locks(
+            self._url, ttl_seconds=self._ttl_seconds, retakes=self._retakes, client=client,
+            monotonic=self._monotonic,
+        )  # fmt: skip
 
     @contextmanager
     def held(self, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[Alive]:
@@ -87,7 +96,7 @@ class Locks:
             nonlocal renewed
             if self._monotonic() - renewed < self._ttl_seconds / _RENEWED_IN_A_TTL:
                 return
-            if not self._take(name, token, is_renewed=True):
+            if not self._take(name, token, is_renewed=not self._retakes):
                 raise LockLostError(f"the lock {name} has ended, and another program may have taken it")
             renewed = self._monotonic()
 

@@ -103,6 +103,24 @@ def test_one_that_has_ended_is_lost_even_if_nobody_has_it(
     assert not client.exists(keys.lock(NAME))
 
 
+def test_one_that_has_ended_may_be_taken_again_unless_another_has_it(
+    redis_url: str, clock: Clock, client: Any
+) -> None:
+    """As after a step that took longer than the lock: the next try would lose it there again."""
+    locks = Locks(redis_url, retakes=True, monotonic=clock)
+    with locks.held(NAME) as alive:
+        client.delete(keys.lock(NAME))
+        clock.now += 11
+        alive()
+        assert client.exists(keys.lock(NAME))
+
+    with pytest.raises(LockLostError, match=NAME), locks.held(NAME) as alive:
+        client.delete(keys.lock(NAME))
+        with Locks(redis_url).held(NAME):
+            clock.now += 11
+            alive()
+
+
 def test_who_waits_gets_it_in_the_end(redis_url: str) -> None:
     held = []
 
