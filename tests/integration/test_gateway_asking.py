@@ -21,7 +21,7 @@ from clipfleet.hints import Hints
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.settings import Settings
-from clipfleet_gateway.asking import asker
+from clipfleet_gateway.asking import asker, room
 from clipfleet_gateway.files.record import Purpose
 from clipfleet_gateway.services import Services
 from tests.support.door_worker import BAD, OURS, DoorWorker, vector_of
@@ -303,7 +303,7 @@ def test_inputs_are_counted(services: Services, worker: DoorWorker) -> None:
 def test_what_is_refused_is_not_counted(
     services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asker, "MOST_REQUEST_BYTES", 10)
+    monkeypatch.setattr(room, "MOST_REQUEST_BYTES", 10)
 
     async def run(client: Asking) -> list[Answer]:
         refused = [await embed(client, ["a", "b"], model="other"), await embed(client, image(b"1" * 11))]
@@ -318,7 +318,7 @@ def test_what_is_refused_is_not_counted(
 def test_an_own_file_that_is_named_often_is_read_once_and_counts_each_time(
     services: Services, worker: DoorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asker, "MOST_REQUEST_BYTES", 10)
+    monkeypatch.setattr(room, "MOST_REQUEST_BYTES", 10)
     received = services.files.receive()
     received.write(b"12345")
     mine = services.files.save("mine", received, filename="a.jpg", purpose=Purpose.USER_DATA).id

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 from clipfleet.errors import ClipfleetError, JobNotFoundError
@@ -15,19 +14,19 @@ from clipfleet_gateway.asking.ends import Ends
 from clipfleet_gateway.asking.failures import failure
 from clipfleet_gateway.asking.jobs import Kind, RequestJobs, Row, new_job_id
 from clipfleet_gateway.asking.micro_batches import MicroBatches, Share
+from clipfleet_gateway.asking.room import Keep, Room
 from clipfleet_gateway.asking.served import ServedModels
-from clipfleet_gateway.errors import invalid, limited, unavailable
+from clipfleet_gateway.errors import unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
+from clipfleet_gateway.inputs.images import own_file_id
 from clipfleet_gateway.services import Services
 
 _LOG = logging.getLogger(__name__)
 MOST_WAITING_INPUTS = 4096  # that wait at a time, of all requests of a gateway;
-_MOST_BYTES = 512 << 20  # of their images;
-MOST_REQUEST_BYTES = 128 << 20  # of one request: its job takes several times as much memory
+_MOST_BYTES = 512 << 20  # of their images and labels
 ANSWER_SECONDS = 300.0
 _AWAY_SECONDS = 30.0  # for so long a request waits for workers
 _LOOK_SECONDS = 5.0  # between looks at a job whose end may have been missed
-_RETRY_SECONDS = 2.0
 
 
 class Asker:
@@ -48,7 +47,7 @@ class Asker:
         self._served = served
         self._ends = Ends(jobs.ledger, lambda function: asyncio.ensure_future(services.ask(function)))
         self._batches = MicroBatches(self._run)
-        self._inputs = self._bytes = 0  # that wait now
+        self._room = Room(MOST_WAITING_INPUTS, _MOST_BYTES)
 
     def close(self) -> None:
         """End the thread that reads the ends of jobs."""
@@ -68,40 +67,29 @@ class Asker:
         return rows
 
     @asynccontextmanager
-    async def admitted(self, model: str, inputs: int, size_bytes: int) -> AsyncIterator[None]:
-        """Count the inputs of a request, before their content is read, and bound the time of what is inside.
+    async def admitted(self, owner: str, model: str, inputs: int, size_bytes: int) -> AsyncIterator[Keep]:
+        """Count the inputs of a request of a key, and bound the time of what is inside.
+
+        What a request keeps is counted before anything is awaited: it may be long until Redis answers.
+
+        Yields:
+            A call to count further bytes, before they are read. It raises `ApiError`.
 
         Raises:
             ApiError: the model is not known, they are too large, too much waits, or the time is over.
         """
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._served.require(model)
-                with self._counted(inputs, size_bytes):
-                    yield
+                with self._room.held(owner, inputs) as keep:
+                    keep(size_bytes)
+                    self._meters.waiting_inputs.inc(inputs)
+                    try:
+                        await self._served.require(model)
+                        yield keep
+                    finally:
+                        self._meters.waiting_inputs.dec(inputs)
         except TimeoutError:
             raise unavailable(f"No answer within {ANSWER_SECONDS:g} s: try again, or send less") from None
-
-    @contextmanager
-    def _counted(self, inputs: int, size_bytes: int) -> Iterator[None]:
-        if size_bytes > MOST_REQUEST_BYTES:
-            raise invalid(
-                f"The images of a request may have {MOST_REQUEST_BYTES >> 20} MiB, and these have "
-                f"{size_bytes >> 20}: send several requests, or a batch",
-                "input", "inputs_too_large", status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            )  # fmt: skip
-        is_full = self._inputs + inputs > MOST_WAITING_INPUTS or self._bytes + size_bytes > _MOST_BYTES
-        if is_full and self._inputs:
-            raise limited("Too many inputs wait: try again", _RETRY_SECONDS, "overloaded")
-        self._inputs += inputs
-        self._bytes += size_bytes
-        self._meters.waiting_inputs.inc(inputs)
-        try:
-            yield
-        finally:
-            self._inputs -= inputs
-            self._bytes -= size_bytes
-            self._meters.waiting_inputs.dec(inputs)
 
     async def _rows(self, asked: Asked) -> list[Row]:
         """The rows of inputs that are done in one job or several, by host."""
@@ -211,6 +199,14 @@ def _host(item: Item) -> str:
         parts = urlsplit(url)
         return parts.netloc.lower() if parts.scheme in ("http", "https") else parts.scheme or "/"
     return url
+
+
+def kept_bytes(asked: Asked) -> int:
+    """How much is kept of it while it waits, but the content of own files."""
+    labels = asked.label_set.labels if asked.label_set else ()
+    return sum(map(len, labels)) + sum(
+        size_bytes_of(item) for item in asked.items if own_file_id(item) is None
+    )
 
 
 def size_bytes_of(item: Item) -> int:

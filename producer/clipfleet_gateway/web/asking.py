@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from clipfleet_gateway.asking.asker import Asker, size_bytes_of
+from clipfleet_gateway.asking.asker import Asker, kept_bytes
 from clipfleet_gateway.asking.jobs import RequestJobs, Row
 from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import invalid, unavailable
@@ -86,12 +86,13 @@ class AskingRoutes:
 
     async def _rows(self, key: Key, parts: Sequence[Asked]) -> list[list[Row]]:
         """The rows of each part. What is refused is not counted, and no content is read for it."""
-        own = await self._own_bytes(parts, key)
-        items = [item for one in parts for item in one.items]
-        size_bytes = sum(own.get(own_file_id(item) or "") or size_bytes_of(item) for item in items)
-        async with self._asker.admitted(parts[0].model, len(items), size_bytes):
+        inputs = sum(len(one.items) for one in parts)
+        size_bytes = sum(map(kept_bytes, parts))
+        async with self._asker.admitted(key.name, parts[0].model, inputs, size_bytes) as keep:
+            own = await self._own_bytes(parts, key)
+            keep(sum(own.get(own_file_id(item) or "", 0) for one in parts for item in one.items))
             if key.quota is not None:
-                await self._services.ask(self._services.quotas.spend, key, len(items))
+                await self._services.ask(self._services.quotas.spend, key, inputs)
             if own:
                 parts = await self._services.call(self._with_content, parts, key)
             return await _all([self._asker.rows(one) for one in parts])

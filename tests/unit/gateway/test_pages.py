@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_REQUEST_BYTES, MOST_WAITING_INPUTS
+from clipfleet_gateway.asking.asker import ANSWER_SECONDS, MOST_WAITING_INPUTS
+from clipfleet_gateway.asking.room import MOST_REQUEST_BYTES
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, MOST_ITEMS_BYTES
 from clipfleet_gateway.looks import KEPT_SECONDS
