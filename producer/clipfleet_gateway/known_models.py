@@ -46,6 +46,10 @@ class KnownModels:
         """Models that workers serve now; they are kept in mind."""
         return frozenset(name for worker in self._up() for name in worker.models)
 
+    def has_served(self, model: str) -> bool:
+        """Whether a worker has ever served this model, as far as a gateway of this place has seen."""
+        return self._place.read(_kept(model)) is not None
+
     def require(self, model: str, waited_seconds: float) -> None:
         """Raise if a job waits in vain.
 
@@ -60,7 +64,7 @@ class KnownModels:
         up_seconds = max((worker.up_seconds or 0.0 for worker in self._up()), default=0.0)
         if model in served or min(waited_seconds, up_seconds) < PATIENCE_SECONDS:
             return
-        if served and self._place.read(_kept(model)) is None:
+        if served and not self.has_served(model):
             raise model_not_found(model, served)
 
     def _up(self) -> Sequence[WorkerFacts]:

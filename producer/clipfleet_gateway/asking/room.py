@@ -36,7 +36,7 @@ class _Bound:
         """How much of it one key may have."""
         return self._most // _SHARE
 
-    def give_back(self, owner: str, count: int) -> None:
+    def release(self, owner: str, count: int) -> None:
         """Take from it."""
         self._taken[owner] -= count
         if not self._taken[owner]:
@@ -83,5 +83,5 @@ class Room:
         try:
             yield keep
         finally:
-            self._inputs.give_back(owner, inputs)
-            self._bytes.give_back(owner, kept)
+            self._inputs.release(owner, inputs)
+            self._bytes.release(owner, kept)

@@ -11,18 +11,25 @@ from clipfleet_gateway.looks import Look
 
 
 class ServedModels:
-    """The models that workers serve, and served since the gateway started.
+    """The models that workers serve, and have served.
 
     Every method raises `RedisUnavailableError`, or `ApiError` (503) if Redis does not answer.
+
+    Args:
+        find: workers that are up.
+        has_served: whether a worker ever served a model; asked for one that this gateway has not seen.
+        monotonic: a clock.
     """
 
     def __init__(
         self,
         find: Callable[[], Awaitable[list[WorkerFacts]]],
+        has_served: Callable[[str], Awaitable[bool]],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
+        self._has_served = has_served
         self._monotonic = monotonic
         self._seen_at: dict[str, float] = {}
         self._look = Look(self._found, "Redis", monotonic=monotonic)
@@ -36,7 +43,9 @@ class ServedModels:
         """
         now = await self.models()
         if now and model not in now and model not in self._seen_at:
-            raise model_not_found(model, now)
+            if not await self._has_served(model):
+                raise model_not_found(model, now)
+            self._seen_at[model] = self._monotonic()  # it has been away for this long at least
 
     async def only(self) -> str:
         """The model of a request that names none.

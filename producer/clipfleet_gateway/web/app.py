@@ -39,7 +39,9 @@ class Routes(Protocol):
 
 def routes_of(services: Services, batches: Tending, jobs: Tending) -> Iterable[Routes]:
     """All routes of a gateway."""
-    models = ServedModels(partial(services.ask, services.client.workers))
+    models = ServedModels(
+        partial(services.ask, services.client.workers), partial(services.call, services.models.has_served)
+    )
     yield HealthRoutes(services, models)
     yield FileRoutes(services)
     yield AskingRoutes(services, models)

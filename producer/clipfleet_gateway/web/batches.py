@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from aiohttp import web
@@ -102,7 +103,7 @@ class BatchRoutes:
         found, has_more = await self._services.call(
             self._batches.store.listed, request[CALLER].name, after=query.after, limit=query.limit
         )
-        data = tuple([await self._shown(batch) for batch in found])
+        data = tuple(await self._shown(found))
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return answer(BatchList(data=data, first_id=first, last_id=last, has_more=has_more))
 
@@ -125,11 +126,17 @@ class BatchRoutes:
     async def _answer(self, batch: BatchRecord) -> web.Response:
         if not batch.status.is_final:
             self._tending.soon(batch.owner, batch.id)
-        return answer(await self._shown(batch))
+        (shown,) = await self._shown([batch])
+        return answer(shown)
 
-    async def _shown(self, batch: BatchRecord) -> Batch:
-        """Without Redis, a batch is shown without its progress."""
-        try:
-            return batch.shown(await self._services.ask(self._batches.progress, batch))
-        except RedisUnavailableError:
-            return batch.shown()
+    async def _shown(self, batches: Sequence[BatchRecord]) -> list[Batch]:
+        progress = await self._services.ask(self._progress_of, batches)
+        return [batch.shown(one) for batch, one in zip(batches, progress, strict=True)]
+
+    def _progress_of(self, batches: Sequence[BatchRecord]) -> list[tuple[int, int] | None]:
+        """Without Redis, batches are shown without their progress; it is not asked again for each."""
+        found: list[tuple[int, int] | None] = []
+        with suppress(RedisUnavailableError):
+            for batch in batches:
+                found.append(self._batches.progress(batch))
+        return found + [None] * (len(batches) - len(found))

@@ -151,11 +151,15 @@ class Fleet:
     def __init__(self, *models: str) -> None:
         self.models, self.looks = models, 0
         self.clock = Clock()
-        self.served = ServedModels(self._find, monotonic=self.clock)
+        self.ever: set[str] = set()  # served, as the place knows
+        self.served = ServedModels(self._find, self._has_served, monotonic=self.clock)
 
     async def _find(self) -> list[WorkerFacts]:
         self.looks += 1
         return [WorkerFacts(model, "here", 1, (model,)) for model in self.models]
+
+    async def _has_served(self, model: str) -> bool:
+        return model in self.ever
 
 
 def test_models_are_looked_up_once_in_a_while() -> None:
@@ -171,6 +175,17 @@ def test_models_are_looked_up_once_in_a_while() -> None:
         assert await fleet.served.away_seconds("a") == 10
         assert await fleet.served.away_seconds("b") == 0
         assert await fleet.served.away_seconds("c") is None
+
+    asyncio.run(run())
+
+
+def test_a_model_that_was_served_before_this_gateway_began_is_away() -> None:
+    async def run() -> None:
+        fleet = Fleet("a")
+        fleet.ever = {"b"}
+        await fleet.served.require("b")
+        fleet.clock.now += 10
+        assert await fleet.served.away_seconds("b") == 10
 
     asyncio.run(run())
 
