@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from clipfleet_worker.process.start import choose_allocator
+from clipfleet.allocator import choose_allocator
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from clipfleet.terminal.loading import load_and_run
 
 
 def _commands() -> Callable[[], None]:
+    from clipfleet.allocator import choose_allocator
+
+    choose_allocator()
     from clipfleet_gateway.commands import main
 
     return main

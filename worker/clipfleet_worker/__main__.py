@@ -8,7 +8,7 @@ from clipfleet.terminal.loading import load_and_run
 
 
 def _commands() -> Callable[[], None]:
-    from clipfleet_worker.process.start import choose_allocator
+    from clipfleet.allocator import choose_allocator
 
     choose_allocator()
     from clipfleet_worker.cli.commands import main

@@ -1,15 +1,12 @@
-"""One-time settings of Python, Arrow and the system for a worker process.
+"""One-time settings of Python and the system for a worker process.
 
-Those of Python and Arrow save time per image and change no result, see `python -m ops.bench.overhead`.
-Imports neither Arrow nor other modules of ours: the allocator must be chosen first.
+Those of Python save time per image and change no result, see `python -m ops.bench.overhead`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
-import os
 import resource
 
 log = logging.getLogger(__name__)
@@ -17,25 +14,9 @@ log = logging.getLogger(__name__)
 # With Python's default, 700, it would collect every few images, which make no cycles.
 _NEW_OBJECTS_PER_COLLECTION = 20_000
 
-_M_ARENA_MAX, _LEAST_ARENAS = -8, 4  # the first is of <malloc.h>
-
 _WANTED = 65_536
 _SOCKETS_PER_CONNECTION = 4  # in use, slow, kept alive, looking up a name
 _FEW = 1024  # models, staged items, parts, pipes
-
-
-def choose_allocator() -> None:
-    """Make Arrow use malloc, with few arenas; must be called before Arrow is imported, and before threads.
-
-    Arrow's default, mimalloc, keeps pages per thread and returns them soon. Parts are written by many
-    threads, so the kernel would clear pages of 2 MiB all the time: half the time of a small image. malloc's
-    own default, eight arenas per core, keeps what many threads have freed: a fifth of the memory of a worker,
-    more the longer it runs.
-    """
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other systems than glibc have no arenas
-    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, len(os.sched_getaffinity(0))))
 
 
 def calm_collector() -> None:
