@@ -81,14 +81,17 @@ class JobStore:
         return changed if put_if(self.place, name, _written(changed), version) else None
 
     def listed(self, owner: str, *, after: str | None, limit: int) -> tuple[Sequence[JobRecord], bool]:
-        """Some jobs, the newest first, and whether there are more. `after` may be an id of any job."""
+        """Some jobs without their labels, the newest first, and whether there are more.
+
+        `after` may be an id of any job.
+        """
         folder = f"submitted/{owner}/"
         names = (name.removeprefix(folder).removesuffix(".json") for name in self.place.names(folder))
         ids = sorted(
             (one for one in names if is_job_id(one) and (after is None or one < after)), reverse=True
         )
         found = (self.find(owner, one) for one in ids[:limit])
-        return [one for one in found if one is not None], len(ids) > limit
+        return [_without_labels(one) for one in found if one is not None], len(ids) > limit
 
     def open(self) -> Iterator[tuple[str, str]]:
         """Owners and ids of the jobs that have not ended, and maybe of some that just have."""
@@ -106,6 +109,11 @@ class JobStore:
         self.place.remove(_items(job_id))
         self.place.remove_folder(f"work/{job_id}")
         self.place.remove(_open(owner, job_id))
+
+
+def _without_labels(job: JobRecord) -> JobRecord:
+    """A record of which a hundred may be in memory."""
+    return job.model_copy(update={"asked": job.asked.model_copy(update={"labels": None, "label_sets": None})})
 
 
 def _open(owner: str, job_id: str) -> str:

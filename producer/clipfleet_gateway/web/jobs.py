@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, quer
 from clipfleet_gateway.web.tending import Tending
 
 COMPLETE = "x-clipfleet-complete"
+MOST_DESCRIPTION_BYTES = 8 << 20  # of a job but its items: Redis and each version of its record hold them
 _PIECE_BYTES = 1 << 18
 _ID = {"job_id": "such as `job_019a...`"}
 _CREATE = Operation(
@@ -120,7 +122,14 @@ class JobRoutes:
 
 
 def _read(body: bytes) -> tuple[JobRequest, str]:
-    return parsed(JobRequest, body), hashlib.sha256(body).hexdigest()
+    request = parsed(JobRequest, body)
+    if len(request.model_dump_json(exclude={"items"}, exclude_unset=True)) > MOST_DESCRIPTION_BYTES:
+        raise invalid(
+            f"All but `items` of a job has at most {MOST_DESCRIPTION_BYTES:,} bytes: give fewer labels",
+            "labels" if request.labels else "label_sets", "labels_too_large",
+            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        )  # fmt: skip
+    return request, hashlib.sha256(body).hexdigest()
 
 
 def _opened(output: str, query: RowsQuery) -> tuple[bool, Iterator[bytes]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.jobs.submitting import label_sets
 from clipfleet_gateway.shapes.jobs import JobBody, JobRequest
+from clipfleet_gateway.web import jobs as web_jobs
+from tests.support.gateway_app import asking, gateway_services
 
 
 def asked(label_set: object) -> JobRequest:
@@ -40,3 +45,23 @@ def test_what_is_wrong_is_one_line() -> None:
     ) as caught:
         label_sets(asked({"labels": ["cat"], "background": ["a thing"]}))
     assert "\n" not in caught.value.message
+
+
+def test_a_job_has_only_so_many_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are kept in Redis, and in each version of its record; items are not."""
+    monkeypatch.setattr(web_jobs, "MOST_DESCRIPTION_BYTES", 200)
+    few = {"task": "classify", "labels": ["cat", "dog"], "items": ["https://a.example/1.jpg"] * 100}
+    many = few | {"labels": [f"label {number}" for number in range(100)]}
+
+    async def run(token: str) -> list[tuple[int, str | None]]:
+        found = []
+        async with asking(services, token) as client:
+            for body in (few, many):
+                async with client.post("/v1/jobs", json=body) as response:
+                    found.append((response.status, (await response.json()).get("error", {}).get("param")))
+        return found
+
+    with gateway_services(str(tmp_path)) as services:
+        assert asyncio.run(run(services.keys.add("mine"))) == [(503, None), (413, "labels")]  # no Redis
+        (listed,), _ = services.jobs.store.listed("mine", after=None, limit=9)
+    assert (listed.asked.task, listed.asked.labels) == ("classify", None), "a list of jobs holds no labels"

@@ -19,6 +19,7 @@ from clipfleet_gateway.web.about.health import PROBE_SECONDS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
 from clipfleet_gateway.web.body_guard import DEFAULT_PACE
 from clipfleet_gateway.web.connections import MOST_CONNECTIONS
+from clipfleet_gateway.web.jobs import MOST_DESCRIPTION_BYTES
 from tests.support.documents import ROOT, table
 from tests.support.gateway_app import gateway_services
 
@@ -46,6 +47,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of all images of one request; a file counts each time it is named": MOST_REQUEST_BYTES,
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
+        "bytes of a job of `/v1/jobs` but its `items`, labels before all": MOST_DESCRIPTION_BYTES,
         "time of a request": ANSWER_SECONDS,
         "connections of a gateway": MOST_CONNECTIONS,
     }
