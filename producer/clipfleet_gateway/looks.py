@@ -11,7 +11,7 @@ from clipfleet_gateway.errors import unavailable
 
 T = TypeVar("T")
 KEPT_SECONDS = 2.0  # a failure too: else each request would wait for a Redis that hangs, one after the other
-_MOST_SECONDS = 10.0  # a request waits; the look goes on, and the next request waits for the same one
+_MOST_SECONDS = 10.0  # that a request waits; the look continues, and later requests share it
 
 
 class Look(Generic[T]):

@@ -81,7 +81,7 @@ class Ends:
             if ended and not self._stopping.is_set():
                 try:
                     loop.call_soon_threadsafe(self._note, ended)
-                except RuntimeError:  # the loop is closed: nobody waits any more
+                except RuntimeError:  # the loop is closed, so nobody waits for this end
                     return
 
     def _note(self, ended: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ class MicroBatches:
             gathered.timer = None
         seconds = gathered.seconds_left(self._loop_time())
         if seconds <= _RESOLUTION_SECONDS:
-            gathered.away = 0  # whoever has not come by now is not waited for
+            gathered.away = 0  # do not wait again for those that did not come back
             self._begin(kind, gathered)
         else:
             loop = asyncio.get_running_loop()

@@ -105,7 +105,7 @@ class Advancing:
             raise
 
     def _clear(self, owner: str, batch_id: str, batch: BatchRecord | None) -> None:
-        """Remove what is left of a batch that has ended, or of which there is only the beginning."""
+        """Clean up after a batch that has ended, or that was never completely made."""
         if batch is not None and batch.status.is_final:
             self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
             self.store.end(owner, batch_id)

@@ -119,7 +119,7 @@ class Jobs:
             raise
 
     def _clear(self, owner: str, job_id: str, job: JobRecord | None) -> None:
-        """Remove what is left of a job that has ended, or of which there is only the beginning."""
+        """Clean up after a job that has ended, or that was never completely made."""
         if job is not None and job.end is not None:
             self._cancelled(job_id)  # a gateway that was frozen may have submitted it after the end
             self.store.end(owner, job_id)
