@@ -22,7 +22,14 @@ from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFac
 from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.settings import Settings, checked
-from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
+from clipfleet.submit.options import (
+    DEFAULT_OPTIONS,
+    DecisionPlace,
+    JobDescription,
+    JobOptions,
+    JobSpec,
+    make_job,
+)
 from clipfleet.tracing import Tracing, tracing_of
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from clipfleet.hints import Hints
     from clipfleet.ledger.locks import Locks
     from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.moderation.policy_files import PolicyFile
     from clipfleet.outputs import Output
     from clipfleet.relabel.origin import Origin
     from clipfleet.results.vector_ranges import VectorRanges
@@ -174,6 +182,35 @@ class Client:
         return self._submit(
             spec.source, spec, spec.task, spec.made_label_sets(),
             heads=read_heads(spec.heads), top_k=spec.top_k, label_set_column=spec.label_set_column,
+        )  # fmt: skip
+
+    def moderate(
+        self,
+        source: SourceLike,
+        policy: str | Path | PolicyFile,
+        *,
+        decisions: str | Path | None = None,
+        keep_decisions_days: int | None = None,
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> JobHandle:
+        """Decide on every image of a source by a policy; otherwise like `classify`.
+
+        Args:
+            source: see docs/first-minute.md.
+            policy: its file. See docs/moderation.md.
+            decisions: a folder or `s3://BUCKET/PREFIX` to which the records of the decisions are added.
+                Default: the output, unless that is Redis, which keeps them as long as the rows.
+            keep_decisions_days: how long the records are kept. Default: for ever.
+            options: those of the model must be left out: the policy has them.
+        """
+        from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
+
+        chosen = policy if isinstance(policy, PolicyFile) else read_policy_file(policy)
+        place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
+        found = chosen.policy
+        return self._submit(
+            source, chosen.described(options), Task.CLASSIFY, found.label_sets, heads=chosen.heads,
+            top_k=found.most_labels, policy=found.of_a_job(), decisions=place,
         )  # fmt: skip
 
     def embed(
@@ -471,6 +508,7 @@ class Client:
             submission = Submission(
                 ledger, self._hints, output, job, retention, traceparent, overwriting,
                 chooses_chunk_size=chooses_size, heads=heads, gone=gone, resumes=self._resumes,
+                on_claimed=partial(_keep_policy, job),
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
@@ -524,6 +562,15 @@ def _open_source(
     if task is Task.EMBED_TEXT:
         return text_source_of(source, text_column=text_column, id_column=id_column, sample=sample)
     return source_of(source, ReadOptions(described.url_column, id_column, described.base_uri, sample=sample))
+
+
+def _keep_policy(job: Job) -> None:
+    """Begin the log of decisions of a moderation job that records them."""
+    if job.decisions is not None:
+        from clipfleet.moderation.log import write_policy
+        from clipfleet.outputs import open_output
+
+        write_policy(open_output(job.decisions.uri), job)
 
 
 def _whole_items(source: Source) -> int | None:

@@ -21,7 +21,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "parts",
         "store",
         "submit results",
-        "resume exports marking relabel",
+        "resume exports marking relabel moderation",
         "job_handle",
         "backfill",
         "client",

@@ -10,6 +10,7 @@ import redis
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
 from clipfleet.contract.jobs import Lane
+from clipfleet.contract.webhooks import DecisionEvent
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import (
     CompleteAnswer,
@@ -123,6 +124,7 @@ class ChunkLedger:
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
+        decisions: Sequence[DecisionEvent] = (),
     ) -> CompleteAnswer:
         """Mark a chunk complete and add its counts, once its part is in place. Idempotent.
 
