@@ -138,6 +138,7 @@ class ChunkLedger:
                 default all rows of the part.
             meters: where the time of the chunk went.
             ttl_seconds: how long the job is kept if this call ends it.
+            decisions: those of the rows that were run for it, of a job that announces them.
         """
         return CompleteAnswer(
             self._run(

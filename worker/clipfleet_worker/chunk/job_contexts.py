@@ -212,7 +212,7 @@ class JobContexts:
             log = BoundFolderOutput(Path(log.uri), self._output_roots)
         if job.policy is not None and not has_policy(log, job.policy.sha256):  # another disk
             raise OutputUnreachableError(
-                f"{log.uri}, where decisions are recorded, lacks the policy of job {job.job_id}: is this place "
+                f"{log.uri}, where decisions are recorded, lacks the policy of job {job.job_id}: is it "
                 "shared between producer and worker?"
             )
         return log
