@@ -17,7 +17,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__init__ allocator errors wording",
         "contract redis s3 tracing",
         "settings labels ledger sources heads",
-        "hints outputs terminal",
+        "hints outputs terminal webhooks",
         "parts",
         "store",
         "submit results",
