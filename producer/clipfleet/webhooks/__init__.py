@@ -1,1 +1,1 @@
-"""What a webhook request says and when it is repeated: bodies, signatures, back-off. Pure functions, no I/O."""
+"""What a webhook request says, and when it is repeated: pure functions, no I/O."""

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 
 HOUR_SECONDS = 3600.0
-# After the first failed attempt, the second, and so on: dense at first, for a receiver that fails now and then
-# or restarts, up to a day. After the last one the delivery has failed: 2.6 days after the event.
+# After the first failed attempt, the second, and so on: dense at first, for a receiver that fails now and
+# then or restarts, up to a day. The attempt after the last one, 2.6 days after the event, is the last.
 DELAYS_SECONDS = (
     1.0, 5.0, 30.0, 120.0, 600.0, 1800.0, 2 * HOUR_SECONDS, 5 * HOUR_SECONDS, 10 * HOUR_SECONDS,
     20 * HOUR_SECONDS, 24 * HOUR_SECONDS,

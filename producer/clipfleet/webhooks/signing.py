@@ -7,28 +7,20 @@ signature per secret.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipfleet.contract.webhooks import secret_bytes
 from clipfleet.errors import SignatureError, UsageError
 
 ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp", "webhook-signature"
 TOLERANCE_SECONDS = 300  # between the clocks of sender and receiver, and against replayed requests
 
-_PREFIX, _VERSION = "whsec_", "v1"
-_NEW_SECRET_BYTES = 32
-_LEAST_BYTES, _MOST_BYTES = 24, 64  # of a secret, by the standard
-
-
-def new_secret() -> str:
-    """Make a secret: `whsec_` and the base64 of 32 random bytes."""
-    return _PREFIX + base64.b64encode(secrets.token_bytes(_NEW_SECRET_BYTES)).decode()
+_VERSION = "v1"
 
 
 def signed_headers(secrets: Sequence[str], event_id: str, attempted_at: int, body: bytes) -> dict[str, str]:
@@ -102,15 +94,9 @@ def _bytes_of(header: str) -> bytes:
 
 def _key_of(secret: str) -> bytes:
     try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if not (secret.startswith(_PREFIX) and _LEAST_BYTES <= len(key) <= _MOST_BYTES):
-        raise UsageError(
-            f"not a webhook secret: it starts with {_PREFIX}, then the base64 of "
-            f"{_LEAST_BYTES} to {_MOST_BYTES} bytes"
-        )
-    return key
+        return secret_bytes(secret)
+    except ValueError as error:
+        raise UsageError(f"webhook secret: {error}; take it as `clipfleet webhooks add` printed it") from None
 
 
 def _seconds_of(text: str) -> int:

@@ -27,7 +27,7 @@ def test_one_body_serves_both_readers() -> None:
         "object": "event",
         "type": "decision.flag",
         "created_at": 1_796_300_000,
-        "timestamp": "2026-12-03T12:53:20.123Z",
+        "timestamp": "2026-12-03T12:13:20.123Z",
         "data": {"decision_id": "dec-1", "status": "flag", "reasons": [REASON]},
     }
 

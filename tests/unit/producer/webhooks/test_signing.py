@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-
 import pytest
 
+from clipfleet.contract.webhooks import new_secret
 from clipfleet.errors import SignatureError, UsageError
-from clipfleet.webhooks.signing import new_secret, signed_headers, verify
+from clipfleet.webhooks.signing import signed_headers, verify
 
 # Of the test suite of Standard Webhooks.
 SECRET, EVENT_ID, ATTEMPTED_AT = (
@@ -25,14 +24,6 @@ def test_the_vector_of_the_standard() -> None:
     assert signed() == {
         "webhook-id": EVENT_ID, "webhook-timestamp": str(ATTEMPTED_AT), "webhook-signature": SIGNATURE
     }  # fmt: skip
-
-
-def test_a_new_secret_is_of_the_standard() -> None:
-    secret = new_secret()
-
-    assert secret.startswith("whsec_")
-    assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
-    assert secret != new_secret()
 
 
 @pytest.mark.parametrize("away", [-300, 0, 300])
@@ -107,7 +98,7 @@ def test_a_signed_body_that_is_no_event_is_refused(body: bytes) -> None:
     ],
 )
 def test_what_is_no_secret_is_refused_without_showing_it(secret: str) -> None:
-    with pytest.raises(UsageError, match="not a webhook secret") as raised:
+    with pytest.raises(UsageError, match="webhook secret: not") as raised:
         signed(secret)
 
     assert "AAAA" not in str(raised.value)
