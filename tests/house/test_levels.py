@@ -51,7 +51,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "process",
         "fetch decode encode machine",
         "settings models sinks",
-        "score stores",
+        "score stores webhooks",
         "chunk",
         "finish status",
         "hints",

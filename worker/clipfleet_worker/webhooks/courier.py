@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
@@ -42,6 +43,14 @@ _RETRY_SECONDS = 1.0  # of a record, while Redis is away
 _STOP_SECONDS = 5.0  # for what is under way, and what the last chunks have published
 _BEAT_SECONDS, _BEAT_LIMIT_SECONDS = 1.0, 60.0  # nothing may block the event loop
 _REDIS_CALLS = 4  # at a time, in threads
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    DELIVERED = "delivered"
+    RETRIED = "retried"  # there will be another one
+    FAILED = "failed"  # the last one
 
 
 class Courier:
@@ -74,7 +83,7 @@ class Courier:
         self._is_redis_away = False
         self._loop: asyncio.AbstractEventLoop  # from `start` on: none is left open
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
-        self.outcomes: Counter[str] = Counter()  # of attempts: delivered, retried, failed, disabled
+        self.outcomes: Counter[Outcome] = Counter()  # of attempts
 
     def start(self) -> None:
         """Start the thread."""
@@ -216,13 +225,12 @@ class Courier:
 
     async def _record(self, delivery: Delivery, answer: Answer, deadline: float) -> None:
         if answer.is_delivered:
-            self.outcomes["delivered"] += 1
+            self.outcomes[Outcome.DELIVERED] += 1
             log.debug("webhook %s: delivered", delivery.event_id, extra=_context(delivery, "delivered"))
             await self._insist(partial(self._outbox.delivered, delivery), deadline)
             return
         if answer.status == GONE_STATUS:
             await self._record_failure(delivery, answer.error, deadline)
-            self.outcomes["disabled"] += 1
             log.warning(
                 "webhooks: %s is disabled: %s", delivery.endpoint_id, answer.error,
                 extra=_context(delivery, "disabled"),
@@ -234,7 +242,7 @@ class Courier:
         if delay is None:
             await self._record_failure(delivery, answer.error, deadline)
             return
-        self.outcomes["retried"] += 1
+        self.outcomes[Outcome.RETRIED] += 1
         log.info(
             "webhook %s: attempt %d failed (%s), the next one in %.0f s", delivery.event_id, attempts,
             answer.error, delay, extra=_context(delivery, "retried"),
@@ -242,7 +250,7 @@ class Courier:
         await self._insist(partial(self._outbox.retry, delivery, delay, answer.error), deadline)
 
     async def _record_failure(self, delivery: Delivery, error: str, deadline: float) -> None:
-        self.outcomes["failed"] += 1
+        self.outcomes[Outcome.FAILED] += 1
         log.warning("webhook %s: given up (%s)", delivery.event_id, error, extra=_context(delivery, "failed"))
         await self._insist(partial(self._outbox.fail, delivery, error), deadline)
 

@@ -9,13 +9,13 @@ from clipfleet.terminal.help import Group, add_command, epilog
 
 webhooks_app = typer.Typer(
     help="Send decisions and the ends of jobs and batches to URLs, as signed requests that workers deliver.",
-    epilog=epilog("clipfleet webhooks add https://example.com/hooks --event decision.flag"),
+    epilog=epilog("clipfleet webhooks add https://example.com/hooks"),
     cls=Group,
     no_args_is_help=True,
 )
 
 for _function, _example, _name in (
-    (endpoints.add, "clipfleet webhooks add https://example.com/hooks --event decision.flag", None),
+    (endpoints.add, "clipfleet webhooks add https://example.com/hooks", None),
     (endpoints.list_endpoints, "clipfleet webhooks list", "list"),
     (endpoints.remove, "clipfleet webhooks remove whe-0123456789ab", None),
     (endpoints.rotate, "clipfleet webhooks rotate whe-0123456789ab", None),
