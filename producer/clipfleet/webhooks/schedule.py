@@ -14,7 +14,10 @@ DELAYS_SECONDS = (
 )  # fmt: skip
 MAX_ATTEMPTS = len(DELAYS_SECONDS) + 1
 MAX_RETRY_AFTER_SECONDS = 24 * HOUR_SECONDS  # to which a receiver's `Retry-After` is honoured
-THROTTLING_STATUSES = frozenset({429, 502, 503, 504})  # answers that hold for the whole endpoint
+TOO_MANY_REQUESTS = 429
+THROTTLING_STATUSES = frozenset(
+    {TOO_MANY_REQUESTS, 502, 503, 504}
+)  # answers that hold for the whole endpoint
 GONE_STATUS = 410  # disables the endpoint
 
 _JITTER = 0.2  # of a delay, which is shortened by up to so much
