@@ -11,6 +11,7 @@ from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search
 from clipfleet.commands.stores.backfill import backfill
 from clipfleet.commands.stores.group import stores_app
+from clipfleet.commands.webhooks.group import webhooks_app
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
 from clipfleet.terminal.program import new_app, run_program
@@ -54,6 +55,7 @@ for _function, _example in (
     add_command(app, _example)(_function)
 app.add_typer(heads_app, name="head")
 app.add_typer(stores_app, name="store")
+app.add_typer(webhooks_app, name="webhooks")
 
 
 def main() -> None:
