@@ -9,7 +9,7 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.webhooks import EventType
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 from tests.support.cluster import Cluster
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
