@@ -470,11 +470,11 @@ class Client:
             retention=Retention(seconds, seconds) if options.output is None else None,
         )  # fmt: skip
 
-    def _policy_of(self, job: Job) -> PolicyFile:
+    def _policy_of(self, job: Job, known: Sequence[HeadFile]) -> PolicyFile:
         from clipfleet.outputs import output_of
         from clipfleet.replay.earlier import policy_of_job
 
-        return policy_of_job(job, output_of(job, self._store))
+        return policy_of_job(job, output_of(job, self._store), known)
 
     def _open_ranges(self, job: Job, vectors: StoredVectors) -> VectorRanges:
         from clipfleet.outputs import open_output

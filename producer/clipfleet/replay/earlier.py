@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.policies import Policy
 from clipfleet.errors import UsageError
-from clipfleet.heads.files import parse_head
+from clipfleet.heads.files import HeadFile, parse_head
 from clipfleet.moderation.policy_files import PolicyFile
 from clipfleet.outputs import Output, objects
 
 
-def policy_of_job(job: Job, output: Output) -> PolicyFile:
+def policy_of_job(job: Job, output: Output, known: Iterable[HeadFile] = ()) -> PolicyFile:
     """Read the policy of a moderation job, with its heads.
+
+    Args:
+        job: the job.
+        output: its output.
+        known: heads that need not be there: Redis keeps none of a job that has ended.
 
     Raises:
         UsageError: the job has none, or the file of a head is gone or damaged.
@@ -20,8 +27,11 @@ def policy_of_job(job: Job, output: Output) -> PolicyFile:
     policy = Policy.of_job(job)
     if policy is None:
         raise UsageError(f"{output.uri}: job {job.job_id} has no policy")
-    heads = []
+    heads, at_hand = [], {one.of_job.sha256: one for one in known}
     for one in job.heads:
+        if one.sha256 in at_hand:
+            heads.append(at_hand[one.sha256])
+            continue
         where = f"{output.uri}/{objects.head_file(one.sha256)}"
         data = output.read(objects.head_file(one.sha256))
         if data is None:

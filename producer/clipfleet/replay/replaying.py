@@ -8,7 +8,7 @@ ordinary jobs that announce nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import pyarrow as pa
 from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS, REDIS_OUTPUT, Job, JobState
 from clipfleet.contract.policies import Policy, policy_facts
 from clipfleet.errors import JobNotFoundError, TooManyItemsError, UsageError, WorldError
+from clipfleet.heads.files import HeadFile
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.moderation.policy_files import PolicyFile
@@ -47,7 +48,7 @@ class Services:
     """What a replay needs of a client."""
 
     origin: Callable[[], Origin]  # the vectors; raises like `origin_of`
-    policy_of: Callable[[Job], PolicyFile]  # see `policy_of_job`
+    policy_of: Callable[[Job, Sequence[HeadFile]], PolicyFile]  # see `policy_of_job`
     submit: Callable[[Origin, PolicyFile, JobOptions], JobHandle]  # a job that decides on the vectors
     cancel: Callable[[str], object]  # ends a job early; raises `JobNotFoundError`
 
@@ -90,7 +91,8 @@ class Replay:
         origin = self.services.origin()
         for one in (old, self.new.policy):
             _require_model(one, origin)
-        with self._decided(origin, self.against or self.services.policy_of(origin.job)) as (former, latter):
+        chosen = self.against or self.services.policy_of(origin.job, self.new.heads)
+        with self._decided(origin, chosen) as (former, latter):
             recorded = self.reader if is_own else None
             pairs = pairs_of_rows(former.rows_reader(), latter.rows_reader(), recorded)
             return self._compared(pairs, old, (former.output, latter.output))
