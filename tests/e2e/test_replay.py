@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import redis
 
@@ -17,20 +14,25 @@ from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import Precision
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
-from clipfleet.moderation.policy_files import read_policy_file
 from clipfleet.redis.connection import connect
 from clipfleet.replay.replaying import MOST_SHOWN
 from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
 from tests.support.demo_model import DEMO
 from tests.support.images import write_images
-from tests.support.judged import decided, nearest_to_a_threshold, scores_of
-from tests.support.replays import mixed_vectors, place_output, place_store, write_policies
+from tests.support.replays import (
+    changes_between,
+    judged_changes,
+    listed_changes,
+    mixed_vectors,
+    place_output,
+    place_store,
+    write_policies,
+)
 
 WAIT = 300
 SAMPLES = DEMO.parent / "samples"
 VECTORS, FAILED = 3000, (7, 1234)
-SURE = 1e-6  # of a score in float32
 
 
 @pytest.fixture
@@ -53,16 +55,6 @@ def moderated(cluster: Cluster, folder: Path, policy: Path, name: str, **options
 
 def decisions(cluster: Cluster, place: Path) -> list[str]:
     return [row["decision"] for row in cluster.rows(place)]
-
-
-def changed(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, str, str]]:
-    pairs = enumerate(zip(old, new, strict=True))
-    return [(item, before, after) for item, (before, after) in pairs if before != after]
-
-
-def listed(file: Path) -> list[tuple[int, str, str]]:
-    rows = pq.read_table(file).to_pylist()
-    return [(row["item_index"], row["old"], row["new"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +80,8 @@ class TestStoredVectors:
             folder / "vectors", new, against=old, changes=folder / "changes.parquet"
         )
 
-        expected = judged(vectors, old, new, FAILED)
-        assert listed(folder / "changes.parquet") == expected
+        expected = judged_changes(vectors, old, new, FAILED)
+        assert listed_changes(folder / "changes.parquet") == expected
         assert len({(before, after) for _, before, after in expected}) >= 5
         assert (found.items, found.changed, found.failed) == (VECTORS, len(expected), {"not_found": 2})
         assert not found.from_scores
@@ -105,21 +97,8 @@ class TestStoredVectors:
 
         found = cluster.client.replay(folder / "store", new, against=old, changes=folder / "changes.parquet")
 
-        assert listed(folder / "changes.parquet") == judged(vectors[present], old, new)
+        assert listed_changes(folder / "changes.parquet") == judged_changes(vectors[present], old, new)
         assert (found.items, found.failed) == (len(present), {})
-
-
-def judged(
-    vectors: np.ndarray, old: Path, new: Path, failed: Sequence[int] = ()
-) -> list[tuple[int, str, str]]:
-    """The items that change side by numpy."""
-    sides = []
-    for path in (old, new):
-        chosen = read_policy_file(path)
-        scores = scores_of(chosen, vectors)
-        assert nearest_to_a_threshold(chosen, scores) > SURE
-        sides.append(decided(chosen, scores, failed))
-    return changed(*sides)
 
 
 class TestAnOutputOfAModerationJob:
@@ -132,9 +111,9 @@ class TestAnOutputOfAModerationJob:
         found = cluster.client.replay(before, new, changes=folder / "changes.parquet")
 
         assert found.from_scores
-        expected = changed(decisions(cluster, before), decisions(cluster, after))
+        expected = changes_between(decisions(cluster, before), decisions(cluster, after))
         assert expected
-        assert listed(folder / "changes.parquet") == expected
+        assert listed_changes(folder / "changes.parquet") == expected
         ids = {row["item_index"]: row["decision_id"] for row in cluster.rows(before)}
         for row in found.shown:
             assert row["decision_id"] == ids[row["item_index"]]
@@ -150,9 +129,9 @@ class TestAnOutputOfAModerationJob:
         found = cluster.client.replay(before, new, changes=folder / "changes.parquet")
 
         assert (found.from_scores, found.decided_otherwise) == (False, 0)
-        expected = changed(decisions(cluster, before), decisions(cluster, after))
+        expected = changes_between(decisions(cluster, before), decisions(cluster, after))
         assert expected
-        assert listed(folder / "changes.parquet") == expected
+        assert listed_changes(folder / "changes.parquet") == expected
         assert found.failed == {"not_an_image": 1}
         assert found.counts["undecided", "undecided"] == 1
 

@@ -6,37 +6,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.moderation.policy_files import PolicyFile
 from tests.support.demo_model import DEMO
 
-Scores = Mapping[tuple[str, str], np.ndarray]  # (label set or head, label) -> float32 (items,)
+Scores = Mapping[tuple[str, str], NDArray[np.float32]]  # (label set or head, label) -> float32 (items,)
 
 _SEVERITY = ("flag", "review", "allow")
 
 
 @cache
-def _model() -> tuple[torch.nn.Module, open_clip.tokenizer.HFTokenizer]:
+def _model() -> tuple[Any, Any]:
     name = f"local-dir:{DEMO}"
     module = open_clip.create_model(name).eval()
     return module, open_clip.get_tokenizer(name, context_length=module.context_length)
 
 
-def text_vectors(prompts: Sequence[str]) -> np.ndarray:
+def text_vectors(prompts: Sequence[str]) -> NDArray[np.float64]:
     """Of the demo model, float64 (prompts, d), of length 1."""
     module, tokenizer = _model()
     with torch.no_grad():
-        found: np.ndarray = module.encode_text(tokenizer([*prompts])).double().numpy()
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+        found: NDArray[np.float64] = module.encode_text(tokenizer([*prompts])).double().numpy()
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found
 
 
-def scores_of(chosen: PolicyFile, vectors: np.ndarray) -> Scores:
+def scores_of(chosen: PolicyFile, vectors: NDArray[np.float16]) -> Scores:
     """All scores that a policy may look at.
 
     Args:
@@ -45,7 +48,7 @@ def scores_of(chosen: PolicyFile, vectors: np.ndarray) -> Scores:
     """
     images = vectors.astype(np.float64)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
-    found: dict[tuple[str, str], np.ndarray] = {}
+    found: dict[tuple[str, str], NDArray[np.float32]] = {}
     for label_set in chosen.policy.label_sets:
         for label in label_set.labels:
             found[label_set.name, label] = _label_scores(label_set, label, images)
@@ -57,7 +60,7 @@ def scores_of(chosen: PolicyFile, vectors: np.ndarray) -> Scores:
     return found
 
 
-def _label_scores(label_set: LabelSet, label: str, images: np.ndarray) -> np.ndarray:
+def _label_scores(label_set: LabelSet, label: str, images: NDArray[np.float64]) -> NDArray[np.float32]:
     scale = float(_model()[0].logit_scale.detach().exp())
     templates = [template.replace("{}", label) for template in label_set.templates]
     text = text_vectors(templates).mean(axis=0)
@@ -66,7 +69,8 @@ def _label_scores(label_set: LabelSet, label: str, images: np.ndarray) -> np.nda
     background = scale * (images @ text_vectors([*prompts]).T)
     z = own - np.log(np.exp(background).sum(axis=1))
     margin = (label_set.slope or 1.0) * z + label_set.intercepts.get(label, 0.0)
-    return np.minimum(1 / (1 + np.exp(-margin)), 1 - 2.0**-24).astype(np.float32)
+    scores: NDArray[np.float32] = np.minimum(1 / (1 + np.exp(-margin)), 1 - 2.0**-24).astype(np.float32)
+    return scores
 
 
 def decided(chosen: PolicyFile, scores: Scores, failed: Sequence[int] = ()) -> list[str]:

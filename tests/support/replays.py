@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from clipfleet.contract.heads import HeadKind
+from clipfleet.contract.heads import HeadInput, HeadKind
 from clipfleet.contract.jobs import Precision
 from clipfleet.heads.files import write_head
+from clipfleet.moderation.policy_files import read_policy_file
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.store.dataset import VectorDataset
 from clipfleet.store.place import EmbeddedBy, store_place
 from clipfleet.store.rows import store_schema
 from tests.support.heads import head_file
-from tests.support.judged import text_vectors
+from tests.support.judged import decided, nearest_to_a_threshold, scores_of, text_vectors
 from tests.support.store_rows import LISTED_AT, NO_ADDRESSES
 from tests.support.stored_vectors import PART_ROWS, place_vectors, vector_rows
 
 DIMENSION = 128  # of the demo model
+SURE = 1e-6  # of a score in float32
 LABELS = ("dog", "cat", "pie", "stadium", "cigarette")
 OLD = """\
 name: uploads
@@ -58,14 +61,14 @@ OTHER = (
 REWORDED = OTHER.replace("cat, {name: pie", "cat, kitten, {name: pie").replace("a cake", "a round object")
 
 
-def write_policies(folder: Path) -> tuple[Path, Path, Path]:
+def write_policies(folder: Path, model: str = "demo", dimension: int = DIMENSION) -> tuple[Path, Path, Path]:
     """The files of `OLD`, `OTHER` and `REWORDED`, and of their head."""
-    thresholds = {"kind 0": 0.5, "kind 1": 0.4}
-    head = head_file(DIMENSION, 2, kind=HeadKind.MULTILABEL, name="spam", thresholds=thresholds)
+    thresholds, takes = {"kind 0": 0.5, "kind 1": 0.4}, HeadInput(dim=dimension, model=model)
+    head = head_file(dimension, 2, kind=HeadKind.MULTILABEL, name="spam", thresholds=thresholds, input=takes)
     write_head(head, folder / "spam.head.safetensors")
     found = []
     for name, text in (("old", OLD), ("other", OTHER), ("reworded", REWORDED)):
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(text.replace("model: demo", f"model: {model}"))
         found.append(folder / f"{name}.yaml")
     return found[0], found[1], found[2]
 
@@ -77,12 +80,22 @@ def mixed_vectors(count: int, seed: int = 0) -> np.ndarray:
     shares = random.uniform(0, 1.2, (count, 1)) * texts[random.integers(0, len(texts), count)]
     noise = random.standard_normal((count, DIMENSION))
     mixed = shares + text_vectors(["a photo"]) / 2 + noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    return (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float16)
+    vectors: np.ndarray = (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float16)
+    return vectors
 
 
-def place_output(folder: Path, vectors: np.ndarray, fingerprint: str, failed: Collection[int] = ()) -> None:
+def place_output(
+    folder: Path,
+    vectors: np.ndarray,
+    fingerprint: str,
+    failed: Collection[int] = (),
+    *,
+    model: str = "demo",
+    precision: Precision = Precision.FP32,
+) -> None:
     """A finished embed job with these vectors."""
-    place_vectors(FolderOutput(folder), _rows(vectors, fingerprint, failed), precision="fp32")
+    rows = _rows(vectors, fingerprint, failed)
+    place_vectors(FolderOutput(folder), rows, model=model, precision=precision)
 
 
 def place_store(folder: Path, vectors: np.ndarray, fingerprint: str, gone: Collection[int] = ()) -> None:
@@ -108,3 +121,28 @@ def place_store(folder: Path, vectors: np.ndarray, fingerprint: str, gone: Colle
 def _rows(vectors: np.ndarray, fingerprint: str, failed: Collection[int] = ()) -> Iterator[pa.Table]:
     for first in range(0, len(vectors), PART_ROWS):
         yield vector_rows(first, vectors[first : first + PART_ROWS], fingerprint, failed=failed)
+
+
+def judged_changes(
+    vectors: np.ndarray, old: Path, new: Path, failed: Sequence[int] = ()
+) -> list[tuple[int, str, str]]:
+    """The items that change side, with both decisions, by numpy."""
+    sides = []
+    for path in (old, new):
+        chosen = read_policy_file(path)
+        scores = scores_of(chosen, vectors)
+        assert nearest_to_a_threshold(chosen, scores) > SURE
+        sides.append(decided(chosen, scores, failed))
+    return changes_between(*sides)
+
+
+def changes_between(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Index and both decisions of the items that change side."""
+    pairs = enumerate(zip(old, new, strict=True))
+    return [(item, before, after) for item, (before, after) in pairs if before != after]
+
+
+def listed_changes(file: Path) -> list[tuple[int, str, str]]:
+    """The same of a file of changes in Parquet."""
+    rows = pq.read_table(file, columns=["item_index", "old", "new"]).to_pylist()
+    return [(row["item_index"], row["old"], row["new"]) for row in rows]
