@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_RULES = 1_000
 MAX_POLICY_LABELS = 1_000  # of one set: each row keeps the scores of all
 MAX_KEEP_DAYS = 36_500  # as good as for ever
-POLICY_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+POLICY_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,39}$"
 DECISION_ID_PATTERN = r"^dec-\d{8}-[0-9a-f]{12}-\d{1,9}-\d{1,18}$"
 _DIGEST_DIGITS = 12
 

@@ -37,7 +37,7 @@ from clipfleet.results.store_ranges import StoreRanges
 from clipfleet.results.vector_ranges import PartRanges, RedisRanges, VectorRanges
 from clipfleet.s3.client import SCHEME, split_s3_uri
 from clipfleet.store.place import StorePlace
-from clipfleet_worker.chunk.decisions import Decisions
+from clipfleet_worker.score.decisions import Decisions
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink

@@ -9,7 +9,7 @@
     decode    `decode/`: bytes to pixels, in a pool of threads
     encode    `encode/`: pixels, texts and labels to features, in the device thread, in batches
     score     `score/`: features, label sets and heads to labels
-    decide    `decisions.py`: of a moderation job, by the scores in the rows; recorded once these are there
+    decide    `score/decisions.py`: of a moderation job, by the scores in its rows
     write     `rows.py`, `sinks/`: one row per item to one part
     complete  `endings.py`: records the part in the ledger; the last one of a job calls `finish/`
 

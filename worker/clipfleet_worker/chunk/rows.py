@@ -76,20 +76,9 @@ def part_table(
         dimension, extra, label_set_names, vector_type, accepted_columns, heads,
         head_scores=head_scores, has_decisions=has_decisions, fills_a_store=fills_a_store,
     )  # fmt: skip
-    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
-    codes, details = _error_columns(outcomes.errors)
-    columns: dict[str, pa.Array] = {
-        "item_index": items["item_index"].combine_chunks(),
-        "item_id": items["item_id"].combine_chunks(),
-        "uri": _without_userinfo(items["uri"].combine_chunks()),
-        "status": _statuses(ok, outcomes.same),
-        "error_code": codes,
-        "error_detail": details,
+    columns = {
+        **_common_columns(items, outcomes, model_fingerprint),
         **(labels or {}),
-        "width": pa.array(outcomes.widths, pa.int32()),
-        "height": pa.array(outcomes.heights, pa.int32()),
-        "content_hash": pa.array(outcomes.content_hashes, pa.string()),
-        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
         **{field.name: items[field.name].combine_chunks() for field in extra},
         **(_store_columns(items, outcomes) if fills_a_store else {}),
     }
@@ -97,6 +86,26 @@ def part_table(
         kind = schema.field("embedding").type
         columns["embedding"] = _embeddings(outcomes.features, kind, store_embeddings)
     return _table(columns, schema)
+
+
+def _common_columns(
+    items: pa.Table, outcomes: Outcomes, model_fingerprint: str | None
+) -> dict[str, pa.Array]:
+    """The columns that depend on neither labels nor the source."""
+    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
+    codes, details = _error_columns(outcomes.errors)
+    return {
+        "item_index": items["item_index"].combine_chunks(),
+        "item_id": items["item_id"].combine_chunks(),
+        "uri": _without_userinfo(items["uri"].combine_chunks()),
+        "status": _statuses(ok, outcomes.same),
+        "error_code": codes,
+        "error_detail": details,
+        "width": pa.array(outcomes.widths, pa.int32()),
+        "height": pa.array(outcomes.heights, pa.int32()),
+        "content_hash": pa.array(outcomes.content_hashes, pa.string()),
+        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
+    }
 
 
 def _store_columns(items: pa.Table, outcomes: Outcomes) -> dict[str, pa.Array]:
