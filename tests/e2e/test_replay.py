@@ -22,11 +22,11 @@ from tests.support.demo_model import DEMO
 from tests.support.images import write_images
 from tests.support.replays import (
     changes_between,
-    judged_changes,
     listed_changes,
     mixed_vectors,
     place_output,
     place_store,
+    require_judged_changes,
     write_policies,
 )
 
@@ -80,8 +80,7 @@ class TestStoredVectors:
             folder / "vectors", new, against=old, changes=folder / "changes.parquet"
         )
 
-        expected = judged_changes(vectors, old, new, FAILED)
-        assert listed_changes(folder / "changes.parquet") == expected
+        expected = require_judged_changes(folder / "changes.parquet", vectors, old, new, FAILED)
         assert len({(before, after) for _, before, after in expected}) >= 5
         assert (found.items, found.changed, found.failed) == (VECTORS, len(expected), {"not_found": 2})
         assert not found.from_scores
@@ -97,7 +96,7 @@ class TestStoredVectors:
 
         found = cluster.client.replay(folder / "store", new, against=old, changes=folder / "changes.parquet")
 
-        assert listed_changes(folder / "changes.parquet") == judged_changes(vectors[present], old, new)
+        assert require_judged_changes(folder / "changes.parquet", vectors[present], old, new)
         assert (found.items, found.failed) == (len(present), {})
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.policies import Condition
 from clipfleet.moderation.policy_files import PolicyFile
 from tests.support.demo_model import DEMO
 
@@ -85,13 +86,8 @@ def _decision(chosen: PolicyFile, scores: Scores, item: int) -> str:
         holds = True
         for one in rule.when:
             score = float(scores[one.head or one.label_set or "", one.label or ""][item])
-            below, threshold = one.below is not None, one.at_least
-            if below:
-                threshold = one.below
-            elif threshold is None:
-                threshold = _own_threshold(chosen, one.head, one.label_set, one.label or "")
-            assert threshold is not None
-            holds = holds and (score < threshold if below else score >= threshold)
+            threshold = _threshold(chosen, one)
+            holds = holds and (score >= threshold if one.below is None else score < threshold)
         if holds:
             counted.add(rule.action.value)
             if rule.action.value == "allow":
@@ -99,21 +95,22 @@ def _decision(chosen: PolicyFile, scores: Scores, item: int) -> str:
     return next((one for one in _SEVERITY if one in counted), chosen.policy.otherwise.value)
 
 
-def _own_threshold(chosen: PolicyFile, head: str | None, label_set: str | None, label: str) -> float:
-    if head is not None:
-        return next(one.head.thresholds[label] for one in chosen.heads if one.head.name == head)
-    return next(one.thresholds.get(label, 0.5) for one in chosen.policy.label_sets if one.name == label_set)
-
-
-def nearest_to_a_threshold(chosen: PolicyFile, scores: Scores) -> float:
-    """The least distance of a score from what it is compared with: an answer is only sure beyond rounding."""
-    distances = []
+def too_close(chosen: PolicyFile, scores: Scores, within: float) -> set[int]:
+    """Items with a score that is so near to what it is compared with that rounding decides."""
+    found: set[int] = set()
     for rule in chosen.policy.rules:
         for one in rule.when:
-            given = one.below if one.at_least is None else one.at_least
-            threshold = (
-                _own_threshold(chosen, one.head, one.label_set, one.label or "") if given is None else given
-            )
             values = scores[one.head or one.label_set or "", one.label or ""].astype(np.float64)
-            distances.append(np.abs(values - threshold).min())
-    return float(min(distances))
+            found.update(np.flatnonzero(np.abs(values - _threshold(chosen, one)) <= within).tolist())
+    return found
+
+
+def _threshold(chosen: PolicyFile, one: Condition) -> float:
+    for given in (one.below, one.at_least):
+        if given is not None:
+            return given
+    if one.head is not None:
+        head = next(file.head for file in chosen.heads if file.head.name == one.head)
+        return head.thresholds[one.label or ""]
+    label_set = next(found for found in chosen.policy.label_sets if found.name == one.label_set)
+    return label_set.thresholds.get(one.label or "", 0.5)
