@@ -115,12 +115,13 @@ def _words_after_interrupt() -> str:
 
 
 def _print(found: Replayed, seconds: float) -> None:
-    by = "scores" if found.from_scores else "vectors"
-    typer.echo(printable(f"{found.source}: {counted(found.items, 'item')} by their {by} in {seconds:.1f} s"))
+    by = f"{'its' if found.items == 1 else 'their'} {'scores' if found.from_scores else 'vectors'}"
+    typer.echo(printable(f"{found.source}: {counted(found.items, 'item')} by {by} in {seconds:.1f} s"))
     typer.echo(printable(f"old  {_policy_words(found.old_policy)}"))
     typer.echo(printable(f"new  {_policy_words(found.new_policy)}"))
     print_table(_matrix(found))
-    typer.echo(f"{counted(found.changed, 'item')} of {found.items:,} change side")
+    change = "changes" if found.changed == 1 else "change"
+    typer.echo(f"{counted(found.changed, 'item')} of {found.items:,} {change} side")
     if found.shown:
         print_table(_changes(found))
     rest = found.changed - len(found.shown[:_SHOWN])
@@ -178,12 +179,14 @@ def _reasons(reasons: list[dict[str, Any]]) -> str:
 
 
 def _reason(one: Mapping[str, Any]) -> str:
-    what = " ".join(filter(None, (one["head"], one["label"])))
-    score = "without a score" if one["score"] is None else f"{one['score']:.3f}"
-    if one["threshold"] is None:
-        return f"{one['rule']}: {what} {score}, {one['test']}"
-    sign = "<" if one["test"] == "below" else ">="
-    return f"{one['rule']}: {what} {score} {sign} {one['threshold']:g}"
+    what = f"{one['rule']}: {' '.join(filter(None, (one['head'], one['label'])))}"
+    sign = {"below": "<", "at_least": ">="}.get(one["test"])
+    if one["score"] is None:
+        bound = "" if sign is None else f", {one['test'].replace('_', ' ')} {one['threshold']:g}"
+        return f"{what} without a score{bound}"
+    return f"{what} {one['score']:.3f}" + (
+        f", {one['test']}" if sign is None else f" {sign} {one['threshold']:g}"
+    )
 
 
 def _failed_words(found: Replayed) -> str:
