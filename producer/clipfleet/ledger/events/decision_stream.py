@@ -38,8 +38,7 @@ class StreamedDecision:
 class DecisionStream:
     """Reads as one consumer of a group. Calls raise `RedisUnavailableError` while Redis is unavailable.
 
-    An entry that is not acknowledged is read again: by this reader after a call of `unread`, or after a minute by
-    another one of the group.
+    An entry that is not acknowledged within a minute is read again, by any reader of the group.
     """
 
     def __init__(
@@ -64,7 +63,8 @@ class DecisionStream:
     def close(self) -> None:
         """Leave the group, unless entries are not acknowledged; close the connection."""
         with suppress(redis.RedisError):
-            pending: Any = self._redis.xpending_range(keys.DECISIONS, self._group, "-", "+", 1, self._consumer)
+            mine = ("-", "+", 1, self._consumer)
+            pending: Any = self._redis.xpending_range(keys.DECISIONS, self._group, *mine)
             if not pending:
                 self._redis.xgroup_delconsumer(keys.DECISIONS, self._group, self._consumer)
         self._redis.close()
