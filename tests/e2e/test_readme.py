@@ -48,6 +48,7 @@ CHAINS = (
     ("docs/certify.md",),
     ("docs/http-api.md",),
     ("docs/not-python.md",),
+    ("docs/webhooks.md",),
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",
