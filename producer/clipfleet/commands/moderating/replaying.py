@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,8 +109,6 @@ def _wait(client: Client, job: JobHandle, *, quiet: bool) -> JobStatus:
 
 
 def _words_after_interrupt() -> str:
-    import sys
-
     again = afterwards("clipfleet", *sys.argv[1:])
     return f"Cancelled; nothing was recorded. Run it again with `{again}`"
 
