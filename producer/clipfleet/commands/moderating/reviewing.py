@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.commands.options import AsJson, not_empty
+from clipfleet.commands.marking_options import SampledFile, SetName
+from clipfleet.commands.options import AsJson, Rows, not_empty
 from clipfleet.errors import UsageError
 from clipfleet.terminal.console import printable, say
 from clipfleet.terminal.help import LABELS, OUTPUT
+from clipfleet.wording import counted
 
 if TYPE_CHECKING:
     from clipfleet.labels.marks import MarkVerdict
+
+_SHOWN = 10  # decisions that are still to be judged
 
 DecisionName = Annotated[
     str, typer.Argument(metavar="DECISION_ID", help="as rows, records and webhooks have it")
@@ -83,6 +88,45 @@ def verdict(
         return
     marks = ", ".join(f"{name}={mark}" for name, mark in made.labels.items()) or "no labels"
     say(printable(f"{decision_id} {made.verdict}: {marks}"))
+
+
+def verdicts(
+    rows: Rows,
+    sample: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="a sample of these rows, see `clipfleet sample`", rich_help_panel=LABELS
+        ),
+    ],
+    output: SampledFile = None,
+    set_name: SetName = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            callback=not_empty,
+            help="where the decisions are recorded (default: the output itself)",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+) -> None:
+    """Fill a sample with reviewers' verdicts on its decisions, for `calibrate` and `certify`."""
+    from clipfleet.commands.results import row_reader
+    from clipfleet.marking.files import to_mark_text, write_text
+    from clipfleet.moderation.marked_samples import marked_sample
+    from clipfleet.outputs import open_output
+
+    with row_reader(rows) as reader:
+        found = marked_sample(reader, open_output(place or reader.uri), sample, set_name)
+    text = to_mark_text(found.rows, as_json=output is not None and output.suffix.lower() == ".jsonl")
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)
+    marked = sum(bool(row.get("verdict")) for row in found.rows)
+    say(f"{counted(marked, 'mark')}, {counted(len(found.missing), 'decision')} still to be judged")
+    for decision_id in found.missing[:_SHOWN]:
+        say(f"  {decision_id}")
 
 
 def _labels(given: list[str] | tuple[str, ...]) -> dict[str, MarkVerdict]:
