@@ -6,6 +6,7 @@ The records may be of many small jobs. The rows are those of the newest policy: 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -34,16 +35,33 @@ from clipfleet.results.places import open_rows
 from clipfleet.results.rows import RowReader, RowStream
 
 KIND = "decisions"  # of the source
+_DAY = r"\d{4}-\d{2}-\d{2}"
 
 
 def open_place(uri: str, as_of: str | None = None) -> RowReader:
-    """Open the rows of an output or a store, see `open_rows`; or the records of a place of decisions."""
+    """Open the rows of an output or a store, see `open_rows`; or the records of a place of decisions.
+
+    `PLACE@DATE` names the decisions until the end of a day (UTC): a population that grows no more.
+
+    Raises:
+        UsageError: see `open_rows`.
+    """
+    name, _, day = uri.rpartition("@")
+    if re.fullmatch(_DAY, day) and name:
+        dated = open_output(name)
+        if _holds_decisions(dated):
+            return DecisionRows(dated, until=day)
     output = open_output(uri)
-    if output.version(objects.JOB_FILE) is None and any(output.folders(RECORDS)):
-        if as_of is not None:
-            raise UsageError(f"{output.uri} holds decisions: only stores have versions, leave `as_of=` out")
-        return DecisionRows(output)
-    return open_rows(uri, as_of)
+    if not _holds_decisions(output):
+        return open_rows(uri, as_of)
+    if as_of is not None:
+        raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until a day")
+    return DecisionRows(output)
+
+
+def _holds_decisions(output: Output) -> bool:
+    """Whether an output is a place of decisions, and not that of a job."""
+    return output.version(objects.JOB_FILE) is None and any(output.folders(RECORDS))
 
 
 def item_index_of(decision_id: str) -> int:
@@ -57,8 +75,10 @@ class DecisionRows:
     `item_index` is `item_index_of` the decision. Without heads, which have no thresholds to certify.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, until: str | None = None) -> None:
+        """`until`: the last day (UTC) of the decisions, as `2026-12-03`; None: there is none."""
         self._output = output
+        self._until = until
         self.uri = output.uri
 
     @cached_property
@@ -83,7 +103,8 @@ class DecisionRows:
         return found
 
     def _files(self, day: str | None = None) -> Iterator[RecordFile]:
-        return (one for one in all_record_files(self._output) if day in (None, one.day))
+        last = (self._until or "9").replace("-", "")  # no decision is older than its job
+        return (one for one in all_record_files(self._output) if day in (None, one.day) and one.day <= last)
 
     def job(self) -> Job:
         """A job that would have such rows; its id is that of all reads of this policy here."""
@@ -131,7 +152,11 @@ class DecisionRows:
         sha256, label_sets = self.policy.sha256, self.policy.label_sets
         for file in self._files():
             records = read_records(self._output, file)
-            rows = [_row(one, label_sets) for one in records if one["policy"]["sha256"] == sha256]
+            rows = [
+                _row(one, label_sets)
+                for one in records
+                if one["policy"]["sha256"] == sha256 and str(one["at"])[:10] <= (self._until or "9")
+            ]
             if rows:
                 kept = [{name: row.get(name) for name in schema.names} for row in rows]
                 yield pa.RecordBatch.from_pylist(kept, schema)

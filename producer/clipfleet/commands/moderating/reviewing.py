@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,6 +128,28 @@ def verdicts(
     say(f"{counted(marked, 'mark')}, {counted(len(found.missing), 'decision')} still to be judged")
     for decision_id in found.missing[:_SHOWN]:
         say(f"  {decision_id}")
+
+
+def prune(
+    place: Place,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="show what would be removed, and remove nothing", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove records of decisions whose --keep-decisions is over, with the verdicts on them."""
+    from clipfleet.moderation.retention import prune as remove_old
+    from clipfleet.outputs import open_output
+
+    found = remove_old(open_output(place), datetime.now(UTC).date(), is_dry=dry_run)
+    if as_json:
+        typer.echo(json.dumps({"record_files": found.record_files, "verdicts": found.verdicts}))
+        return
+    what = f"{counted(found.record_files, 'file')} of records and {counted(found.verdicts, 'verdict')}"
+    say(f"would remove {what}" if dry_run else f"removed {what}")
 
 
 def _labels(given: list[str] | tuple[str, ...]) -> dict[str, MarkVerdict]:
