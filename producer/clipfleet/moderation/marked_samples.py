@@ -17,7 +17,7 @@ from clipfleet.contract.columns import DECISION_COLUMNS
 from clipfleet.contract.policies import DecisionId
 from clipfleet.errors import UsageError
 from clipfleet.labels.marks import rows_to_mark
-from clipfleet.moderation.verdicts import ReviewVerdict, verdicts_of
+from clipfleet.moderation.verdicts import RecordedVerdict, label_key, latest_marks, verdicts_of
 from clipfleet.outputs import Output
 from clipfleet.results.rows import RowReader
 
@@ -59,22 +59,22 @@ def marked_sample(reader: RowReader, log: Output, sample: Path, set_name: str | 
     return MarkedSample(found, [*missing])
 
 
-def _marks(verdicts: Sequence[ReviewVerdict], label: str, set_name: str | None) -> Iterator[dict[str, str]]:
+def _marks(verdicts: Sequence[RecordedVerdict], label: str, set_name: str | None) -> Iterator[dict[str, str]]:
     """The columns of a mark for each reviewer, from the latest verdict that judges the label."""
-    latest: dict[str, dict[str, str]] = {}
+    by_reviewer: dict[str, list[RecordedVerdict]] = {}
     for one in verdicts:
-        judged = {
-            name.partition("/")[0]: mark
-            for name, mark in one.labels.items()
-            if name.partition("/")[2] == label
-        }
+        by_reviewer.setdefault(one.by, []).append(one)
+    for by, said in by_reviewer.items():
+        latest = latest_marks(said)
+        sets = [name for name, _, own in (key.partition("/") for key in latest) if own == label]
         if set_name is not None:
-            judged = {name: mark for name, mark in judged.items() if name == set_name}
-        if len(judged) > 1:
-            raise UsageError(f"several sets have a label {label!r} ({', '.join(judged)}): name one as --set")
-        for mark in judged.values():
-            latest[one.by] = {"verdict": mark.value, "by": one.by, "at": one.at.isoformat()}
-    yield from latest.values()
+            sets = [name for name in sets if name == set_name]
+        if len(sets) > 1:
+            raise UsageError(f"several sets have a label {label!r} ({', '.join(sets)}): name one as --set")
+        for name in sets:
+            mark, one = latest[label_key(name, label)]
+            at, content_hash = one.at.isoformat(), one.content_hash or ""
+            yield {"verdict": mark.value, "by": by, "at": at, "content_hash": content_hash}
 
 
 def _decision_ids(reader: RowReader, indexes: set[int], sample: Path) -> dict[int, str]:

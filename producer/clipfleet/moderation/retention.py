@@ -1,4 +1,4 @@
-"""Removes from a log what is kept no longer, by names only: a file is named by the day until which it is kept."""
+"""Removes from a log what is kept no longer, by names only: that of a file has its last day."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import typer
 
 from clipfleet.commands.marking_options import SampledFile, SetName
 from clipfleet.commands.options import AsJson, Rows, not_empty
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, usage_errors
 from clipfleet.terminal.console import printable, say
 from clipfleet.terminal.help import LABELS, OUTPUT
 from clipfleet.wording import counted
@@ -61,8 +61,7 @@ def verdict(
         list[str] | None,
         typer.Option(
             metavar="LABEL=yes|no|skip",
-            help="whether the image shows a label; repeatable (default: the labels of the reasons, yes if "
-            "the decision is upheld, else no)",
+            help="whether the image shows a label; repeatable (default: what follows from the verdict)",
             rich_help_panel=LABELS,
         ),
     ] = None,
@@ -75,19 +74,22 @@ def verdict(
 ) -> None:
     """Add a reviewer's verdict on a decision; earlier ones stay."""
     from clipfleet.moderation.explaining import explain as explained
-    from clipfleet.moderation.verdicts import Outcome, add_verdict, make_verdict
+    from clipfleet.moderation.verdicts import Outcome, ReviewerVerdict, add_verdict
     from clipfleet.outputs import open_output
 
     if said not in list(Outcome):
         raise UsageError(f"verdict {said!r}: say upheld or overturned")
     output = open_output(place)
     record = explained(output, decision_id).record
-    made = make_verdict(record, Outcome(said), _labels(label or ()), by=by, note=note, is_appeal=appeal)
-    add_verdict(output, made)
+    with usage_errors():
+        given = ReviewerVerdict(
+            verdict=Outcome(said), labels=_labels(label or ()), by=by, note=note, is_appeal=appeal
+        )
+    made = add_verdict(output, record, given)
     if as_json:
         typer.echo(made.model_dump_json())
         return
-    marks = ", ".join(f"{name}={mark}" for name, mark in made.labels.items()) or "no labels"
+    marks = ", ".join(f"{name}={mark}" for name, mark in made.marks.items()) or "says nothing of a label"
     say(printable(f"{decision_id} {made.verdict}: {marks}"))
 
 
