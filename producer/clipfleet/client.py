@@ -22,7 +22,14 @@ from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFac
 from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.settings import Settings, checked
-from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
+from clipfleet.submit.options import (
+    DEFAULT_OPTIONS,
+    DecisionPlace,
+    JobDescription,
+    JobOptions,
+    JobSpec,
+    make_job,
+)
 from clipfleet.tracing import Tracing, tracing_of
 
 if TYPE_CHECKING:
@@ -36,14 +43,20 @@ if TYPE_CHECKING:
     from clipfleet.hints import Hints
     from clipfleet.ledger.locks import Locks
     from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.moderation.policy_files import PolicyFile
     from clipfleet.outputs import Output
     from clipfleet.relabel.origin import Origin
+    from clipfleet.replay.outcome import Replayed
+    from clipfleet.replay.replaying import Wait
+    from clipfleet.results.rows import RowReader
     from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
     from clipfleet.store.place import StorePlace
     from clipfleet.submit.submission import GoneItems
 
 __all__ = ["BackfillOptions", "Client", "JobHandle", "JobOptions", "JobSpec"]
+
+_REPLAYS_KEPT_SECONDS = 3600  # rows in Redis that a replay compares, and then nobody needs
 
 T = TypeVar("T")
 
@@ -176,6 +189,35 @@ class Client:
             heads=read_heads(spec.heads), top_k=spec.top_k, label_set_column=spec.label_set_column,
         )  # fmt: skip
 
+    def moderate(
+        self,
+        source: SourceLike,
+        policy: str | Path | PolicyFile,
+        *,
+        decisions: str | Path | None = None,
+        keep_decisions_days: int | None = None,
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> JobHandle:
+        """Decide on every image of a source by a policy; otherwise like `classify`.
+
+        Args:
+            source: see docs/first-minute.md.
+            policy: its file. See docs/moderation.md.
+            decisions: a folder or `s3://BUCKET/PREFIX` to which the records of the decisions are added.
+                Default: the output, unless that is Redis, which keeps them as long as the rows.
+            keep_decisions_days: how long the records are kept. Default: for ever.
+            options: those of the model must be left out: the policy has them.
+        """
+        from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
+
+        chosen = policy if isinstance(policy, PolicyFile) else read_policy_file(policy)
+        place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
+        found = chosen.policy
+        return self._submit(
+            source, chosen.described(options), Task.CLASSIFY, found.label_sets, heads=chosen.heads,
+            top_k=found.most_labels, policy=found.of_a_job(), decisions=place,
+        )  # fmt: skip
+
     def embed(
         self,
         source: SourceLike,
@@ -232,20 +274,61 @@ class Client:
             options: those of the model and of images must be left out: the vectors have them. With
                 `store_embeddings` the vectors are copied, of their type unless `vector_type` is given.
         """
-        from clipfleet.heads.choosing import read_heads, require_length
-        from clipfleet.relabel.source import VectorSource
+        from clipfleet.heads.choosing import read_heads
 
         chosen = read_heads(heads)
         label_sets = _label_sets(labels, templates, multi=multi, none=none, has_heads=bool(chosen))
         self._first().ping()
-        found = self._origin(origin, as_of)
-        size, vectors = found.chunk_size(options.chunk_size), found.vectors
-        described = found.described(options).model_copy(update={"chunk_size": size})
-        require_length(chosen, found.job.model, vectors.dimension)
-        return self._submit(
-            VectorSource(found, size), described, Task.CLASSIFY, label_sets, heads=chosen, vectors=vectors,
-            top_k=top_k, label_set_column=label_set_column,
+        found = self._origin(self._reader(origin, as_of), _job_id_of(origin))
+        return self._submit_vectors(
+            found, options, label_sets, heads=chosen, top_k=top_k, label_set_column=label_set_column
+        )
+
+    def replay(
+        self,
+        origin: JobHandle | str | Path,
+        policy: str | Path | PolicyFile,
+        *,
+        against: str | Path | PolicyFile | None = None,
+        as_of: str | None = None,
+        changes: str | Path | None = None,
+        wait: Wait = JobHandle.wait,
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> Replayed:
+        """Decide by another policy without images, and compare. Blocks; records and announces nothing.
+
+        Args:
+            origin: a finished moderation job; or any job with vectors, or a store, with `against`. See
+                `relabel`.
+            policy: the file of the new policy.
+            against: that of the old one. Default: the policy of the job.
+            as_of: see `relabel`.
+            changes: a .jsonl, .csv or .parquet file for all items that change side.
+            wait: blocks until a job has ended.
+            options: with `output`, the decided rows are kept in its folders `old` and `new`. Default: in
+                Redis for an hour, up to 100,000 items.
+
+        Raises:
+            UsageError: see `Replay.run`; the message says what to change.
+            WorldError: likewise.
+        """
+        from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
+        from clipfleet.replay.replaying import Replay, Services
+
+        def policy_of(given: str | Path | PolicyFile) -> PolicyFile:
+            return given if isinstance(given, PolicyFile) else read_policy_file(given)
+
+        self._first().ping()
+        reader, job_id = self._reader(origin, as_of), _job_id_of(origin)
+        services = Services(
+            partial(self._origin, reader, job_id), self._policy_of, self._submit_replay,
+            partial(self._ledger.cancel, ttl_seconds=_REPLAYS_KEPT_SECONDS),
         )  # fmt: skip
+        return Replay(
+            reader=reader, services=services, new=policy_of(policy),
+            against=None if against is None else policy_of(against), options=options,
+            changes=None if changes is None else Path(changes), wait=wait,
+        ).run()  # fmt: skip
 
     def backfill(
         self,
@@ -342,19 +425,56 @@ class Client:
             self._say,
         )
 
-    def _origin(self, origin: JobHandle | str | Path, as_of: str | None) -> Origin:
-        from clipfleet.relabel.origin import origin_of, origin_of_store
+    def _reader(self, origin: JobHandle | str | Path, as_of: str | None) -> RowReader:
         from clipfleet.results.places import open_rows
-        from clipfleet.results.store_rows import StoreRows
 
         if isinstance(origin, JobHandle):
             if as_of is not None:
                 raise UsageError(f"{origin.job_id} is a job: only stores have versions, leave `as_of=` out")
-            return origin_of(origin.rows_reader(), self._open_ranges, origin.job_id)
-        reader = open_rows(str(origin), as_of)
-        return (
-            origin_of_store(reader) if isinstance(reader, StoreRows) else origin_of(reader, self._open_ranges)
-        )
+            return origin.rows_reader()
+        return open_rows(str(origin), as_of)
+
+    def _origin(self, reader: RowReader, job_id: str | None) -> Origin:
+        from clipfleet.relabel.origin import origin_of, origin_of_store
+        from clipfleet.results.store_rows import StoreRows
+
+        if isinstance(reader, StoreRows):
+            return origin_of_store(reader)
+        return origin_of(reader, self._open_ranges, job_id)
+
+    def _submit_vectors(
+        self,
+        found: Origin,
+        options: JobOptions,
+        label_sets: Sequence[LabelSet],
+        *,
+        heads: Sequence[HeadFile],
+        **asked: Any,
+    ) -> JobHandle:
+        from clipfleet.heads.choosing import require_length
+        from clipfleet.relabel.source import VectorSource
+
+        size, vectors = found.chunk_size(options.chunk_size), found.vectors
+        described = found.described(options).model_copy(update={"chunk_size": size})
+        require_length(heads, found.job.model, vectors.dimension)
+        return self._submit(
+            VectorSource(found, size), described, Task.CLASSIFY, label_sets, heads=heads, vectors=vectors,
+            **asked,
+        )  # fmt: skip
+
+    def _submit_replay(self, found: Origin, chosen: PolicyFile, options: JobOptions) -> JobHandle:
+        policy, seconds = chosen.policy, _REPLAYS_KEPT_SECONDS
+        return self._submit_vectors(
+            found, options, policy.label_sets, heads=chosen.heads, top_k=policy.most_labels,
+            policy=policy.of_a_job(is_dry=True),
+            retention=Retention(seconds, seconds) if options.output is None else None,
+        )  # fmt: skip
+
+    def _policy_of(self, job: Job, known: Sequence[HeadFile]) -> PolicyFile:
+        from clipfleet.outputs import output_of
+        from clipfleet.replay.earlier import policy_of_job
+
+        return policy_of_job(job, output_of(job, self._store), known)
 
     def _open_ranges(self, job: Job, vectors: StoredVectors) -> VectorRanges:
         from clipfleet.outputs import open_output
@@ -436,6 +556,7 @@ class Client:
         heads: Sequence[HeadFile] = (),
         text_column: str | None = None,
         gone: GoneItems | None = None,
+        retention: Retention | None = None,
         **asked: Any,
     ) -> JobHandle:
         from clipfleet.heads.choosing import require_model
@@ -462,7 +583,8 @@ class Client:
                 job, chooses_size = job.model_copy(update={"chunk_size": known.chunk_size}), False
         if holder is not None and holder.is_same(job):
             self._rebuild(output, holder, ledger)  # a no-op unless the ledger has lost some of it
-        retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
+        if retention is None:
+            retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
             overwriting = Overwriting(
@@ -471,6 +593,7 @@ class Client:
             submission = Submission(
                 ledger, self._hints, output, job, retention, traceparent, overwriting,
                 chooses_chunk_size=chooses_size, heads=heads, gone=gone, resumes=self._resumes,
+                on_claimed=partial(_keep_policy, job),
             )  # fmt: skip
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
@@ -500,6 +623,10 @@ class Client:
         )
 
 
+def _job_id_of(origin: JobHandle | str | Path) -> str | None:
+    return origin.job_id if isinstance(origin, JobHandle) else None
+
+
 def _label_sets(
     labels: Labels | None, templates: Sequence[str], *, multi: bool, none: bool, has_heads: bool
 ) -> tuple[LabelSet, ...]:
@@ -524,6 +651,15 @@ def _open_source(
     if task is Task.EMBED_TEXT:
         return text_source_of(source, text_column=text_column, id_column=id_column, sample=sample)
     return source_of(source, ReadOptions(described.url_column, id_column, described.base_uri, sample=sample))
+
+
+def _keep_policy(job: Job) -> None:
+    """Begin the log of decisions of a moderation job that records them."""
+    if job.decisions is not None:
+        from clipfleet.moderation.log import write_policy
+        from clipfleet.outputs import open_output
+
+        write_policy(open_output(job.decisions.uri), job)
 
 
 def _whole_items(source: Source) -> int | None:

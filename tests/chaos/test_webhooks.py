@@ -17,7 +17,7 @@ import pytest
 
 from clipfleet.contract.webhooks import Endpoint, EventType
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import WebhookReceiver

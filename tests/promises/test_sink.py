@@ -119,6 +119,30 @@ def test_readers_read_what_workers_wrote(written: tuple[pa.Table, pa.Table]) -> 
     assert read.schema.equals(table.schema.remove_metadata())
 
 
+class TestStored:
+    """What is recorded of the rows of a chunk is read from its place, whoever has written them."""
+
+    def test_the_rows_in_place_without_their_vectors(self, place: Place, table: pa.Table) -> None:
+        place.sink.write(OURS, table, COUNTS)
+        place.sink.write(OURS, rows("second"), OTHER_COUNTS)
+
+        assert place.sink.stored(OURS).to_pylist() == table.drop_columns(["embedding"]).to_pylist()
+
+    def test_rows_of_another_generation_or_job_are_not_those_of_the_chunk(self, place: Place) -> None:
+        with pytest.raises(OutputUnavailableError, match="replaced or removed meanwhile"):
+            place.sink.stored(OURS)
+        place.sink.write(RETRIED, rows("new"), COUNTS)
+        with pytest.raises(OutputUnavailableError, match="of generation 1 by now"):
+            place.sink.stored(OURS)
+        place.output.remove(place.name)
+        place.put_of_other_job()
+        with pytest.raises(OutputUnavailableError, match="replaced or removed meanwhile"):
+            place.sink.stored(OURS)
+
+    def test_rows_in_redis_are_visible_with_complete_only(self, store: RedisStore) -> None:
+        assert RedisSink(store).stored(OURS) is None
+
+
 class TestWriting:
     def test_the_part_has_the_name_of_its_chunk_and_its_counts(self, place: Place) -> None:
         assert place.sink.find(OURS) is None

@@ -41,6 +41,13 @@ class MemorySink:
             return None
         return OlderPart(part.rows, str(part.identity.generation))
 
+    def stored(self, identity: PartIdentity) -> pa.Table:
+        with self._lock:
+            part = self._part(identity)
+        if part is None or part.identity != identity:
+            raise OutputUnavailableError(f"chunk {identity.chunk_id} was removed meanwhile")
+        return part.rows.drop_columns([name for name in ("embedding",) if name in part.rows.column_names])
+
     def write(
         self,
         identity: PartIdentity,

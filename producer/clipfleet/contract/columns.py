@@ -6,6 +6,8 @@ from enum import StrEnum
 
 LABEL_COLUMNS = ("label", "score", "labels", "scores")
 ACCEPTED_COLUMN = "accepted"  # only where a label set has thresholds
+# Of a job with a policy.
+DECISION_COLUMNS = ("decision", "decision_id", "decided_at", "decision_reasons")
 
 
 class VectorType(StrEnum):
@@ -23,3 +25,8 @@ def label_columns(set_name: str) -> tuple[str, ...]:
 def accepted_column(set_name: str) -> str:
     """Name of the column of one label set with the labels that it accepts."""
     return f"{ACCEPTED_COLUMN}_{set_name}"
+
+
+def head_scores_column(head_name: str) -> str:
+    """Name of the column with all scores of a head, in the order of its labels; of a job with a policy."""
+    return f"head_{head_name}_scores"

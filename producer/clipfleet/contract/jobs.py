@@ -15,12 +15,15 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 
 from clipfleet.contract.columns import (
     ACCEPTED_COLUMN,
+    DECISION_COLUMNS,
     VectorType,
     accepted_column,
+    head_scores_column,
     label_columns,
 )
-from clipfleet.contract.heads import JobHead
+from clipfleet.contract.heads import HeadKind, JobHead
 from clipfleet.contract.label_sets import Fingerprint, FrozenModel, LabelSet, short_hash
+from clipfleet.contract.policies import DecisionLog, JobPolicy, rule_problems
 from clipfleet.contract.stores import StoreId, StoreTarget
 from clipfleet.contract.versions import FIRST_WITH_DATA_FOLDER, READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
@@ -39,8 +42,9 @@ MAX_SAMPLE = 100_000  # items of a sample, which a submit holds in memory
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 LAST = "last"  # names the newest job of a user; a new job may not have this id
-# Of jobs that evaluations, searches and requests of a gateway (`door`) submit.
-UNNAMED_JOB_ID_PATTERN = r"^(evaluate-(images|texts)|search|door)-[0-9a-f]{16}(-[0-9a-f]{6})?$"
+# Of jobs that evaluations, replays, searches and requests of a gateway (`door`) submit.
+UNNAMED_PREFIXES = ("evaluate-images", "evaluate-texts", "replay-old", "replay-new", "search", "door")
+UNNAMED_JOB_ID_PATTERN = rf"^({'|'.join(UNNAMED_PREFIXES)})-[0-9a-f]{{16}}(-[0-9a-f]{{6}})?$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
 # Keys of clipfleet and kombu in a Redis that is also the broker: a queue with such a name would overwrite
@@ -172,6 +176,7 @@ ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of
 # Options that came after version 1, with what there was before: without them the fingerprint is the same.
 _SINCE_VERSION_1: Mapping[str, Any] = {
     "vector_type": VectorType.FLOAT16, "exif": Exif.IGNORE, "heads": (), "vectors": None, "store": None,
+    "policy": None, "decisions": None,
 }  # fmt: skip
 
 
@@ -228,6 +233,8 @@ class Job(FrozenModel):
     heads: tuple[JobHead, ...] = ()
     vectors: StoredVectors | StoreVersion | None = None  # None: the items are images or texts
     store: StoreTarget | None = None  # that its finish commits the rows to
+    policy: JobPolicy | None = None  # decides on each row, by the label sets and heads
+    decisions: DecisionLog | None = None  # where the decisions are recorded, beside the rows
     text_column: str | None = None  # source column with the text of an item
     label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
@@ -277,7 +284,27 @@ class Job(FrozenModel):
                     f"too: rename {which}"
                 )
         self._check_head_columns()
+        self._check_policy()
         return self
+
+    def _check_policy(self) -> None:
+        if self.policy is None:
+            if self.decisions is not None:
+                raise ValueError("decisions are recorded of jobs with a policy only")
+            return
+        if self.label_set_column is not None:
+            raise ValueError("a policy uses all its label sets on every item: leave the label set column out")
+        if self.policy.is_dry and self.decisions is not None:
+            raise ValueError("the decisions of a dry run are not recorded")
+        for problem in rule_problems(self.policy.rules, self.label_sets, self.heads):
+            raise ValueError(problem)
+        if any(not one.has_thresholds or len(one.labels) > self.top_k for one in self.label_sets):
+            raise ValueError("a policy needs the score of every label, and no softmax")
+        clash = sorted({*DECISION_COLUMNS, *self.head_scores_columns} & {*self.source.extra_columns})
+        if clash:
+            raise ValueError(
+                f"the policy would fill the column {clash[0]!r}, which the source has too: rename that"
+            )
 
     def _check_task(self) -> None:
         if self.label_sets and self.task is not Task.CLASSIFY:
@@ -362,11 +389,21 @@ class Job(FrozenModel):
         )
 
     @property
-    def label_and_head_columns(self) -> tuple[str, ...]:
-        """Columns of label sets and heads that not every job has, in the order of a part."""
+    def own_columns(self) -> tuple[str, ...]:
+        """Columns of label sets, heads and the policy, which not every job has, in the order of a part."""
         of_sets = (name for one in self.named_label_sets for name in label_columns(one.name))
         of_heads = (name for head in self.heads for name in head.columns)
-        return tuple(dict.fromkeys([*self.accepted_columns, *of_sets, *of_heads]))
+        decision = () if self.policy is None else DECISION_COLUMNS
+        found = [*self.accepted_columns, *of_sets, *of_heads, *self.head_scores_columns, *decision]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def head_scores_columns(self) -> tuple[str, ...]:
+        """Columns with all scores of a head: of a job with a policy, for heads with several labels."""
+        if self.policy is None:
+            return ()
+        some = (head for head in self.heads if head.head.kind is not HeadKind.REGRESS)
+        return tuple(head_scores_column(head.name) for head in some)
 
     def _accepted_columns_of(self, label_set: LabelSet) -> list[str]:
         if not label_set.has_thresholds:

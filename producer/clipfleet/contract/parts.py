@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from clipfleet.contract.columns import (
     ACCEPTED_COLUMN,
+    DECISION_COLUMNS,
     LABEL_COLUMNS,
     VectorType,
     accepted_column,
@@ -116,6 +117,21 @@ VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; n
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
 ACCEPTED_TYPE = pa.list_(pa.string())
 HEAD_TYPES = (pa.string(), pa.float32(), ACCEPTED_TYPE)  # of `JobHead.columns`
+HEAD_SCORES_TYPE = pa.list_(pa.float32())
+REASON_TYPE = pa.struct(
+    [
+        pa.field("rule", pa.string()),  # its name, or `rule 3`
+        pa.field("action", pa.string()),  # of the rule; `undecided`: a score is missing
+        pa.field("label_set", pa.string()),  # or
+        pa.field("head", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("threshold", pa.float64()),  # null: a head of kind classify chose the label
+        pa.field("test", pa.string()),  # at_least, below or chosen
+        pa.field("threshold_source", pa.string()),  # how well the threshold is proven
+    ]
+)
+DECISION_TYPES = (pa.string(), pa.string(), pa.string(), pa.list_(REASON_TYPE))  # of `DECISION_COLUMNS`
 
 KNOWN_FIELDS = (  # of the items of a store's job
     pa.field(LISTED_VERSION, pa.string()),
@@ -192,6 +208,8 @@ def part_schema(
     accepted_columns: Collection[str] = (),
     heads: Sequence[JobHead] = (),
     *,
+    head_scores: Sequence[str] = (),
+    has_decisions: bool = False,
     fills_a_store: bool = False,
 ) -> pa.Schema:
     """Schema of the parts of one job.
@@ -204,6 +222,8 @@ def part_schema(
         vector_type: of the numbers of a vector.
         accepted_columns: see `Job.accepted_columns`.
         heads: of the job.
+        head_scores: see `Job.head_scores_columns`.
+        has_decisions: see `Job.policy`.
         fills_a_store: see `Job.store`.
     """
     embedding = [] if embedding_dimension is None else [embedding_field(embedding_dimension, vector_type)]
@@ -227,6 +247,8 @@ def part_schema(
                 )
             ),
             *(pa.field(*column) for head in heads for column in zip(head.columns, HEAD_TYPES, strict=False)),
+            *(pa.field(name, HEAD_SCORES_TYPE) for name in head_scores),
+            *(map(pa.field, DECISION_COLUMNS, DECISION_TYPES) if has_decisions else ()),
             *(STORE_FIELDS if fills_a_store else ()),
             *extra_fields,
         ]

@@ -10,6 +10,7 @@ import redis
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
 from clipfleet.contract.jobs import Lane
+from clipfleet.contract.webhooks import DecisionEvent
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import (
     CompleteAnswer,
@@ -123,6 +124,7 @@ class ChunkLedger:
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
+        decisions: Sequence[DecisionEvent] = (),
     ) -> CompleteAnswer:
         """Mark a chunk complete and add its counts, once its part is in place. Idempotent.
 
@@ -136,12 +138,15 @@ class ChunkLedger:
                 default all rows of the part.
             meters: where the time of the chunk went.
             ttl_seconds: how long the job is kept if this call ends it.
+            decisions: those of the rows that were run for it, of a job that announces them.
         """
         return CompleteAnswer(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, int(claim.has_history),
-                measured_argument(work_seconds, meters), *flat(codes),
+                measured_argument(work_seconds, meters), len(decisions),
+                *(part for one in decisions for part in (one.status, one.event_id, one.policy, one.record)),
+                *flat(codes),
             )
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from typing_extensions import override
 from clipfleet.contract.bottleneck import NO_METERS, Meters
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job, JobState, Lane
+from clipfleet.contract.webhooks import DecisionEvent
 from clipfleet.ledger.answers import (
     CompleteAnswer,
     FinishAnswer,
@@ -456,6 +457,7 @@ class MemoryLedger(Ledger):
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
+        decisions: Sequence[DecisionEvent] = (),
     ) -> CompleteAnswer:
         job, now = self._job(claim.job_id), self._now()
         if job is None or claim.chunk_id >= job.next_chunk:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.errors import OutputRefusedError, OutputUnreachableError
+from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.scratch import OPEN_FILES
 
@@ -21,7 +22,8 @@ class BoundFolderOutput(FolderOutput):
     between has no effect. Files to read are pinned themselves. Hard links count as files of the folder. Needs
     Linux and /proc.
 
-    The roots must be resolved. Creates no folder but those for scratch files and parts.
+    The roots must be resolved. Creates no folder but those for scratch files, parts and decisions, and none
+    where a mount is missing: `_clipfleet` must be there.
     """
 
     def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
@@ -41,8 +43,11 @@ class BoundFolderOutput(FolderOutput):
             yield OPEN_FILES / str(pin)
 
     def _make_folder(self, name: str) -> None:
-        with self._holder(name) as folder:
-            (folder / Path(name).name).mkdir(exist_ok=True)
+        path = Path(name)
+        above = () if path.parts[0] == objects.INTERNAL else reversed(path.parents[:-1])
+        for one in (*above, path):
+            with self._holder(str(one)) as folder:
+                (folder / one.name).mkdir(exist_ok=True)
 
     @contextmanager
     def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -45,6 +46,7 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
+from clipfleet.contract.policies import DecisionLog, JobPolicy
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import UsageError, usage_errors
@@ -126,6 +128,34 @@ class JobOptions(JobDescription):
 
 DEFAULT_OPTIONS = JobOptions()
 
+
+@dataclass(frozen=True, slots=True)
+class DecisionPlace:
+    """Where the records of decisions go, as users say it."""
+
+    place: str | None = None  # a folder or s3://BUCKET/PREFIX; None: the output, unless that is Redis
+    keep_days: int | None = None  # None: for ever
+    owner: str | None = None  # see `DecisionLog`
+
+    def log_of(self, output: str) -> DecisionLog | None:
+        """The log of a job with this output; None: its decisions live as long as its rows.
+
+        Raises:
+            UsageError: the place cannot be one, or there is none to keep records in.
+        """
+        from clipfleet.outputs import output_uri  # here, as in `make_job`
+
+        place = output if self.place is None else output_uri(self.place)
+        if place != REDIS_OUTPUT:
+            return DecisionLog(uri=place, keep_days=self.keep_days, owner=self.owner)
+        if self.place is not None or self.keep_days is not None:
+            raise UsageError(
+                "records of decisions are kept in a folder or a bucket, not in Redis: give an `output=`, or "
+                "another place for them as `decisions=`"
+            )
+        return None
+
+
 # What the vectors of a job depend on, and what only images have.
 OF_THE_VECTORS = ("model", "precision", "decode", "exif")
 OF_IMAGES = ("url_column", "id_column", "base_uri", "sample")
@@ -140,6 +170,8 @@ def make_job(
     heads: Sequence[JobHead] = (),
     vectors: StoredVectors | StoreVersion | None = None,
     store: StoreTarget | None = None,
+    policy: JobPolicy | None = None,
+    decisions: DecisionPlace | None = None,
     top_k: int = 5,
     label_set_column: str | None = None,
 ) -> Job:
@@ -166,6 +198,8 @@ def make_job(
             "heads": heads,
             "vectors": vectors,
             "store": store,
+            "policy": policy,
+            "decisions": None if decisions is None else decisions.log_of(output),
             "label_set_column": _column(source, label_set_column),
             "text_column": source.text_column if isinstance(source, TextSource) else None,
             "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
@@ -179,6 +213,7 @@ def make_job(
                 has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
                 has_heads_or_vectors=bool(heads) or vectors is not None,
                 has_a_store=store is not None or isinstance(vectors, StoreVersion),
+                has_a_policy=policy is not None,
             ),
         }
         return Job(**values)

@@ -57,6 +57,7 @@ class Submission:
     chooses_chunk_size: bool = False  # a new job gets that of `small_jobs`
     heads: Sequence[HeadFile] = ()  # of the job
     gone: GoneItems | None = None  # of a job that fills a store
+    on_claimed: Callable[[], object] = lambda: None  # called once the output is that of the job
     resumes: bool = False  # the caller submits again until it succeeds, or cancels the job itself
     hinted: int = field(default=0, init=False)
 
@@ -188,6 +189,7 @@ class Submission:
             self._require_claimed()
         for one in self.heads:
             self._place_head(one)
+        self.on_claimed()
         if self.gone is not None:
             write_gone(self.output, self.gone(), confirm=self._require_open)
 

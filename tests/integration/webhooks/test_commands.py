@@ -11,7 +11,7 @@ import pytest
 
 from clipfleet import commands as cli
 from clipfleet.contract.webhooks import EventType, secret_bytes
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 
 URL = "https://example.com/hooks"
 Run = Callable[..., tuple[int, str, str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet_worker.fetch.http.address_guard import AddressGuard
 from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.settings import WorkerSettings

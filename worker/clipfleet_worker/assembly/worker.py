@@ -21,9 +21,9 @@ from clipfleet.contract.jobs import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.errands import Errands
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from clipfleet.ledger.locks import Locks
-from clipfleet.ledger.outbox import Outbox
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.tracing import tracing_of
 from clipfleet_worker.assembly.decode import make_memory_guard

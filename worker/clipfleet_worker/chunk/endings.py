@@ -141,6 +141,7 @@ class Endings:
             ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
             meters=result.meters,
             ttl_seconds=self._job_ttl_seconds,
+            decisions=result.decisions,
         )
         word = self._insist(complete, "chunk not completed yet: %s", _context("complete_retried", claim))
         if word is None:

@@ -26,6 +26,7 @@ from clipfleet.errors import (
 from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.moderation.log import has_policy
 from clipfleet.outputs import Output, objects, open_output, output_of
 from clipfleet.outputs.bound_folder import BoundFolderOutput, outside_the_roots, require_below
 from clipfleet.outputs.folder import FolderOutput
@@ -36,6 +37,7 @@ from clipfleet.results.store_ranges import StoreRanges
 from clipfleet.results.vector_ranges import PartRanges, RedisRanges, VectorRanges
 from clipfleet.s3.client import SCHEME, split_s3_uri
 from clipfleet.store.place import StorePlace
+from clipfleet_worker.score.decisions import Decisions
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
@@ -56,6 +58,12 @@ class JobContext:
     staged: StagedReader
     open_vectors: Callable[[], VectorRanges] | None = None  # of a job over stored vectors
     check_place: Callable[[str], object] = lambda _: None  # see `require_writable_store`
+    decision_log: Output | None = None  # of a moderation job that records its decisions
+
+    @property
+    def decisions(self) -> Decisions:
+        """Decides by the policy of the job."""
+        return Decisions(self.job, self.decision_log)
 
     @property
     def layout(self) -> Layout:
@@ -176,16 +184,38 @@ class JobContexts:
         if isinstance(output, FolderOutput):
             # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
+        log = self._decision_log(job, output)
         # When the first chunk reads them: whoever finishes the job, or sweeps its output, needs none.
         vectors = None if job.vectors is None else cache(partial(self._vectors, job, job.vectors))
         staged = partial(StagedReader, output, job_id=job_id, schema_version=job.schema_version)
         if job.output_is_redis:
-            return JobContext(job, output, RedisSink(self._store), staged(capacity=1), vectors)
+            sink = RedisSink(self._store)
+            return JobContext(job, output, sink, staged(capacity=1), vectors, decision_log=log)
         if job.store is not None:
             self.check_place(job.store.uri)
         _check_holds(output, job)
-        sink = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
-        return JobContext(job, output, sink, staged(), vectors, self.check_place)
+        parts = PartSink(output, parts_of(job), is_ours=partial(_holds, output, job))
+        return JobContext(job, output, parts, staged(), vectors, self.check_place, log)
+
+    def _decision_log(self, job: Job, output: Output) -> Output | None:
+        """Open the place of a job's decision records, which may be its output."""
+        if job.decisions is None:
+            return None
+        if job.decisions.uri == output.uri:
+            return output
+        try:
+            log = open_output(job.decisions.uri)
+        except UsageError as error:
+            raise OutputRefusedError(str(error)) from error
+        self.check_place(log.uri)
+        if isinstance(log, FolderOutput):
+            log = BoundFolderOutput(Path(log.uri), self._output_roots)
+        if job.policy is not None and not has_policy(log, job.policy.sha256):  # another disk
+            raise OutputUnreachableError(
+                f"{log.uri}, where decisions are recorded, lacks the policy of job {job.job_id}: is it "
+                "shared between producer and worker?"
+            )
+        return log
 
     def _vectors(self, job: Job, vectors: StoredVectors | StoreVersion) -> VectorRanges:
         """The vectors of a job that labels them, from where this worker may read."""

@@ -9,6 +9,7 @@
     decode    `decode/`: bytes to pixels, in a pool of threads
     encode    `encode/`: pixels, texts and labels to features, in the device thread, in batches
     score     `score/`: features, label sets and heads to labels
+    decide    `score/decisions.py`: of a moderation job, by the scores in its rows
     write     `rows.py`, `sinks/`: one row per item to one part
     complete  `endings.py`: records the part in the ledger; the last one of a job calls `finish/`
 
@@ -23,7 +24,7 @@ and `relabelling.py` loads the model for its texts only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +33,8 @@ import pyarrow as pa
 from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job, StoredVectors, StoreVersion
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
-from clipfleet.errors import OutputDamagedError
+from clipfleet.contract.webhooks import DecisionEvent
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Ledger
 from clipfleet_worker.chunk.held_lease import (
     ENCODE_LIMIT_SECONDS,
@@ -88,6 +90,7 @@ class ChunkResult:
     work_seconds: dict[str, float]  # working time, summed over threads
     ran: PartCounts | None = None  # rows that a retry has run; None: all rows
     meters: Meters = NO_METERS  # for the limit of the job
+    decisions: Sequence[DecisionEvent] = ()  # of a moderation job: those that the ledger announces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,8 @@ class Pipeline:
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before the chunk was complete
-                return ChunkResult(found, {}, PartCounts(0, 0, {}) if claim.generation > 0 else None)
+                ran = PartCounts(0, 0, {}) if claim.generation > 0 else None
+                return ChunkResult(found, {}, ran, decisions=_recorded(claim, context, lease))
         if claim.losses >= _LAST_LOSS:
             raise ChunkLostError(f"chunk {claim.chunk_id} has cost {claim.losses} workers")
         if claim.is_exhausted:
@@ -295,7 +299,7 @@ def _write(
 ) -> ChunkResult:
     """Write the part of a chunk, with the rows that a retry keeps."""
     started = time.monotonic()
-    fresh = make_rows()
+    fresh = context.decisions.filled_in(make_rows(), claim.generation)
     rows = work.all_rows(fresh)
     counts = context.sink.write(
         _identity(claim),
@@ -305,8 +309,24 @@ def _write(
         token=claim.token,
         confirm=lease.confirm,
     )
+    decisions = _recorded(claim, context, lease, rows)
     seconds = {"write": time.monotonic() - started}
-    return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
+    ran = None if work.older is None else count_rows(fresh)
+    return ChunkResult(counts, seconds, ran, decisions=decisions)
+
+
+def _recorded(
+    claim: Claim, context: JobContext, lease: HeldLease, rows: pa.Table | None = None
+) -> Sequence[DecisionEvent]:
+    """Record the decisions in the part in place; `rows` where the sink shows none before `complete`."""
+
+    def stored() -> pa.Table:
+        found = context.sink.stored(_identity(claim))
+        if found is None and rows is None:
+            raise OutputUnavailableError(f"Redis has lost rows of chunk {claim.chunk_id}")
+        return rows if found is None else found
+
+    return context.decisions.recorded(stored, _identity(claim), lease.confirm)
 
 
 def _rows(
@@ -329,6 +349,8 @@ def _rows(
         accepted_columns=job.accepted_columns,
         heads=job.heads,
         labels=labels,
+        head_scores=job.head_scores_columns,
+        has_decisions=job.policy is not None,
         fills_a_store=job.store is not None,
     )
 

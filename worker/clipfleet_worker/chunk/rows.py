@@ -47,6 +47,8 @@ def part_table(
     accepted_columns: Collection[str] = (),
     heads: Sequence[JobHead] = (),
     labels: Mapping[str, pa.Array] | None = None,
+    head_scores: Sequence[str] = (),
+    has_decisions: bool = False,
     fills_a_store: bool = False,
 ) -> pa.Table:
     """Build the rows of one part.
@@ -63,28 +65,20 @@ def part_table(
         accepted_columns: see `Job.accepted_columns`.
         heads: of the job.
         labels: the columns of label sets and heads by name, see `label_items`; None: there are no labels.
+        head_scores: see `Job.head_scores_columns`.
+        has_decisions: see `Job.policy`; the columns are null here.
         fills_a_store: see `Job.store`.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN, *(STORE_COLUMNS if fills_a_store else ())}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
     dimension = embedding_dimension or UNKNOWN_DIMENSION if has_embedding_column else None
     schema = part_schema(
-        dimension, extra, label_set_names, vector_type, accepted_columns, heads, fills_a_store=fills_a_store
-    )
-    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
-    codes, details = _error_columns(outcomes.errors)
-    columns: dict[str, pa.Array] = {
-        "item_index": items["item_index"].combine_chunks(),
-        "item_id": items["item_id"].combine_chunks(),
-        "uri": _without_userinfo(items["uri"].combine_chunks()),
-        "status": _statuses(ok, outcomes.same),
-        "error_code": codes,
-        "error_detail": details,
+        dimension, extra, label_set_names, vector_type, accepted_columns, heads,
+        head_scores=head_scores, has_decisions=has_decisions, fills_a_store=fills_a_store,
+    )  # fmt: skip
+    columns = {
+        **_common_columns(items, outcomes, model_fingerprint),
         **(labels or {}),
-        "width": pa.array(outcomes.widths, pa.int32()),
-        "height": pa.array(outcomes.heights, pa.int32()),
-        "content_hash": pa.array(outcomes.content_hashes, pa.string()),
-        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
         **{field.name: items[field.name].combine_chunks() for field in extra},
         **(_store_columns(items, outcomes) if fills_a_store else {}),
     }
@@ -92,6 +86,26 @@ def part_table(
         kind = schema.field("embedding").type
         columns["embedding"] = _embeddings(outcomes.features, kind, store_embeddings)
     return _table(columns, schema)
+
+
+def _common_columns(
+    items: pa.Table, outcomes: Outcomes, model_fingerprint: str | None
+) -> dict[str, pa.Array]:
+    """The columns that depend on neither labels nor the source."""
+    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
+    codes, details = _error_columns(outcomes.errors)
+    return {
+        "item_index": items["item_index"].combine_chunks(),
+        "item_id": items["item_id"].combine_chunks(),
+        "uri": _without_userinfo(items["uri"].combine_chunks()),
+        "status": _statuses(ok, outcomes.same),
+        "error_code": codes,
+        "error_detail": details,
+        "width": pa.array(outcomes.widths, pa.int32()),
+        "height": pa.array(outcomes.heights, pa.int32()),
+        "content_hash": pa.array(outcomes.content_hashes, pa.string()),
+        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
+    }
 
 
 def _store_columns(items: pa.Table, outcomes: Outcomes) -> dict[str, pa.Array]:
@@ -119,7 +133,10 @@ def stored_part_table(items: StoredItems, job: Job, labels: Mapping[str, pa.Arra
     extra = [rows.schema.field(name) for name in rows.schema.names if name not in PART_COLUMNS]
     dimension = items.vectors.dimension if job.has_embedding_column else None
     label_set_names = [label_set.name for label_set in job.named_label_sets]
-    schema = part_schema(dimension, extra, label_set_names, job.vector_type, job.accepted_columns, job.heads)
+    schema = part_schema(
+        dimension, extra, label_set_names, job.vector_type, job.accepted_columns, job.heads,
+        head_scores=job.head_scores_columns, has_decisions=job.policy is not None,
+    )  # fmt: skip
     columns: dict[str, pa.Array] = {
         **{name: rows[name].combine_chunks() for name in rows.schema.names if name != VECTORS_COLUMN},
         "status": _statuses(ok),

@@ -218,7 +218,7 @@ def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
 
 
 def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
-    ours = {*PART_COLUMNS, *job.label_and_head_columns}
+    ours = {*PART_COLUMNS, *job.own_columns}
     extra = [column for column in part.schema.names if column not in ours]
     rows: list[dict[str, Any]] = []
     for batch in part.batches([*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra]):

@@ -1,1 +1,1 @@
-"""6. From features and label sets to labels. Knows no pixels; writes no rows."""
+"""6. From features and label sets to labels, and on to decisions. Knows no pixels; writes no rows."""

@@ -97,5 +97,12 @@ def head_columns_of(head: Head, scores: np.ndarray) -> Columns:
     return *columns, lists(ends, names.take(pa.array(accepted)))
 
 
+def head_scores_of(scores: np.ndarray) -> pa.Array:
+    """The column with all scores of a head, a list for each item."""
+    items, labels = scores.shape
+    ends = np.arange(items + 1, dtype=np.int32) * labels
+    return lists(ends, pa.array(np.ascontiguousarray(scores).reshape(-1)))
+
+
 def _of(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.take_along_axis(scores, places[:, None], axis=1)[:, 0]

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    LABEL_COLUMNS,
+    accepted_column,
+    head_scores_column,
+    label_columns,
+)
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job, Lane
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet_worker.encode.batches import Encoder
@@ -18,7 +24,7 @@ from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Features
 from clipfleet_worker.process.device import memory_errors
 from clipfleet_worker.score.accepting import Acceptance, Decision, accept, background_prompts
-from clipfleet_worker.score.heads import DeviceHead, head_columns_of
+from clipfleet_worker.score.heads import DeviceHead, head_columns_of, head_scores_of
 from clipfleet_worker.score.label_columns import Columns, label_columns_of, placed
 from clipfleet_worker.score.ranking import Ranking, rank
 from clipfleet_worker.score.scoring_threads import Caller
@@ -100,7 +106,8 @@ def label_items(
             if found is not None:
                 parts.append((positions[wanted], label_columns_of(one.matrix.labels, found)))
         for head, parts, scores in zip(heads, of_heads, by_head, strict=True):
-            parts.append((positions, head_columns_of(head.head, scores)))
+            all_scores = () if job.policy is None else (head_scores_of(scores),)
+            parts.append((positions, (*head_columns_of(head.head, scores), *all_scores)))
     return _columns(job, of_sets, of_heads, features.items)
 
 
@@ -155,7 +162,10 @@ def _columns(
         own = (*label_columns(label_set.name), accepted_column(label_set.name))
         found.update(zip(own, columns, strict=False))
     for head, parts in zip(job.heads, of_heads, strict=True):
-        found.update(zip(head.columns, placed(parts, items), strict=False))
+        columns = placed(parts, items)
+        found.update(zip(head.columns, columns, strict=False))
+        if columns and (name := head_scores_column(head.name)) in job.head_scores_columns:
+            found[name] = columns[-1]
     return found
 
 

@@ -35,6 +35,14 @@ class Sink(Protocol):
     def older(self, identity: PartIdentity) -> OlderPart | None:
         """The part of an earlier generation in this place, or None. Raises like `find`."""
 
+    def stored(self, identity: PartIdentity) -> pa.Table | None:
+        """The rows of the part in place, without vectors; None: rows become visible with `complete` only.
+
+        Raises:
+            OutputConflictError: the part in place belongs to another job.
+            OutputUnavailableError: the part cannot be read, or is of another generation.
+        """
+
     def write(
         self,
         identity: PartIdentity,

@@ -83,6 +83,15 @@ class PartSink:
         with self._files.open(self._output, name) as part:
             return OlderPart(pa.Table.from_batches(part.batches(), part.schema), version)
 
+    def stored(self, identity: PartIdentity) -> pa.Table:
+        name = self._files.name(identity.chunk_id)
+        if self.find(identity) is None:
+            raise OutputUnavailableError(f"{self._output.uri}/{name} was replaced or removed meanwhile")
+        with self._files.open(self._output, name) as part:
+            columns = [column for column in part.schema.names if column != "embedding"]
+            rows = part.batches(columns)
+            return pa.Table.from_batches(rows, pa.schema([part.schema.field(column) for column in columns]))
+
     def write(
         self,
         identity: PartIdentity,

@@ -27,6 +27,9 @@ class RedisSink:
     def find(self, identity: PartIdentity) -> None:
         """None: visible rows belong to a complete chunk, and such a chunk is not claimed."""
 
+    def stored(self, identity: PartIdentity) -> None:
+        """None: rows are visible once their chunk is complete."""
+
     def older(self, identity: PartIdentity) -> OlderPart | None:
         """Rows of an earlier generation, without a version: the ledger refuses rows of an older claim."""
         indexes = self._store.chunk(identity.job_id, identity.chunk_id)

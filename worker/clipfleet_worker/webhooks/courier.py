@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from clipfleet.contract.webhooks import Delivery, Endpoint
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.webhooks.bodies import EventDamagedError, event_body
 from clipfleet.webhooks.schedule import GONE_STATUS, next_delay_seconds
 from clipfleet.webhooks.signing import signed_headers

@@ -18,7 +18,7 @@ from clipfleet.terminal.console import print_table, say
 from clipfleet.terminal.help import GENERAL, ROWS
 
 if TYPE_CHECKING:
-    from clipfleet.ledger.outbox import Outbox
+    from clipfleet.ledger.events.outbox import Outbox
 
 _Url = Annotated[
     str, typer.Argument(metavar="URL", help="https:// address that takes POST requests", show_default=False)

@@ -13,7 +13,7 @@ from clipfleet.settings import Settings, checked
 
 if TYPE_CHECKING:
     from clipfleet.contract.webhooks import Endpoint
-    from clipfleet.ledger.outbox import Outbox
+    from clipfleet.ledger.events.outbox import Outbox
 
 EndpointName = Annotated[
     str, typer.Argument(metavar="ID", help="as `clipfleet webhooks list` shows it", show_default=False)
@@ -23,7 +23,7 @@ EndpointName = Annotated[
 @contextmanager
 def open_outbox() -> Iterator[Outbox]:
     """Connect to the Redis of the settings."""
-    from clipfleet.ledger.outbox import Outbox
+    from clipfleet.ledger.events.outbox import Outbox
 
     outbox = Outbox(checked(Settings).require_redis_url())
     try:

@@ -48,10 +48,12 @@ from clipfleet.contract.parts import (
     part_schema,
     read_part_footer,
 )
+from clipfleet.contract.policies import DecisionLog
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import JobUnreadableError, UsageError
 from tests.support.jobs import make_job
+from tests.support.policies import make_policy, moderation_job
 
 NO_IDENTITY = {
     "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished", "on_finished_queue",
@@ -185,8 +187,10 @@ class TestIdentity:
             labels=("cat",), vector_type=VectorType.FLOAT32, exif=Exif.APPLY, heads=(HEAD,), vectors=VECTORS
         )
         filling = make_job(store=STORE)
+        deciding = moderation_job(make_policy(), decisions=DecisionLog(uri="/log"))
 
-        assert {*job.identity(), *filling.identity()} == set(Job.model_fields) - NO_IDENTITY
+        found = {*job.identity(), *filling.identity(), *deciding.identity()}
+        assert found == set(Job.model_fields) - NO_IDENTITY
 
     def test_a_killed_submit_goes_on_whatever_the_store_holds_by_then(self) -> None:
         later = STORE.model_copy(update={"base_version": 8, "listed_at": datetime(2026, 2, 2, tzinfo=UTC)})

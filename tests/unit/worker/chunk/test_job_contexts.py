@@ -14,6 +14,7 @@ import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, StoredVectors, StoreVersion, read_job
 from clipfleet.contract.parts import PartRange, range_batch
+from clipfleet.contract.policies import DecisionLog
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import (
     OutputConflictError,
@@ -27,7 +28,9 @@ from clipfleet.errors import OutputRefusedError as Refused
 from clipfleet.errors import OutputUnreachableError as Unreachable
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.moderation.log import write_policy
 from clipfleet.outputs import objects, open_output
+from clipfleet.outputs.bound_folder import BoundFolderOutput
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.relabel.origin import origin_of_store
@@ -41,6 +44,7 @@ from clipfleet_worker.chunk.job_contexts import JobContext, JobContexts
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.jobs import make_claim, make_finish_claim, make_job, place_job, stage_items
+from tests.support.policies import make_policy, moderation_job
 from tests.support.store_rows import FINGERPRINT, item, make_store
 from tests.support.stored_vectors import place_vectors, stored_vectors, unit_vectors, vector_rows
 
@@ -101,6 +105,55 @@ def rewrite(job: Job, **values: Any) -> None:
 
 def _leads_below(link: Path, folder: Path) -> bool:
     return link.is_symlink() and link.readlink().is_relative_to(folder)
+
+
+class TestDecisionLog:
+    """The place of decision records must lie where the worker may write, and be the submit's own."""
+
+    POLICY = make_policy()
+
+    def submit(self, ledger: FakeLedger, log: Path, output: Path | str) -> Job:
+        place = DecisionLog(uri=str(log))
+        job = moderation_job(self.POLICY, str(output), decisions=place)
+        if output != REDIS_OUTPUT:
+            place_job(FolderOutput(Path(output)), job)
+        return ledger.add(job)
+
+    @pytest.mark.parametrize("output", ["root/out", REDIS_OUTPUT])
+    def test_records_go_to_a_place_below_the_roots(
+        self, ledger: FakeLedger, tmp_path: Path, output: str
+    ) -> None:
+        log = tmp_path / "root" / "log"
+        job = self.submit(ledger, log, output if output == REDIS_OUTPUT else tmp_path / output)
+        write_policy(FolderOutput(log), job)
+
+        found = ledger.open(job).decision_log
+
+        assert isinstance(found, BoundFolderOutput)
+        assert found.create("_decisions/records/20261203/x", b"x")
+        assert (log / "_decisions/records/20261203/x").read_bytes() == b"x"
+
+    def test_the_output_is_opened_once(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        output = tmp_path / "root" / "out"
+        context = ledger.open(self.submit(ledger, output, output))
+
+        assert context.decision_log is context.output
+
+    def test_a_place_elsewhere_is_refused(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        job = self.submit(ledger, tmp_path / "log", REDIS_OUTPUT)
+        write_policy(FolderOutput(tmp_path / "log"), job)
+
+        with pytest.raises(Refused, match="outside this worker's output roots"):
+            ledger.open(job)
+
+    def test_another_disk_is_not_the_place(self, ledger: FakeLedger, tmp_path: Path) -> None:
+        (tmp_path / "root" / "log").mkdir(parents=True)
+        job = self.submit(ledger, tmp_path / "root" / "log", REDIS_OUTPUT)
+
+        with pytest.raises(
+            Unreachable, match=r"lacks the policy of job .*shared between producer and worker"
+        ):
+            ledger.open(job)
 
 
 class TestStores:

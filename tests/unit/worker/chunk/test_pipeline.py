@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 from unittest.mock import Mock
@@ -23,11 +25,13 @@ from clipfleet.contract.columns import VectorType
 from clipfleet.contract.heads import Activation, HeadKind
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, Exif, ItemError, Job, LabelSet, Precision, Task
 from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.contract.policies import DecisionLog
 from clipfleet.contract.stores import StoreTarget
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.heads.files import HeadFile
 from clipfleet.ledger.jobs import MAX_FAILURES, Lease
 from clipfleet.ledger.memory import MemoryLedger
+from clipfleet.moderation.log import read_records, record_files
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
@@ -76,6 +80,7 @@ from tests.support.heads import head_file
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
 from tests.support.memory_sink import MemorySink
+from tests.support.policies import make_policy, moderation_job, of_label, rule
 from tests.support.store_rows import LISTED_AT
 from tests.support.waiting import wait_until
 
@@ -994,6 +999,92 @@ class TestAdoption:
             with pytest.raises(error):
                 bench.run(self.place(bench, *whose), **history)
             assert bench.sink.parts[0].counts == self.COUNTS
+
+
+class TestDecisions:
+    """Of a moderation job: `red` is flagged, the others are allowed."""
+
+    POLICY = make_policy(rule("flag", of_label("red", at_least=0.9)), labels=LABELS)
+
+    def submit(self, bench: Bench, uris: Sequence[str], *, is_dry: bool = False, **values: Any) -> Job:
+        log = None if is_dry else DecisionLog(uri=str(bench.folder))
+        job = moderation_job(self.POLICY, str(bench.folder), is_dry=is_dry, decisions=log, **values)
+        own = {name: getattr(job, name) for name in ("label_sets", "policy", "decisions", "top_k")}
+        job = bench.submit(uris, {**own, "task": Task.CLASSIFY, "labels": ()})
+        bench.context = replace(bench.context, decision_log=None if is_dry else bench.context.output)
+        return job
+
+    def records(self, bench: Bench) -> list[list[dict[str, Any]]]:
+        log = bench.context.output
+        return [read_records(log, file) for file in record_files(log, "20261124")]
+
+    def test_the_rows_are_decided_recorded_and_announced(self, bench: Bench) -> None:
+        uris = bench.colours(6)
+        bench.places.contents[uris[5]] = b"<html>"
+        result = bench.run(self.submit(bench, uris))
+
+        expected = ["flag" if colour == "red" else "allow" for colour in COLOUR_OF[:5]] + ["undecided"]
+        assert bench.column("decision") == [event.status for event in result.decisions] == expected
+        ids = bench.column("decision_id")
+        assert [event.event_id for event in result.decisions] == [f"evt-{one}" for one in ids]
+        (records,) = self.records(bench)
+        assert [(record["decision_id"], record["status"]) for record in records] == [
+            *zip(ids, expected, strict=True)
+        ]
+        assert records[5]["error"]["code"] == "not_an_image"
+        announced = [json.loads(event.record) for event in result.decisions]
+        assert announced == [
+            {name: value for name, value in record.items() if name not in ("scores", "heads", "owner")}
+            for record in records
+        ]
+
+    def test_a_part_of_a_worker_that_died_decides(self, bench: Bench) -> None:
+        job = self.submit(bench, bench.colours(4))
+        first = bench.run(job)
+        for file in record_files(bench.context.output, "20261124"):  # it died before it wrote them
+            bench.context.output.remove(file.name)
+        bench.places.contents = dict.fromkeys(bench.places.contents, b"<html>")
+
+        again = bench.run(job, losses=1)
+
+        assert again.decisions == first.decisions
+        assert [record["status"] for (*records,) in self.records(bench) for record in records] == [
+            event.status for event in first.decisions
+        ]
+
+    def test_a_retry_decides_only_what_it_runs(self, bench: Bench) -> None:
+        uris = bench.colours(4)
+        healthy, bench.places.contents[uris[2]] = bench.places.contents[uris[2]], b"<html>"
+        job = self.submit(bench, uris)
+        first = bench.run(job)
+        bench.places.contents[uris[2]] = healthy
+
+        second = bench.run(job, generation=1)
+
+        before = [event.event_id for event in first.decisions]
+        (event,) = second.decisions
+        assert event.status != "undecided"
+        assert event.event_id == before[2].replace("-0-2", "-1-2")
+        assert [f"evt-{one}" for one in bench.column("decision_id")] == [
+            *before[:2], event.event_id, before[3],
+        ]  # fmt: skip
+        assert [len(records) for records in self.records(bench)] == [4, 1]
+        assert bench.run(job, generation=1, losses=1).decisions == second.decisions
+
+    def test_a_chunk_that_is_given_up_is_undecided(self, bench: Bench) -> None:
+        job = self.submit(bench, bench.colours(3))
+
+        result = bench.run(job, failures=MAX_FAILURES)
+
+        assert bench.column("decision") == ["undecided"] * 3
+        assert [event.status for event in result.decisions] == ["undecided"] * 3
+
+    def test_a_dry_run_has_its_decisions_in_the_rows_only(self, bench: Bench) -> None:
+        result = bench.run(self.submit(bench, bench.colours(3), is_dry=True))
+
+        assert set(bench.column("decision")) == {"flag", "allow"}
+        assert result.decisions == ()
+        assert self.records(bench) == []
 
 
 class TestRetry:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from clipfleet.contract.webhooks import Delivery, Endpoint, EventType
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.outbox import Outbox
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.webhooks.schedule import DELAYS_SECONDS, MAX_ATTEMPTS
 from clipfleet.webhooks.signing import verify
 from clipfleet_worker.webhooks.courier import Courier

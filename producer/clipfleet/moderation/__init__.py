@@ -1,0 +1,3 @@
+"""Decisions by a policy: made from rows, recorded in an append-only log, explained, and made again by another
+policy. Sends nothing.
+"""
