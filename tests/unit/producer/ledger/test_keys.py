@@ -58,7 +58,9 @@ class TestLua:
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
         loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS, *LOCK_SCRIPTS)}
         loaded |= {f"{name}.lua" for name in (*QUOTA_SCRIPTS, *OUTBOX_SCRIPTS)}
-        assert loaded | {"measured.lua", "outbox.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
+        assert loaded | {"measured.lua", "outbox.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(
+            SCRIPTS
+        )
 
 
 class TestRedis:
