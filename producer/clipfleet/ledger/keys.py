@@ -31,6 +31,8 @@ COUNTED = (
 DECISIONS = f"{PREFIX}:decisions"  # stream: the last decisions of moderation jobs
 WEBHOOKS = f"{PREFIX}:webhooks"  # hash: endpoint id -> JSON, see `Endpoint`
 WEBHOOKS_OFF = f"{PREFIX}:webhooks-off"  # hash: endpoint id -> why nothing is delivered to it
+# Hash: endpoint id -> time of the last claim of one of its deliveries, microseconds.
+WEBHOOK_TURNS = f"{PREFIX}:webhook-turns"
 WEBHOOK_TROUBLE = f"{PREFIX}:webhook-trouble"  # hash: endpoint id -> error of its last attempt
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
@@ -147,8 +149,8 @@ def lua_prelude() -> str:
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
         "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "ITEMS", "ROWS",
         "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED", "DECISIONS",
-        "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "PENDING", "FAILED", "BODIES", "ATTEMPTS", "HOLDERS",
-        "ERRORS",
+        "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "WEBHOOK_TURNS", "PENDING", "FAILED", "BODIES",
+        "ATTEMPTS", "HOLDERS", "ERRORS",
     )  # fmt: skip
     lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))

@@ -196,6 +196,16 @@ class TestClaims:
             [*[many.endpoint_id] * 4, *[few.endpoint_id] * 2]
         )
 
+    def test_one_with_many_old_ones_delays_no_other(self, outbox: Outbox, add: Add) -> None:
+        add("huge", events=(DONE,))
+        publish(outbox, *(f"old-{n}" for n in range(20)))
+        small = add("small", events=(FLAG,))
+        publish(outbox, "new", event_type=FLAG)
+
+        found = [take(outbox, 1)[0] for _ in range(3)]
+
+        assert small.endpoint_id in [one.endpoint_id for one in found]
+
     def test_none_of_an_endpoint_that_is_busy(self, outbox: Outbox, add: Add) -> None:
         busy, idle = add("a"), add("b")
         publish(outbox, "1")
@@ -294,6 +304,21 @@ class TestFailures:
         assert outbox.replay(endpoint.endpoint_id) == 1101
         assert outbox.backlog() == {endpoint.endpoint_id: 1101}
 
+    def test_what_is_under_way_while_its_endpoint_is_disabled_ends_as_its_attempt_does(
+        self, outbox: Outbox, add: Add
+    ) -> None:
+        endpoint = add()
+        publish(outbox, "arrives", "fails", "waits")
+        arrives, fails = take(outbox, 2)
+
+        outbox.disable(endpoint.endpoint_id, "410 Gone")
+        outbox.delivered(arrives)
+        outbox.retry(fails, 60, "refused")
+
+        assert ids(take(outbox)) == []
+        assert {one.event_id for one in outbox.failures()} == {fails.event_id, "evt-waits"}
+        assert outbox.backlog()[endpoint.endpoint_id] == 0
+
 
 class TestPlanted:
     @pytest.mark.parametrize("kind", ["set", "string"])
@@ -302,7 +327,9 @@ class TestPlanted:
     ) -> None:
         endpoint = add()
         suffixes = [keys.webhook(endpoint.endpoint_id, suffix) for suffix in keys.WEBHOOK_SUFFIXES]
-        for number, key in enumerate([keys.DECISIONS, keys.WEBHOOKS_OFF, keys.WEBHOOK_TROUBLE, *suffixes]):
+        for number, key in enumerate(
+            [keys.DECISIONS, keys.WEBHOOKS_OFF, keys.WEBHOOK_TROUBLE, keys.WEBHOOK_TURNS, *suffixes]
+        ):
             client.unlink(key)
             client.set(key, "x") if kind == "string" else client.sadd(key, "x")
             add_job(ledger, f"job-{number}")
@@ -327,6 +354,38 @@ class TestPlanted:
         assert ids(take(outbox)) == ["evt-good"]
         assert outbox.endpoints() == [endpoint]
         assert outbox.backlog()[endpoint.endpoint_id] == 1
+
+    def test_a_stream_that_takes_no_more_entries_is_begun_anew(
+        self, ledger: Ledger, outbox: Outbox, add: Add, client: Any
+    ) -> None:
+        add()
+        client.xadd(keys.DECISIONS, {"x": "y"}, id="18446744073709551615-18446744073709551615")
+        add_job(ledger)
+        event = DecisionEvent("flag", "evt-1", "uploads", "{}")
+
+        answer = ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds={}, decisions=[event])
+
+        assert answer is CompleteAnswer.FINISHING
+        assert [fields["status"] for _, fields in client.xrange(keys.DECISIONS)] == ["flag"]
+        assert ids(take(outbox)) == ["evt-1"]
+        assert ledger.status("job").state == "finishing"
+
+    @pytest.mark.parametrize("planted", ["many", "1.5", ""])
+    def test_one_whose_count_of_attempts_cannot_be_read_is_listed_as_failed(
+        self, outbox: Outbox, add: Add, client: Any, planted: str
+    ) -> None:
+        endpoint = add()
+        publish(outbox, "a", "b")
+        client.hset(keys.webhook(endpoint.endpoint_id, keys.ATTEMPTS), "evt-a", planted)
+
+        for delivery in take(outbox):
+            outbox.retry(delivery, 0, "refused")
+
+        assert ids(take(outbox)) == ["evt-b"]
+        (failure,) = outbox.failures()
+        assert (failure.event_id, failure.attempts, failure.has_data) == ("evt-a", 1, True)
+        assert outbox.replay(endpoint.endpoint_id) == 1
+        assert [one.attempts for one in take(outbox)] == [0]
 
 
 class TestDecisions:

@@ -50,7 +50,7 @@ class DecisionStream:
             url: of Redis.
             group: of readers that share the entries.
             from_start: whether a new group begins with the oldest entry, instead of the next one.
-            on_gap: called when entries were removed before the group has read them.
+            on_gap: called when entries were removed before the group has read them, or handled them.
         """
         self._url = url
         self._redis = connect(url, patience_seconds=_BLOCK_SECONDS + 10)
@@ -59,6 +59,7 @@ class DecisionStream:
         self._from = "0" if from_start else "$"
         self._on_gap = on_gap
         self._has_begun = False
+        self._reported = 0  # entries that were gone at the last gap
 
     def close(self) -> None:
         """Leave the group, unless entries are not acknowledged; close the connection."""
@@ -93,38 +94,66 @@ class DecisionStream:
 
     def _begin(self) -> None:
         """Make the group, unless it is there."""
+        # What was removed before the group began is no gap of it. At `$` the server knows that number itself.
+        before = None if self._from == "$" else self._removed()
         try:
-            self._redis.xgroup_create(keys.DECISIONS, self._group, self._from, mkstream=True)
+            self._redis.xgroup_create(
+                keys.DECISIONS, self._group, self._from, mkstream=True, entries_read=before
+            )
             self._redis.pexpire(keys.DECISIONS, _KEPT_MS)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-            if self._has_gap():
-                self._on_gap()
         self._has_begun = True
 
-    def _has_gap(self) -> bool:
-        """Whether the oldest entries that the group has not read are gone."""
-        groups: Any = self._redis.xinfo_groups(keys.DECISIONS)
-        (group,) = (one for one in groups if one["name"] == self._group)
+    def _removed(self) -> int:
+        """Number of entries that the stream has had and does not keep."""
+        try:
+            info: Any = self._redis.xinfo_stream(keys.DECISIONS)
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return 0
+        return int(info["entries-added"] - info["length"])
+
+    def _note_gap(self) -> None:
+        """Report, once, that entries are gone which the group has not read."""
         info: Any = self._redis.xinfo_stream(keys.DECISIONS)
-        read = group.get("entries-read")  # None: the server does not know
-        return read is not None and read < info["entries-added"] - info["length"]
+        groups: Any = self._redis.xinfo_groups(keys.DECISIONS)
+        group = next((one for one in groups if one["name"] == self._group), None)
+        if group is None or not info["first-entry"]:
+            return
+        read, gone = group.get("entries-read"), info["entries-added"] - info["length"]
+        # The server may not know how many entries were read; it does know the last one.
+        is_behind = _order(group["last-delivered-id"]) < _order(info["first-entry"][0])
+        if is_behind and read is not None and read < gone and self._reported < gone:
+            self._reported = gone
+            self._on_gap()
 
     def _entries(self, *, wait: bool) -> list[tuple[str, dict[str, str]]]:
         try:
-            return self._taken_over() or self._fresh(_BLOCK_SECONDS if wait else None)
+            if entries := self._taken_over():
+                return entries
+            self._note_gap()
+            return self._fresh(_BLOCK_SECONDS if wait else None)
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            self._from, self._has_begun = "0", False  # Redis has lost the stream: all in it is new
+            self._from, self._has_begun, self._reported = (
+                "0",
+                False,
+                0,
+            )  # Redis has lost the stream: all in it is new
             return []
 
     def _taken_over(self) -> list[tuple[str, dict[str, str]]]:
         answer: Any = self._redis.xautoclaim(
             keys.DECISIONS, self._group, self._consumer, _IDLE_MS, "0-0", count=_MOST_ENTRIES
         )
-        return [(entry_id, fields) for entry_id, fields in answer[1] if fields]
+        _, entries, removed = answer
+        if removed:  # from the stream, before they were acknowledged
+            self._on_gap()
+        return [(entry_id, fields) for entry_id, fields in entries if fields]
 
     def _fresh(self, seconds: float | None) -> list[tuple[str, dict[str, str]]]:
         block = None if seconds is None else int(seconds * 1000)
@@ -153,3 +182,7 @@ def _decision(entry_id: str, fields: dict[str, str]) -> StreamedDecision | None:
     except (KeyError, ValueError, RecursionError) as error:  # planted
         log.warning("entry %s is no decision: %s", entry_id, error, extra={"action": "decision_dropped"})
         return None
+
+
+def _order(entry_id: str) -> tuple[int, ...]:
+    return tuple(map(int, entry_id.split("-")))

@@ -20,18 +20,34 @@ for i = 1, #held, 2 do
 end
 if held[1] then return answer end
 
+local LISTED_AT_A_TIME = 100
+
+-- The time at which something of an endpoint was claimed last, in microseconds; 0 for one that no clock can have set.
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local function turn_of(id)
+  local turn = tonumber(redis.call('HGET', WEBHOOK_TURNS, id) or '') or 0
+  return turn > 0 and turn <= now_us and turn or 0
+end
+
 local lines = {}  -- of each endpoint: id, and its events that are due
 for _, endpoint in ipairs(all_endpoints()) do
   local id = endpoint.id
-  if not endpoint.off and not busy[id] then
+  if endpoint.off then  -- whoever had these under way has ended
+    local left = redis.call('ZRANGEBYSCORE', webhook_key(id, PENDING), '-inf', now, 'LIMIT', 0, LISTED_AT_A_TIME)
+    for _, event in ipairs(left) do list_failed(id, event, reason_of(endpoint.off), now) end
+  elseif not busy[id] then
     local due = redis.call('ZRANGEBYSCORE', webhook_key(id, PENDING), '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
     if due[1] then
-      lines[#lines + 1] = {id = id, since = tonumber(due[2]), due = due}
+      lines[#lines + 1] = {id = id, turn = turn_of(id), since = tonumber(due[2]), due = due}
       trim_failures(id, now)
     end
   end
 end
-table.sort(lines, function(a, b) return a.since < b.since or (a.since == b.since and a.id < b.id) end)
+table.sort(lines, function(a, b)
+  if a.turn ~= b.turn then return a.turn < b.turn end
+  return a.since < b.since or (a.since == b.since and a.id < b.id)
+end)
 local count, claimed = 0, {}
 for place = 1, 2 * most, 2 do
   for _, line in ipairs(lines) do
@@ -47,5 +63,9 @@ for place = 1, 2 * most, 2 do
   end
 end
 redis.call('PEXPIRE', deliveries_key(token), lease_ms)
-for id in pairs(claimed) do keep_webhook(id) end
+for id in pairs(claimed) do
+  redis.call('HSET', WEBHOOK_TURNS, id, string.format('%.0f', now_us))
+  keep_webhook(id)
+end
+keep(WEBHOOK_TURNS)
 return answer

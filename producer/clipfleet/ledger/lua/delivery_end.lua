@@ -1,7 +1,15 @@
 -- Record how attempts at deliveries ended. ARGV: 'delivered', 'retry', 'failed' or 'released'; delay_ms; error; then for
 -- each delivery: endpoint id, event id, token of the lease. Ignored unless the lease is the latest one.
+-- Of an endpoint that was disabled meanwhile nothing is tried again.
 local how, delay_ms, why = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
+
+-- A count that cannot be read starts over: HINCRBY would raise.
+local function count_attempt(id, event)
+  local before = redis.call('HGET', webhook_key(id, ATTEMPTS), event) or ''
+  redis.call('HSET', webhook_key(id, ATTEMPTS), event, (string.match(before, '^%d%d?%d?$') or 0) + 1)
+end
+
 for i = 4, #ARGV, 3 do
   local id, event = ARGV[i], ARGV[i + 1]
   local is_ours = redis.call('HGET', webhook_key(id, HOLDERS), event) == ARGV[i + 2]
@@ -12,12 +20,13 @@ for i = 4, #ARGV, 3 do
     else
       redis.call('HDEL', webhook_key(id, HOLDERS), event)
       if how ~= 'released' then
-        redis.call('HINCRBY', webhook_key(id, ATTEMPTS), event, 1)
+        count_attempt(id, event)
         redis.call('HSET', WEBHOOK_TROUBLE, id, why)
         keep(WEBHOOK_TROUBLE)
       end
-      if how == 'failed' then
-        list_failed(id, event, why, now)
+      local off = redis.call('HGET', WEBHOOKS_OFF, id)
+      if how == 'failed' or off then
+        list_failed(id, event, how == 'released' and reason_of(off) or why, now)
       else
         redis.call('ZADD', webhook_key(id, PENDING), now + delay_ms, event)
         if how == 'retry' then redis.call('HSET', webhook_key(id, ERRORS), event, why) end

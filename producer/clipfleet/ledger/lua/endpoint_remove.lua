@@ -3,4 +3,5 @@ local id = ARGV[1]
 for _, suffix in ipairs(WEBHOOK_SUFFIXES) do redis.call('UNLINK', webhook_key(id, suffix)) end
 redis.call('HDEL', WEBHOOKS_OFF, id)
 redis.call('HDEL', WEBHOOK_TROUBLE, id)
+redis.call('HDEL', WEBHOOK_TURNS, id)
 return redis.call('HDEL', WEBHOOKS, id)

@@ -61,7 +61,7 @@ local function mend_shared()
   end
   if not is_of_kind(EVENTS, 'stream') then lost[EVENTS] = true end
   if not is_of_kind(DECISIONS, 'stream') then lost[DECISIONS] = true end
-  for _, key in ipairs({WORKER_FACTS, WEBHOOKS, WEBHOOKS_OFF, WEBHOOK_TROUBLE}) do
+  for _, key in ipairs({WORKER_FACTS, WEBHOOKS, WEBHOOKS_OFF, WEBHOOK_TROUBLE, WEBHOOK_TURNS}) do
     if not is_of_kind(key, 'hash') then lost[key] = true end
   end
   for _, id in ipairs(lost[WEBHOOKS] and {} or redis.call('HKEYS', WEBHOOKS)) do

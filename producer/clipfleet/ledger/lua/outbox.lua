@@ -50,6 +50,11 @@ local function list_failed(id, event, why, now)
   trim_failures(id, now)
 end
 
+-- Why a delivery to an endpoint that is disabled has failed.
+local function reason_of(off)
+  return 'the endpoint is disabled: ' .. off
+end
+
 -- The endpoints as they are now: {{id, events = {type = true} or nil, policies likewise, off = reason or nil}, ...}.
 local function all_endpoints()
   local found, flat = {}, redis.call('HGETALL', WEBHOOKS)
@@ -91,7 +96,7 @@ local function put_event(endpoints, event, kind, policy, data, now)
         redis.call('HDEL', webhook_key(id, ATTEMPTS), event)
         redis.call('HSET', webhook_key(id, BODIES), event, head .. '\n' .. data)
         if endpoint.off then
-          list_failed(id, event, 'the endpoint is disabled: ' .. endpoint.off, now)
+          list_failed(id, event, reason_of(endpoint.off), now)
         else
           redis.call('ZADD', webhook_key(id, PENDING), now, event)
         end
@@ -108,11 +113,22 @@ end
 -- record, ... It runs again if a key of another kind has stopped it: the stream may then have some twice.
 local MOST_DECISIONS = 100000
 
+-- A stream takes no entry after the highest possible ID, which somebody has planted: it begins anew.
+local function stream_decision(status, policy, record)
+  for _ = 1, 2 do
+    local added = redis.pcall('XADD', DECISIONS, 'MAXLEN', '~', MOST_DECISIONS, '*', 'status', status, 'policy', policy,
+      'record', record)
+    if type(added) ~= 'table' then return end
+    if not string.find(added.err, 'possible ID', 1, true) then error(added) end
+    redis.call('UNLINK', DECISIONS)
+  end
+end
+
 local function announce_decisions(first, last)
   local now, endpoints = now_ms(), all_endpoints()
   for i = first, last, 4 do
     local status, policy, record = ARGV[i], ARGV[i + 2], ARGV[i + 3]
-    redis.call('XADD', DECISIONS, 'MAXLEN', '~', MOST_DECISIONS, '*', 'status', status, 'policy', policy, 'record', record)
+    stream_decision(status, policy, record)
     put_event(endpoints, ARGV[i + 1], 'decision.' .. status, policy, record, now)
   end
   keep(DECISIONS)
