@@ -154,6 +154,15 @@ def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
     assert list(output.names("")) == [objects.MANIFEST]
 
 
+def test_the_folders_of_a_folder_are_listed(output: Output) -> None:
+    for name in ("data/2/a", "data/1/a", "data/1/deeper/b", "data/c", "other/3/a"):
+        output.create(name, b"x")
+
+    assert list(output.folders("data")) == ["data/1", "data/2"]
+    assert list(output.folders("data/1")) == ["data/1/deeper"]
+    assert list(output.folders("nothing")) == []
+
+
 def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:
     for name in map(objects.LAYOUT.part, range(5)):
         (winner,) = winners(lambda number, name=name: output.create(name, b"%02d" % number * 50_000))  # type: ignore[misc]

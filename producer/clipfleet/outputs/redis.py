@@ -94,6 +94,10 @@ class RedisOutput:
             names: list[Any] = client.hkeys(self._items)
         return (name for name in sorted(map(bytes.decode, names)) if name.startswith(prefix))
 
+    def folders(self, name: str) -> Iterator[str]:
+        below = (one.removeprefix(f"{name}/").partition("/") for one in self.names(f"{name}/"))
+        yield from sorted({f"{name}/{folder}" for folder, slash, _ in below if slash})
+
     def remove(self, name: str) -> None:
         with self._store.reading(self._job_id) as client:
             client.hdel(self._items, name)
