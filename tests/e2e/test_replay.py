@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,28 @@ class TestAnOutputOfAModerationJob:
 
         assert cluster.client.replay(job, other).from_scores
         assert not cluster.client.replay(job, reworded).from_scores
+
+
+def test_the_command(cluster: Cluster, folder: Path, policies: tuple[Path, Path, Path]) -> None:
+    old, _, new = policies
+    before = moderated(cluster, folder, old, "before", store_embeddings=True)
+    asked = ("moderate", "--replay", before, "--policy", new)
+
+    answer = cluster.run_json(*asked, "--changes", folder / "changes.jsonl")
+
+    lines = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
+    assert lines == sorted(answer["changes"], key=lambda row: row["item_index"])
+    assert (answer["items"], answer["changed"]) == (61, len(lines))
+    assert answer["without_vector"] == {"not_an_image": 1}
+    said = cluster.run(*asked, "--against", new)
+    assert (said.returncode, "0 items of 61 change side" in said.stdout) == (0, True)
+    for mistake, words in (
+        (("--changes", "changes.txt"), "changes.txt: changes are written as .jsonl, .csv or .parquet"),
+        (("--on-finished", "a.b"), "--on-finished is not for a replay"),
+        (("--no-wait",), "--no-wait is for one job"),
+    ):
+        refused = cluster.run(*asked, *mistake)
+        assert (refused.returncode, refused.stderr.startswith(f"error: {words}")) == (2, True), refused.stderr
 
 
 class TestNothingIsLeft:

@@ -154,13 +154,13 @@ def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
     assert list(output.names("")) == [objects.MANIFEST]
 
 
-def test_the_folders_of_a_folder_are_listed(output: Output) -> None:
-    for name in ("data/2/a", "data/1/a", "data/1/deeper/b", "data/c", "other/3/a"):
+def test_folders_are_those_directly_below(output: Output) -> None:
+    for name in ("a/2/x", "a/1/deep/x", "a/1/y", "a/file", "b/3/x"):
         output.create(name, b"x")
 
-    assert list(output.folders("data")) == ["data/1", "data/2"]
-    assert list(output.folders("data/1")) == ["data/1/deeper"]
-    assert list(output.folders("nothing")) == []
+    assert list(output.folders("a")) == ["1", "2"]
+    assert list(output.folders("a/1")) == ["deep"]
+    assert list(output.folders("none")) == list(output.folders("a/2")) == []
 
 
 def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
+from clipfleet.commands.moderating import reviewing
 from clipfleet.commands.moderating.moderate import moderate
 from clipfleet.commands.moderating.policies import policy_app
 from clipfleet.commands.moderating.tail import tail
@@ -46,6 +47,13 @@ for _function, _example in (
     (search, "clipfleet search 'a red car' s3://vectors/photos --top 50"),
     (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),
     (diff, "clipfleet diff s3://vectors/photos@2026-11-30 s3://vectors/photos"),
+    (reviewing.explain, "clipfleet explain dec-20261203-3f9a1c2b7d4e-0-17 results/uploads"),
+    (
+        reviewing.verdict,
+        "clipfleet verdict dec-20261203-3f9a1c2b7d4e-0-17 upheld --place out",
+    ),
+    (reviewing.verdicts, "clipfleet verdicts results/uploads --sample certify.csv -o marks.csv"),
+    (reviewing.prune, "clipfleet prune s3://moderation/decisions"),
     (tail, "clipfleet tail --status flag --status review"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),

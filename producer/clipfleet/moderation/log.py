@@ -66,11 +66,6 @@ class RecordFile:
         """Whose records it has."""
         return self.day, self.digest, self.generation, self.first, self.last
 
-    def covers(self, day: str, digest: str, generation: int, index: int) -> bool:
-        """Whether it is where the record of a decision belongs."""
-        is_of_it = (self.day, self.digest, self.generation) == (day, digest, generation)
-        return is_of_it and self.first <= index <= self.last
-
     @property
     def name(self) -> str:
         """The name of the object."""
@@ -135,8 +130,13 @@ def record_files(output: Output, day: str, digest: str = "") -> Iterator[RecordF
 def days(output: Output, since: date | None = None, until: date | None = None) -> list[str]:
     """The days that have records, in order: those of the ids, from `since` to `until` inclusive."""
     first, last = (f"{since:%Y%m%d}" if since else ""), (f"{until:%Y%m%d}" if until else _LAST_DAY)
-    names = (folder.rpartition("/")[2] for folder in output.folders(RECORDS))
-    return [name for name in names if _DAY.fullmatch(name) and first <= name <= last]
+    return [name for name in output.folders(RECORDS) if _DAY.fullmatch(name) and first <= name <= last]
+
+
+def all_record_files(output: Output) -> Iterator[RecordFile]:
+    """All files of records, by the days of their jobs."""
+    for day in days(output):
+        yield from record_files(output, day)
 
 
 def all_records(

@@ -78,7 +78,7 @@ class Output(Protocol):
         """List names that start with `prefix`, sorted, without those in deeper folders."""
 
     def folders(self, name: str) -> Iterator[str]:
-        """List the folders directly in a folder, by full name, sorted; emptied ones may be among them."""
+        """List the folders directly below a folder by their own names, sorted."""
 
     def remove(self, name: str) -> None:
         """Remove an object. Idempotent."""

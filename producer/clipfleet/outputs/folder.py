@@ -159,7 +159,7 @@ class FolderOutput:
         yield from (f"{below}/{name}" if below else name for name in found)
 
     def folders(self, name: str) -> Iterator[str]:
-        yield from (f"{name}/{one}" for one in self._entries(name, os.DirEntry.is_dir))
+        yield from self._entries(name, os.DirEntry.is_dir)
 
     def _entries(self, name: str, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
         """Names in a folder, sorted; none if it does not exist."""

@@ -95,8 +95,9 @@ class RedisOutput:
         return (name for name in sorted(map(bytes.decode, names)) if name.startswith(prefix))
 
     def folders(self, name: str) -> Iterator[str]:
-        below = (one.removeprefix(f"{name}/").partition("/") for one in self.names(f"{name}/"))
-        yield from sorted({f"{name}/{folder}" for folder, slash, _ in below if slash})
+        below = len(name) + 1
+        found = {one[below:].partition("/")[0] for one in self.names(f"{name}/") if "/" in one[below:]}
+        return iter(sorted(found))
 
     def remove(self, name: str) -> None:
         with self._store.reading(self._job_id) as client:

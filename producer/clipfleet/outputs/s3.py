@@ -107,7 +107,7 @@ class S3Output:
     def folders(self, name: str) -> Iterator[str]:
         with self._errors(name):
             found = sorted(list_folders(self._client, self._bucket, f"{self._root}{name}/"))
-        yield from (f"{name}/{one}" for one in found)
+        yield from found
 
     def remove(self, name: str) -> None:
         with self._errors(name):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from clipfleet.commands.moderating import replaying
 from clipfleet.replay.outcome import Replayed
@@ -49,11 +49,8 @@ def shown(
     }  # fmt: skip
     found = Replayed(**(defaults | values))
 
-    @contextmanager
-    def opened() -> Iterator[Any]:
-        yield SimpleNamespace(replay=lambda *_, **__: found)
-
-    monkeypatch.setattr(replaying, "open_client", opened)
+    client = SimpleNamespace(replay=lambda *_, **__: found)
+    monkeypatch.setattr(replaying, "open_client", lambda: nullcontext(client))
     replaying.replay(
         "out/", Path("new.yaml"), against=None, as_of=None, changes=None, options=options or JobOptions(),
         as_json=as_json,
@@ -106,6 +103,25 @@ def test_reasons(
     out, _ = shown(capsys, monkeypatch, shown=[{**CHANGE, "old_reasons": [one]}])
 
     assert words in out
+
+
+def test_an_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["clipfleet", "moderate", "--replay", "out/", "--policy", "new.yaml"])
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replaying, "open_client", lambda: nullcontext(SimpleNamespace(replay=interrupted)))
+    with pytest.raises(typer.Exit) as ended:
+        replaying.replay(
+            "out/", Path("new.yaml"), against=None, as_of=None, changes=None, options=JobOptions(),
+            as_json=False,
+        )  # fmt: skip
+
+    assert ended.value.exit_code == 130
+    again = "clipfleet moderate --replay out/ --policy new.yaml"
+    words = f"Cancelled; nothing was recorded. Run it again with `{again}`"
+    assert capsys.readouterr().err.replace("\n", " ").strip() == words
 
 
 def test_one_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

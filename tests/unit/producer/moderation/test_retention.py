@@ -11,7 +11,7 @@ import pytest
 
 from clipfleet.contract.jobs import Job
 from clipfleet.moderation.log import find_record, has_policy
-from clipfleet.moderation.pruning import Pruned, prune
+from clipfleet.moderation.retention import Pruned, prune
 from clipfleet.moderation.verdicts import Outcome, ReviewerVerdict, add_verdict, verdicts_of
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.decision_logs import decision_id, log_records, logged_job, make_record
@@ -43,12 +43,12 @@ def tree(output: FolderOutput) -> list[str]:
 def test_a_file_is_kept_through_its_last_day(output: FolderOutput) -> None:
     job = logged(output, "old", 10)
 
-    assert prune(output, LAST) == Pruned(0, 0, 0)
+    assert prune(output, LAST) == Pruned(0, 0)
     assert find_record(output, decision_id(job)) is not None
-    assert prune(output, NEXT) == Pruned(files=1, decisions=2, verdicts=2)
+    assert prune(output, NEXT) == Pruned(record_files=1, verdicts=2)
     assert find_record(output, decision_id(job)) is None
     assert verdicts_of(output, decision_id(job)) == []
-    assert prune(output, NEXT) == Pruned(0, 0, 0)
+    assert prune(output, NEXT) == Pruned(0, 0)
 
 
 def test_what_is_kept_longer_or_for_ever_stays_with_its_verdicts(output: FolderOutput) -> None:
@@ -70,7 +70,7 @@ def test_of_two_files_of_one_decision_the_later_keeps_its_verdicts(output: Folde
     job = logged(output, "redis", 10)
     log_records(output, job, make_record(job, 0), make_record(job, 1), today=date(2026, 12, 4))
 
-    assert prune(output, NEXT) == Pruned(files=1, decisions=2, verdicts=0)
+    assert prune(output, NEXT) == Pruned(record_files=1, verdicts=0)
     assert len(verdicts_of(output, decision_id(job))) == 1
 
 
@@ -78,7 +78,7 @@ def test_a_dry_run_removes_nothing(output: FolderOutput) -> None:
     logged(output, "old", 10)
     before = tree(output)
 
-    assert prune(output, NEXT, dry_run=True) == Pruned(files=1, decisions=2, verdicts=2)
+    assert prune(output, NEXT, is_dry=True) == Pruned(record_files=1, verdicts=2)
     assert tree(output) == before
 
 
@@ -113,4 +113,4 @@ def test_what_an_interrupted_run_has_left_goes_with_the_next(
 
 
 def test_where_nothing_was_decided_there_is_nothing_to_remove(output: FolderOutput) -> None:
-    assert prune(output, NEXT) == Pruned(0, 0, 0)
+    assert prune(output, NEXT) == Pruned(0, 0)
