@@ -1,6 +1,7 @@
 """The records of a log as rows, so that thresholds can be chosen and certified on real traffic.
 
-The records may be of many small jobs. The rows are those of the newest policy: their scores are comparable.
+The records may be of many small jobs. The rows are those of one policy, the newest one of the period: their
+scores are comparable.
 """
 
 from __future__ import annotations
@@ -8,28 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from clipfleet.contract.columns import DECISION_COLUMNS, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job, SourceDescription, Task
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LabelSet, short_hash
 from clipfleet.contract.parts import DECISION_TYPES, ItemStatus, part_schema
 from clipfleet.contract.policies import Policy
 from clipfleet.contract.versions import SCHEMA_VERSION
-from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
+from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError, usage_errors
 from clipfleet.ledger.status import EarlyEnd
-from clipfleet.moderation.log import (
-    POLICIES,
-    RECORDS,
-    RecordFile,
-    all_record_files,
-    read_policy,
-    read_records,
-)
+from clipfleet.moderation.log import POLICIES, RECORDS, all_records, days, read_policy
 from clipfleet.outputs import Output, objects, open_output
 from clipfleet.results.places import open_rows
 from clipfleet.results.rows import RowReader, RowStream
@@ -49,17 +44,18 @@ def open_place(uri: str, as_of: str | None = None) -> RowReader:
     name, _, day = uri.rpartition("@")
     if re.fullmatch(_DAY, day) and name:
         dated = open_output(name)
-        if _holds_decisions(dated):
-            return DecisionRows(dated, until=day)
+        if holds_decisions(dated):
+            with usage_errors(f"{uri}: "):
+                return DecisionRows(dated, date.fromisoformat(day))
     output = open_output(uri)
-    if not _holds_decisions(output):
+    if not holds_decisions(output):
         return open_rows(uri, as_of)
     if as_of is not None:
         raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until a day")
     return DecisionRows(output)
 
 
-def _holds_decisions(output: Output) -> bool:
+def holds_decisions(output: Output) -> bool:
     """Whether an output is a place of decisions, and not that of a job."""
     return output.version(objects.JOB_FILE) is None and any(output.folders(RECORDS))
 
@@ -75,10 +71,17 @@ class DecisionRows:
     `item_index` is `item_index_of` the decision. Without heads, which have no thresholds to certify.
     """
 
-    def __init__(self, output: Output, *, until: str | None = None) -> None:
-        """`until`: the last day (UTC) of the decisions, as `2026-12-03`; None: there is none."""
+    def __init__(self, output: Output, until: date | None = None, today: date | None = None) -> None:
+        """Take a place.
+
+        Args:
+            output: that holds the log.
+            until: the last day (UTC) of the decisions; None: there is none.
+            today: a day before it is over; default: the present one.
+        """
         self._output = output
         self._until = until
+        self._today = today or datetime.now(UTC).date()
         self.uri = output.uri
 
     @cached_property
@@ -89,28 +92,32 @@ class DecisionRows:
             ResultsNotReadyError: there are no records.
             OutputDamagedError: the policy is gone or was changed.
         """
-        *_, newest = [None, *self._files()]
-        if newest is None:
-            raise ResultsNotReadyError(f"{self.uri} has no records of decisions")
-        latest = max(
-            (record for file in self._files(newest.day) for record in read_records(self._output, file)[-1:]),
-            key=lambda record: str(record["at"]),
-        )
-        found = read_policy(self._output, latest["policy"]["sha256"])
+        for day in reversed(days(self._output, until=self._until)):
+            one_day = datetime.strptime(day, "%Y%m%d").date()
+            records = all_records(self._output, one_day, one_day)
+            newest = max(filter(self._is_meant, chain.from_iterable(records)), key=_at, default=None)
+            if newest is not None:
+                return self._policy_of(newest)
+        raise ResultsNotReadyError(f"{self.uri} has no records of decisions")
+
+    def _policy_of(self, record: Mapping[str, Any]) -> Policy:
+        sha256 = record["policy"]["sha256"]
+        found = read_policy(self._output, sha256)
         if found is None:
-            where = f"{POLICIES}/{latest['policy']['sha256']}.json"
-            raise OutputDamagedError(f"{self.uri}/{where} is not there, which its records name")
+            where = f"{self.uri}/{POLICIES}/{sha256}.json"
+            raise OutputDamagedError(f"{where} is not there, which its records name")
         return found
 
-    def _files(self, day: str | None = None) -> Iterator[RecordFile]:
-        last = (self._until or "9").replace("-", "")  # no decision is older than its job
-        return (one for one in all_record_files(self._output) if day in (None, one.day) and one.day <= last)
+    def _is_meant(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of the period: a job may decide days after it was created."""
+        return self._until is None or _at(record)[:10] <= f"{self._until:%Y-%m-%d}"
 
     def job(self) -> Job:
         """A job that would have such rows; its id is that of all reads of this policy here."""
         policy = self.policy
         return Job(
-            schema_version=SCHEMA_VERSION, job_id=f"{KIND}-{policy.sha256[:16]}", task=Task.CLASSIFY,
+            schema_version=SCHEMA_VERSION, task=Task.CLASSIFY,
+            job_id=f"{KIND}-{short_hash([self.uri, policy.sha256])}",
             model=policy.model, label_sets=policy.label_sets, top_k=policy.most_labels, output=self.uri,
             source=SourceDescription(kind=KIND, uri=self.uri), created_at=datetime(2026, 1, 1, tzinfo=UTC),
         )  # fmt: skip
@@ -119,7 +126,10 @@ class DecisionRows:
         return [one.model_dump(mode="json") for one in self.policy.label_sets]
 
     def finished_at(self) -> datetime | None:
-        """None: there may be more at any time."""
+        """The end of the last day, once it is over; None: there may be more at any time."""
+        if self._until is None or self._until >= self._today:
+            return None
+        return datetime.combine(self._until + timedelta(days=1), time(), UTC)
 
     def early_end(self) -> EarlyEnd | None:
         """None: nothing has ended."""
@@ -149,17 +159,20 @@ class DecisionRows:
         return part_schema(None, decisions, names, accepted_columns=job.accepted_columns)
 
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        sha256, label_sets = self.policy.sha256, self.policy.label_sets
-        for file in self._files():
-            records = read_records(self._output, file)
+        policy = self.policy
+        for records in all_records(self._output, until=self._until):
             rows = [
-                _row(one, label_sets)
+                _row(one, policy.label_sets)
                 for one in records
-                if one["policy"]["sha256"] == sha256 and str(one["at"])[:10] <= (self._until or "9")
+                if one["policy"]["sha256"] == policy.sha256 and self._is_meant(one)
             ]
             if rows:
                 kept = [{name: row.get(name) for name in schema.names} for row in rows]
                 yield pa.RecordBatch.from_pylist(kept, schema)
+
+
+def _at(record: Mapping[str, Any]) -> str:
+    return str(record["at"])
 
 
 def _row(record: Mapping[str, Any], label_sets: Sequence[LabelSet]) -> dict[str, Any]:
@@ -182,7 +195,7 @@ def _row(record: Mapping[str, Any], label_sets: Sequence[LabelSet]) -> dict[str,
     if error:
         return row
     for number, one in enumerate(label_sets):
-        scores: dict[str, float] = record["scores"][one.name]
+        scores: dict[str, float] = record["scores"].get(one.name, {})
         accepted = [label for label, score in scores.items() if score >= one.threshold(label)]
         best = accepted[0] if accepted else None
         score = scores[best] if best is not None else next(iter(scores.values()), None)

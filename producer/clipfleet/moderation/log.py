@@ -133,12 +133,6 @@ def days(output: Output, since: date | None = None, until: date | None = None) -
     return [name for name in output.folders(RECORDS) if _DAY.fullmatch(name) and first <= name <= last]
 
 
-def all_record_files(output: Output) -> Iterator[RecordFile]:
-    """All files of records, by the days of their jobs."""
-    for day in days(output):
-        yield from record_files(output, day)
-
-
 def all_records(
     output: Output, since: date | None = None, until: date | None = None
 ) -> Iterator[list[dict[str, Any]]]:
