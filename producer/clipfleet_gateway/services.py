@@ -27,6 +27,8 @@ from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.meters import Meters
+from clipfleet_gateway.policies.logs import DecisionLogs
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class Services:
         self.place: Output = open_output(output_uri(settings.require_gateway_output()))
         self.keys = KeyRing(self.place)
         self.files = FileStore(self.place)
+        self.policies = PolicyShelf(self.place)
+        self.logs = DecisionLogs(self.place, self.policies, settings.gateway_keep_decisions_days)
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0, resumes=True))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
