@@ -50,7 +50,7 @@ def test_the_end_of_a_job_arrives(
     assert (event["type"], event["object"]) == ("job.completed", "event")
     assert event["data"] == {
         "job_id": "hooked", "generation": 0, "state": "completed", "total": 3, "ok": 3, "failed": 0,
-        "output": str(folder / "out"),
+        "output": str(folder / "out"), "reason": "",
     }  # fmt: skip
     wait_until(lambda: not any(outbox.backlog().values()), "the delivery is recorded")
 

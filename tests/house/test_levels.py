@@ -23,7 +23,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "submit results",
         "resume exports marking relabel moderation",
         "job_handle",
-        "backfill",
+        "backfill replay",
         "client",
         "evaluation",
         "training search",

@@ -26,7 +26,7 @@ from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.parts.json_rows import json_dicts, json_lines
 from clipfleet.results.kinds import ResultFormat
-from clipfleet.results.rows import RowReader
+from clipfleet.results.rows import RowReader, RowStream
 from clipfleet.results.selection import EVERYTHING, Selection
 from clipfleet.terminal.console import printable
 
@@ -58,6 +58,11 @@ def write(
     rows = _Rows(stored.schema, stored.batches, limit, reader.job, selection.columns)
     _WRITERS[result_format](rows, stream)
     return min(rows.count, limit)
+
+
+def write_stream(rows: RowStream, result_format: ResultFormat, stream: BinaryIO) -> None:
+    """Write all rows of a stream, see `write`; not as a table."""
+    _WRITERS[result_format](_Rows(rows.schema, rows.batches, sys.maxsize, lambda: None), stream)
 
 
 @dataclass(slots=True)

@@ -38,9 +38,9 @@ for place = 1, 2 * most, 2 do
     local event = line.due[place]
     if event and count < most then
       count = count + 1
-      redis.call('ZADD', webhook_key(line.id, PENDING), now + lease_ms, event)
-      redis.call('HSET', webhook_key(line.id, HOLDERS), event, token)
       add(line.id, event)
+      redis.call('HSET', webhook_key(line.id, HOLDERS), event, token)
+      redis.call('ZADD', webhook_key(line.id, PENDING), now + lease_ms, event)
       redis.call('RPUSH', deliveries_key(token), line.id, event)
       claimed[line.id] = true
     end

@@ -231,9 +231,9 @@ end
 -- Whether no list of jobs shows a job: it is a step of an evaluation, a search, a replay or a request.
 local function is_unnamed(job)
   for _, name in ipairs(UNNAMED) do
-    if string.sub(job, 1, #name + 1) == name .. '-' and string.match(string.sub(job, #name + 2), '^%x+%-?%x*$') then
-      return true
-    end
+    local rest = string.sub(job, #name + 2)
+    local is_ours = string.sub(job, 1, #name + 1) == name .. '-' and string.match(rest, '^%x+%-?%x*$')
+    if is_ours and (#rest == 16 or #rest == 23) then return true end
   end
   return false
 end
