@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from clipfleet.contract.columns import head_scores_column, label_columns
@@ -27,15 +28,20 @@ _COUNT = (Action.FLAG, Action.REVIEW)
 _Place = tuple[str, str]  # label set or head, and label
 
 
-def asked_of_moderation(body: ModerationRequest, stored: StoredPolicy, key: Key) -> Asked:
-    """What a body asks for, of a policy.
+def asked_of_moderation(body: ModerationRequest, key: Key) -> Asked:
+    """What a body asks for; the caller adds the policy, see `by_policy`.
 
     Raises:
         ApiError: the image is wrong, or the key must not read it.
     """
     (part, param) = (body.input[0], "input[0]") if isinstance(body.input, tuple) else (body.input, "input")
     item = image_item(part.image_url.url, key, param)
-    return Asked(Task.CLASSIFY, stored.policy.model, None, (item,), (param,), stored, key.name)
+    return Asked(Task.CLASSIFY, "", None, (item,), (param,), owner=key.name)
+
+
+def by_policy(asked: Asked, stored: StoredPolicy) -> Asked:
+    """The same, decided by a policy."""
+    return replace(asked, model=stored.policy.model, policy=stored)
 
 
 def moderation_answer(stored: StoredPolicy, row: Mapping[str, Any]) -> ModerationAnswer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from http import HTTPStatus
 
-from clipfleet_gateway.errors import INVALID, ApiError, invalid
+from clipfleet_gateway.errors import INVALID, MODEL_NOT_FOUND, ApiError, invalid
 
 POLICY_MISSING = "missing_model"  # code of the error
 _ADD = "the operator adds one with `clipfleet-gateway policies add FILE`"
@@ -16,7 +16,7 @@ def no_such_policy(model: str, known: Iterable[str]) -> ApiError:
     others = ", ".join(sorted(known))
     there = f"there is {others}" if others else f"there is none: {_ADD}"
     return ApiError(
-        HTTPStatus.NOT_FOUND, f"There is no policy {model!r}; {there}", INVALID, "model", "model_not_found"
+        HTTPStatus.NOT_FOUND, f"There is no policy {model!r}; {there}", INVALID, "model", MODEL_NOT_FOUND
     )
 
 
