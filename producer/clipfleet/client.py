@@ -305,8 +305,9 @@ class Client:
             as_of: see `relabel`.
             changes: a .jsonl, .csv or .parquet file for all items that change side.
             wait: blocks until a job has ended.
-            options: with `output`, the decided rows are kept in its folders `old` and `new`. Default: in
-                Redis for an hour, up to 100,000 items.
+            options: `output`, `overwrite`, `part_format`, `lane` and `chunk_size`. With an output, the
+                decided rows are kept in its folders `old` and `new`. Default: in Redis for an hour, up to
+                100,000 items.
 
         Raises:
             UsageError: see `Replay.run`; the message says what to change.

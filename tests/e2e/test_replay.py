@@ -169,9 +169,13 @@ def test_the_command(cluster: Cluster, folder: Path, policies: tuple[Path, Path,
     assert answer["without_vector"] == {"not_an_image": 1}
     said = cluster.run(*asked, "--against", new)
     assert (said.returncode, "0 items of 61 change side" in said.stdout) == (0, True)
-    refused = cluster.run("moderate", "--replay", before, "--policy", new, "--changes", "changes.txt")
-    assert refused.returncode != 0
-    assert refused.stderr.startswith("error: changes.txt: changes are written as .jsonl, .csv or .parquet")
+    for mistake, words in (
+        (("--changes", "changes.txt"), "changes.txt: changes are written as .jsonl, .csv or .parquet"),
+        (("--on-finished", "a.b"), "--on-finished is not for a replay"),
+        (("--no-wait",), "--no-wait is for one job"),
+    ):
+        refused = cluster.run(*asked, *mistake)
+        assert (refused.returncode, refused.stderr.startswith(f"error: {words}")) == (2, True), refused.stderr
 
 
 class TestNothingIsLeft:

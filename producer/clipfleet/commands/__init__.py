@@ -52,6 +52,8 @@ for _function, _example in (
         reviewing.verdict,
         "clipfleet verdict dec-20261203-3f9a1c2b7d4e-0-17 overturned --place results/uploads",
     ),
+    (reviewing.verdicts, "clipfleet verdicts results/uploads --sample certify.csv -o marks.csv"),
+    (reviewing.prune, "clipfleet prune s3://moderation/decisions"),
     (tail, "clipfleet tail --status flag --status review"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),

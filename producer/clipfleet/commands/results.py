@@ -156,10 +156,10 @@ def row_reader(job: str, as_of: str | None = None) -> Iterator[RowReader]:
     Raises:
         UsageError: neither exists, or there is no such version.
     """
-    from clipfleet.results.places import open_rows
+    from clipfleet.moderation.decision_rows import open_place
 
     if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
-        yield open_rows(job, as_of)
+        yield open_place(job, as_of)
         return
     require_no_version(job, as_of)
     if checked(Settings).redis_url is None:

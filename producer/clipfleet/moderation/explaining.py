@@ -11,7 +11,7 @@ from clipfleet.contract.policies import Condition, DecisionId, Policy
 from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.moderation.checking import checked
 from clipfleet.moderation.log import find_record, read_policy
-from clipfleet.moderation.verdicts import ReviewVerdict, verdicts_of
+from clipfleet.moderation.verdicts import RecordedVerdict, verdicts_of
 from clipfleet.outputs import Output
 
 _SIGNS = {"at_least": ">=", "below": "<"}
@@ -23,7 +23,7 @@ class Explained:
 
     record: Mapping[str, Any]
     policy: Policy
-    verdicts: Sequence[ReviewVerdict]
+    verdicts: Sequence[RecordedVerdict]
 
     def document(self) -> dict[str, Any]:
         """All of it as an object of JSON types; the policy is the whole one."""
@@ -122,9 +122,9 @@ def _texts(label_set: LabelSet, label: str) -> Iterator[str]:
     yield f"against: {', '.join(against)}"
 
 
-def _verdict_line(one: ReviewVerdict) -> str:
+def _verdict_line(one: RecordedVerdict) -> str:
     kind = "on appeal " if one.is_appeal else ""
     by = f" by {one.by}" if one.by else ""
-    labels = ", ".join(f"{name}={mark}" for name, mark in one.labels.items())
+    labels = ", ".join(f"{name}={mark}" for name, mark in one.marks.items())
     said = f"{one.at:%Y-%m-%dT%H:%M:%SZ}  {kind}{one.verdict}{by}"
     return "  ".join(filter(None, [said, labels, one.note]))

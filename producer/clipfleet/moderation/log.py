@@ -113,6 +113,12 @@ def record_files(output: Output, day: str, digest: str = "") -> Iterator[RecordF
             yield found
 
 
+def all_record_files(output: Output) -> Iterator[RecordFile]:
+    """All files of records, by the days of their jobs."""
+    for day in output.folders(RECORDS):
+        yield from record_files(output, day)
+
+
 def read_records(output: Output, file: RecordFile) -> list[dict[str, Any]]:
     """The records of a file.
 

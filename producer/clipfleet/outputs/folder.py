@@ -165,6 +165,15 @@ class FolderOutput:
                 return
         yield from (f"{below}/{name}" if below else name for name in sorted(found))
 
+    def folders(self, name: str) -> Iterator[str]:
+        with output_errors(self._folder / name):
+            try:
+                with self._holder(f"{name}/x") as folder, os.scandir(folder) as entries:
+                    found = sorted(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                return
+        yield from found
+
     def remove(self, name: str) -> None:
         with output_errors(self._folder / name):
             try:

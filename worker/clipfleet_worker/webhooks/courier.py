@@ -38,6 +38,7 @@ MAX_REQUESTS = 256  # at a time: a hundred endpoints that hang from the start ho
 
 _LEASE_SECONDS = 60.0  # longer than a request, and the record of its end while Redis restarts
 _POLL_SECONDS = 1.0  # for what other programs publish, and what is tried again
+_MANY = 4  # requests that an endpoint has room for
 _UNKNOWN_SECONDS = 2.0  # before the next attempt for an endpoint that this worker does not know
 _RETRY_SECONDS = 1.0  # of a record, while Redis is away
 _STOP_SECONDS = 5.0  # for what is under way, and what the last chunks have published
@@ -155,20 +156,25 @@ class Courier:
         """Claim due deliveries and begin to send them; False if there are none, or no room, or no Redis."""
         try:
             await self._read_endpoints()
-            rooms = {endpoint_id: pace.room for endpoint_id, pace in self._paces.items()}
-            # No more than the smallest room, so that whatever the answer holds can be sent at once.
-            limit = min([room for room in rooms.values() if room], default=0)
-            limit = min(limit, MAX_REQUESTS - len(self._under_way))
-            if not limit:
-                return False
-            self._token = self._token or uuid.uuid4().hex  # once more after a call without an answer
-            busy = [endpoint_id for endpoint_id, room in rooms.items() if not room]
-            claim = partial(self._outbox.claim, self._token, limit, self._lease_seconds, busy)
-            deliveries = await self._in_thread(claim)
+            # Apart, so that those with little room do not keep the claims for the others small.
+            found = [await self._claim_for(_MANY, math.inf), await self._claim_for(1, _MANY)]
         except RedisUnavailableError as error:
             self._note_redis(error)
             return False
         self._note_redis(None)
+        return any(found)
+
+    async def _claim_for(self, least: int, most: float) -> bool:
+        """Claim for the endpoints with so much room, as much as the one with the least can take."""
+        rooms = {name: pace.room for name, pace in self._paces.items()}
+        chosen = {name: room for name, room in rooms.items() if least <= room < most}
+        limit = min([*chosen.values(), MAX_REQUESTS - len(self._under_way)])
+        if not chosen or limit < 1:
+            return False
+        self._token = self._token or uuid.uuid4().hex  # once more after a call without an answer
+        others = [name for name in rooms if name not in chosen]
+        claim = partial(self._outbox.claim, self._token, limit, self._lease_seconds, others)
+        deliveries = await self._in_thread(claim)
         self._token = ""
         if any(delivery.endpoint_id not in self._endpoints for delivery in deliveries):
             self._read_at = -math.inf  # one is new

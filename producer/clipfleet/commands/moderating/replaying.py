@@ -82,14 +82,15 @@ def replay(
         against: file of the old one; None: that of the moderation job.
         as_of: version of the store.
         changes: file of all items that change side.
-        options: of the jobs: output, overwrite, lane, chunk_size and part_format.
+        options: see `Client.replay`; the job id is ignored.
         as_json: print one object.
     """
     started = time.monotonic()
     with open_client() as client, interruptible(_words_after_interrupt):
         found = client.replay(
             job_or_output(client, origin), policy, against=against, as_of=as_of, changes=changes,
-            wait=lambda job: _wait(client, job, quiet=as_json), options=options,
+            wait=lambda job: _wait(client, job, quiet=as_json),
+            options=options.model_copy(update={"job_id": None}),
         )  # fmt: skip
     seconds = time.monotonic() - started
     if as_json:
