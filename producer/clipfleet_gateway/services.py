@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 
 from clipfleet.client import Client
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
@@ -58,14 +59,16 @@ class Services:
         locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS, retakes=True)
         self._opened.callback(locks.close)
         self.models = KnownModels(self.place, self.client.workers)
+        outbox = Outbox(settings.require_redis_url())
+        self._opened.callback(outbox.close)
+        batch_jobs = BatchJobs(self.client, ledger, self.files, self.policies, self.logs)
         self.batches = Advancing(
-            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, ledger, self.files),
-            self.models,
+            BatchStore(self.place), self.files, self.keys, batch_jobs, self.models, self.policies, outbox,
             self.quotas.spend, locks.held, settings.gateway_batch_requests,
         )  # fmt: skip
         self.jobs = Jobs(
             JobStore(self.place),
-            Submitting(self.client, self.files),
+            Submitting(self.client, self.files, self.policies, self.logs),
             ledger,
             self.models,
             self.keys,

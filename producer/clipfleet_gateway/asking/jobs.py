@@ -142,7 +142,7 @@ class RequestJobs:
 
 
 def _job(job_id: str, kind: Kind, count: int, log: DecisionLog | None) -> Job:
-    label_sets = () if kind.label_set is None else (kind.label_set,)
+    label_sets: tuple[LabelSet, ...] = () if kind.label_set is None else (kind.label_set,)
     policy = None if kind.policy is None else kind.policy.policy
     by_policy: dict[str, Any] = {}
     if kind.policy is not None and policy is not None:

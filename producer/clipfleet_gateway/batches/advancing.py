@@ -6,6 +6,7 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -14,7 +15,9 @@ from datetime import datetime
 from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
 from clipfleet.settings import DAY_SECONDS
@@ -30,6 +33,7 @@ from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +62,8 @@ class Advancing:
     keys: KeyRing
     jobs: BatchJobs
     models: KnownModels
+    policies: PolicyShelf
+    outbox: Outbox
     spend: Spend
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
     most_requests: int
@@ -108,9 +114,16 @@ class Advancing:
         """Clean up after a batch that has ended, or that was never completely made."""
         if batch is not None and batch.status.is_final:
             self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
+            self._announce(batch)
             self.store.end(owner, batch_id)
         elif batch is None and made_at(batch_id) < self._seconds() - DAY_SECONDS:
             self.store.end(owner, batch_id)
+
+    def _announce(self, batch: BatchRecord) -> None:
+        """Publish the end of a batch to webhooks; once, however often it is repeated."""
+        self.outbox.publish(
+            f"evt-{batch.id}-{batch.status}", EventType(f"batch.{batch.status}"), json.dumps({"id": batch.id})
+        )
 
     def coming_files(self) -> set[str]:
         """Ids of files that are written, and are found once their batches end."""
@@ -160,7 +173,9 @@ class Advancing:
 
     def _validate(self, batch: BatchRecord, alive: Alive) -> BatchRecord | None:
         key = self._key(batch)
-        validation = Validation(batch, key, self.files, self.most_requests, self.models.served())
+        validation = Validation(
+            batch, key, self.files, self.most_requests, self.models.served(), self.policies
+        )
         try:
             checked = validation.run(self.store, alive)
         except NoModelYetError:
@@ -275,8 +290,9 @@ class Advancing:
                 self._require_overtaken(batch)
                 return None
             stack.enter_context(closing(requests))
-            rows = self.jobs.rows(batch.checked.task, self.store.job_output(batch.id))
-            write_answers(batch, batch.checked, ending, requests, rows, done, failed, alive)
+            rows = self.jobs.rows(batch.checked, self.store.job_output(batch.id))
+            policy = self.jobs.policy(batch.checked)
+            write_answers(batch, batch.checked, ending, requests, rows, done, failed, alive, policy)
             output, error = self._kept(batch, done, "output"), self._kept(batch, failed, "error")
         changed = self.store.change(
             batch, has_files=True, output_file=output, error_file=error, counts=(done.count, failed.count)

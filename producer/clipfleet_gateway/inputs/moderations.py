@@ -47,9 +47,7 @@ def by_policy(asked: Asked, stored: StoredPolicy) -> Asked:
 def moderation_answer(stored: StoredPolicy, row: Mapping[str, Any]) -> ModerationAnswer:
     """The answer of the row of an image, with all columns of a moderation job."""
     reasons = [Reason.model_validate(one) for one in row["decision_reasons"] or ()]
-    counted = {
-        (one.label_set or one.head or "", one.label or "") for one in reasons if one.action in _COUNT
-    }
+    counted = {(one.label_set or one.head or "", one.label or "") for one in reasons if one.action in _COUNT}
     scores = dict(_scores(stored.policy, row))
     names = _names(scores)
     result = ModerationResult(

@@ -20,8 +20,8 @@ _MOST_KEPT = 64  # policies that are held in memory
 class KnownPolicies:
     """What requests ask for, each looked up once in a few seconds. For one event loop.
 
-    `names`, `versions` and `load` are those of `PolicyShelf`, whose exceptions all calls raise, and `ApiError`
-    (503) if the place does not answer.
+    `names`, `versions` and `load` are those of `PolicyShelf`. Every call raises their exceptions, and
+    `ApiError` (503) if the place does not answer.
     """
 
     def __init__(

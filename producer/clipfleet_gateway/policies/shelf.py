@@ -68,8 +68,8 @@ class PolicyShelf:
         text = file.policy.model_dump_json().encode()
         if len(text) > MOST_POLICY_BYTES:
             raise UsageError(
-                f"policy {stored.name!r} has {len(text):,} bytes with its labels and certificates, and the job "
-                f"of each request carries them: at most {MOST_POLICY_BYTES:,}; use fewer labels"
+                f"policy {stored.name!r} has {len(text):,} bytes with its labels and certificates, which the "
+                f"job of each request carries: at most {MOST_POLICY_BYTES:,}; use fewer labels"
             )
         for head in file.heads:
             self._place.create(_head(stored.name, head.of_job.sha256), head.data)
@@ -156,9 +156,7 @@ class PolicyShelf:
         """The file of a head. Raises `OutputDamagedError` if it is gone."""
         data = self._place.read(_head(name, sha256))
         if data is None:
-            raise OutputDamagedError(
-                f"{self._place.uri}/{_head(name, sha256)} is gone: add the policy again"
-            )
+            raise OutputDamagedError(f"{self._place.uri}/{_head(name, sha256)} is gone: add the policy again")
         return data
 
     def file_of(self, stored: StoredPolicy) -> PolicyFile:

@@ -27,7 +27,11 @@ _READYZ = Operation(
     answers={200: Readiness, 503: Readiness},
 )  # fmt: skip
 _MODELS = Operation(
-    "GET", "/v1/models", "listModels", "List the models that workers serve now, and the policies.", answers={200: ModelList}
+    "GET",
+    "/v1/models",
+    "listModels",
+    "List the models that workers serve now, and the policies.",
+    answers={200: ModelList},
 )
 _MODEL = Operation(
     "GET", "/v1/models/{model:.+}", "getModel", "Find a model that workers serve now, or a policy.",
