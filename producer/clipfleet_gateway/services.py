@@ -61,10 +61,11 @@ class Services:
         self.models = KnownModels(self.place, self.client.workers)
         outbox = Outbox(settings.require_redis_url())
         self._opened.callback(outbox.close)
-        batch_jobs = BatchJobs(self.client, ledger, self.files, self.policies, self.logs)
         self.batches = Advancing(
-            BatchStore(self.place), self.files, self.keys, batch_jobs, self.models, self.policies, outbox,
-            self.quotas.spend, locks.held, settings.gateway_batch_requests,
+            BatchStore(self.place), self.files, self.keys,
+            BatchJobs(self.client, ledger, self.files, self.policies, self.logs),
+            self.models, self.policies, self.quotas.spend, outbox.publish, locks.held,
+            settings.gateway_batch_requests,
         )  # fmt: skip
         self.jobs = Jobs(
             JobStore(self.place),

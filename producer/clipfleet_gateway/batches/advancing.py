@@ -17,7 +17,6 @@ from typing import Protocol
 from clipfleet.contract.jobs import JobState
 from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
-from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
 from clipfleet.settings import DAY_SECONDS
@@ -53,6 +52,13 @@ class Spend(Protocol):
         """Count images and texts; raises `ApiError` if they exceed the quota."""
 
 
+class Publish(Protocol):
+    """See `Outbox.publish`."""
+
+    def __call__(self, event_id: str, event_type: EventType, data: str, /) -> bool:
+        """Add an event for all endpoints that want it, unless it was added."""
+
+
 @dataclass(frozen=True)
 class Advancing:
     """Takes batches as far as they can go now. Thread-safe."""
@@ -63,8 +69,8 @@ class Advancing:
     jobs: BatchJobs
     models: KnownModels
     policies: PolicyShelf
-    outbox: Outbox
     spend: Spend
+    publish: Publish
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
     most_requests: int
     now: Callable[[], datetime] = now_in_utc
@@ -121,7 +127,7 @@ class Advancing:
 
     def _announce(self, batch: BatchRecord) -> None:
         """Publish the end of a batch to webhooks; once, however often it is repeated."""
-        self.outbox.publish(
+        self.publish(
             f"evt-{batch.id}-{batch.status}", EventType(f"batch.{batch.status}"), json.dumps({"id": batch.id})
         )
 

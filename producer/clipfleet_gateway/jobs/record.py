@@ -103,7 +103,8 @@ class JobRecord(FrozenModel):
         """
         now = self.end or counts or Counts(state=JobState.SUBMITTING)
         return JobObject(
-            id=self.id, created_at=self.created_at, task=self.asked.task, model=self.asked.model if self.policy is None else self.policy.model,
+            id=self.id, created_at=self.created_at, task=self.asked.task,
+            model=self.asked.model if self.policy is None else self.policy.model,
             policy=None if self.policy is None else self.policy.full_name,
             lane=lane, source=self.source, error=self.error, **now.model_dump(),
         )  # fmt: skip
