@@ -33,7 +33,7 @@ class VerdictRequest(StrictShape):
     ] = Field(default_factory=dict)
     by: Annotated[str, Field(max_length=200, description="the reviewer")] = ""
     note: Annotated[str, Field(max_length=_MOST_NOTE_CHARACTERS, description="for people")] = ""
-    appeal: Annotated[bool, Field(description="whether somebody has objected to the decision")] = False
+    appeal: Annotated[bool, Field(description="whether it answers an objection to the decision")] = False
 
 
 class VerdictObject(Shape):

@@ -26,7 +26,7 @@ from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.embeddings import EmbeddingsAnswer, EmbeddingsRequest
 from clipfleet_gateway.shapes.moderations import ModerationAnswer, ModerationRequest
 from clipfleet_gateway.shapes.zero_shot import ZeroShotAnswer, ZeroShotRequest
-from clipfleet_gateway.web.bodies import read_json
+from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
 

@@ -18,7 +18,7 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.decisions import DecisionObject, VerdictObject, VerdictRequest
 from clipfleet_gateway.web.answers import answer
-from clipfleet_gateway.web.bodies import read_json
+from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from clipfleet_gateway.web import body_guard, connections, guards
-from clipfleet_gateway.web.body_guard import Pace, bodies, expect_later
+from clipfleet_gateway.web.received.body_guard import Pace, bodies, expect_later
 from clipfleet_gateway.web.connections import connection_factory
 
 MOST_FILE_BYTES, MOST_BODY_BYTES = 5_000_000, 1000
