@@ -116,7 +116,7 @@ def line(custom_id: str, body: Any, url: str = "/v1/embeddings") -> dict[str, An
 
 def write_policy(folder: Path) -> Path:
     """A policy that flags all images, by a label and by a head whose number is 0 for all."""
-    head = head_of(512, 1, kind=HeadKind.REGRESS, labels=())
+    head = head_of(512, 1, kind=HeadKind.REGRESS)
     shapes = zip(head.tensor_names, [(512, 1)], strict=True)
     numbers = {
         name: np.zeros(shape, np.float32)
@@ -216,6 +216,7 @@ def without_a_worker(caller: Caller) -> None:
 
 
 def embeddings(caller: Caller) -> None:
+    wait_until(lambda: len(caller.ask("GET", "/v1/models")["data"]) == 2, "the worker serves its model", 30)
     model, policy = caller.ask("GET", "/v1/models")["data"]
     assert policy["owned_by"] == "policy"
     caller.ask("GET", f"/v1/models/{model['id']}")

@@ -18,14 +18,14 @@ from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from clipfleet_gateway.web.about.openapi import OpenApiRoutes
 from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.batches import BatchRoutes
-from clipfleet_gateway.web.received.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
 from clipfleet_gateway.web.decisions import DecisionRoutes
 from clipfleet_gateway.web.files import FileRoutes
-from clipfleet_gateway.web.received.held_bodies import HELD, HeldBodies
 from clipfleet_gateway.web.jobs import JobRoutes
 from clipfleet_gateway.web.operations import Served
+from clipfleet_gateway.web.received.body_guard import bodies, expect_later
+from clipfleet_gateway.web.received.held_bodies import HELD, HeldBodies
 from clipfleet_gateway.web.tending import Tending
 
 _SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others

@@ -26,9 +26,9 @@ from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.embeddings import EmbeddingsAnswer, EmbeddingsRequest
 from clipfleet_gateway.shapes.moderations import ModerationAnswer, ModerationRequest
 from clipfleet_gateway.shapes.zero_shot import ZeroShotAnswer, ZeroShotRequest
-from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
+from clipfleet_gateway.web.received.bodies import read_json
 
 _EMBEDDINGS = Operation(
     "POST", "/v1/embeddings", "createEmbeddings", "Embed texts and images; all or none are answered.",

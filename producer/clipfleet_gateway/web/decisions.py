@@ -18,9 +18,9 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.decisions import DecisionObject, VerdictObject, VerdictRequest
 from clipfleet_gateway.web.answers import answer
-from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
+from clipfleet_gateway.web.received.bodies import read_json
 
 _ID = {"decision_id": "such as `dec-20261203-3f9a1c2b7d4e-0-17`"}
 _GET = Operation(

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from clipfleet_gateway.errors import ApiError
-from clipfleet_gateway.web import held_bodies
+from clipfleet_gateway.web.received import held_bodies
 from clipfleet_gateway.web.received.held_bodies import HeldBodies, HeldBody
 from tests.support.gateway_app import asking, gateway_services
 

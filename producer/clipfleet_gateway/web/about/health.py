@@ -78,7 +78,7 @@ class HealthRoutes:
             return answer(ModelObject(id=name))
         policies = await self._policies.names()
         if name not in policies:
-            raise model_not_found(name, (*served, *policies))
+            raise model_not_found(name, served)
         return answer(ModelObject(id=name, owned_by=POLICY))
 
 
