@@ -116,8 +116,8 @@ def line(custom_id: str, body: Any, url: str = "/v1/embeddings") -> dict[str, An
 
 def write_policy(folder: Path) -> Path:
     """A policy that flags all images, by a label and by a head whose number is 0 for all."""
-    head = head_of(512, 1, kind=HeadKind.REGRESS)
-    shapes = zip(head.tensor_names, [(512, 1)], strict=True)
+    head = head_of(128, 1, kind=HeadKind.REGRESS)
+    shapes = zip(head.tensor_names, [(128, 1)], strict=True)
     numbers = {
         name: np.zeros(shape, np.float32)
         for (weight, bias), (inputs, outputs) in shapes
