@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract.jobs import JobState, Lane, Task
+from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -25,7 +25,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.objects import JOB_FILE
 from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.lines import LineError
-from clipfleet_gateway.batches.record import BatchRecord, Ending
+from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
 from clipfleet_gateway.errors import NOT_RUN, NOT_SUBMITTED, limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
 from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal, worker
@@ -499,14 +499,14 @@ def test_a_gateway_that_was_frozen_changes_nothing(desk: Desk, is_late: bool) ->
         desk.advance(batch)
 
     class Frozen(FakeJobs):
-        def rows(self, task: Task, output: str) -> Iterator[Row]:
-            rows = [*desk.jobs.rows(task, output)]
+        def rows(self, checked: Checked, output: str) -> Iterator[Row]:
+            rows = [*desk.jobs.rows(checked, output)]
             end()
             return iter(rows)
 
     if is_late:
         end()
-    assert desk.advancing(jobs=Frozen(desk.files))._step(stale, lambda: None) is None
+    assert desk.advancing(jobs=Frozen(desk.files, desk.jobs.policies))._step(stale, lambda: None) is None
 
     done, failed = files_of(desk, desk.found(batch))
     assert (ids(done), ids(failed)) == (["a", "b", "c"], ["d"])
@@ -533,7 +533,7 @@ def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(
             desk.jobs.cancel(job_id)
 
     with pytest.raises(LockLostError) if stops_with else nullcontext():
-        desk.advancing(jobs=Frozen(desk.files)).advance("mine", batch.id)
+        desk.advancing(jobs=Frozen(desk.files, desk.jobs.policies)).advance("mine", batch.id)
 
     assert desk.found(batch).status is BatchStatus.CANCELLED
     assert desk.jobs.states == {batch.id: JobState.CANCELLED}

@@ -17,9 +17,9 @@ from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
 from clipfleet_gateway.web.about.health import PROBE_SECONDS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
-from clipfleet_gateway.web.body_guard import DEFAULT_PACE
 from clipfleet_gateway.web.connections import MOST_CONNECTIONS
 from clipfleet_gateway.web.jobs import MOST_DESCRIPTION_BYTES
+from clipfleet_gateway.web.received.body_guard import DEFAULT_PACE
 from tests.support.documents import ROOT, table
 from tests.support.gateway_app import gateway_services
 

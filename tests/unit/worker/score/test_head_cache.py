@@ -46,7 +46,7 @@ class Bench:
 
     def get_told(self, *heads: JobHead, decode: DecodeRoute = DecodeRoute.FAST) -> list[str]:
         job = make_job(self.output.uri, task=Task.CLASSIFY, heads=heads, decode=decode)
-        return [one.head.name for one in self.cache.get(self.output, job, cast(LoadedModel, Model()))]
+        return [one.head.name for one in self.cache.get((self.output,), job, cast(LoadedModel, Model()))]
 
     def place(self, *files: HeadFile) -> None:
         for one in files:
