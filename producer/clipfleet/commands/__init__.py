@@ -50,7 +50,7 @@ for _function, _example in (
     (reviewing.explain, "clipfleet explain dec-20261203-3f9a1c2b7d4e-0-17 results/uploads"),
     (
         reviewing.verdict,
-        "clipfleet verdict dec-20261203-3f9a1c2b7d4e-0-17 overturned --place results/uploads",
+        "clipfleet verdict dec-20261203-3f9a1c2b7d4e-0-17 upheld --place out",
     ),
     (reviewing.verdicts, "clipfleet verdicts results/uploads --sample certify.csv -o marks.csv"),
     (reviewing.prune, "clipfleet prune s3://moderation/decisions"),

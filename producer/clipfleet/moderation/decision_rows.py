@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -35,28 +35,42 @@ from clipfleet.results.places import open_rows
 from clipfleet.results.rows import RowReader, RowStream
 
 KIND = "decisions"  # of the source
-_DAY = r"\d{4}-\d{2}-\d{2}"
+_TIME = r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?Z)?"
 
 
 def open_place(uri: str, as_of: str | None = None) -> RowReader:
     """Open the rows of an output or a store, see `open_rows`; or the records of a place of decisions.
 
-    `PLACE@DATE` names the decisions until the end of a day (UTC): a population that grows no more.
+    `PLACE@2026-12-03` names the decisions until the end of a day (UTC), `PLACE@2026-12-03T09:30Z` those until
+    a time: rows that do not change any more once it is over.
 
     Raises:
         UsageError: see `open_rows`.
     """
-    name, _, day = uri.rpartition("@")
-    if re.fullmatch(_DAY, day) and name:
+    name, _, time = uri.rpartition("@")
+    if name and re.fullmatch(_TIME, time):
         dated = open_output(name)
         if _holds_decisions(dated):
-            return DecisionRows(dated, until=day)
+            return DecisionRows(dated, until=_end_of(time))
     output = open_output(uri)
     if not _holds_decisions(output):
         return open_rows(uri, as_of)
     if as_of is not None:
-        raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until a day")
+        raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until then")
     return DecisionRows(output)
+
+
+def _end_of(text: str) -> datetime:
+    """The time that a text of `_TIME` names, or the end of a day."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: no such time: {error}") from None
+    return found if "T" in text else (found + timedelta(days=1)).replace(tzinfo=UTC)
+
+
+def _at(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["at"])
 
 
 def _holds_decisions(output: Output) -> bool:
@@ -75,8 +89,8 @@ class DecisionRows:
     `item_index` is `item_index_of` the decision. Without heads, which have no thresholds to certify.
     """
 
-    def __init__(self, output: Output, *, until: str | None = None) -> None:
-        """`until`: the last day (UTC) of the decisions, as `2026-12-03`; None: there is none."""
+    def __init__(self, output: Output, *, until: datetime | None = None) -> None:
+        """`until`: the time of the last decisions; None: there is none."""
         self._output = output
         self._until = until
         self.uri = output.uri
@@ -103,7 +117,7 @@ class DecisionRows:
         return found
 
     def _files(self, day: str | None = None) -> Iterator[RecordFile]:
-        last = (self._until or "9").replace("-", "")  # no decision is older than its job
+        last = f"{self._until or datetime.max:%Y%m%d}"  # no decision is older than its job
         return (one for one in all_record_files(self._output) if day in (None, one.day) and one.day <= last)
 
     def job(self) -> Job:
@@ -119,7 +133,8 @@ class DecisionRows:
         return [one.model_dump(mode="json") for one in self.policy.label_sets]
 
     def finished_at(self) -> datetime | None:
-        """None: there may be more at any time."""
+        """The time until which they are, if that is over; None: there may be more."""
+        return self._until if self._until is not None and self._until < datetime.now(UTC) else None
 
     def early_end(self) -> EarlyEnd | None:
         """None: nothing has ended."""
@@ -155,7 +170,7 @@ class DecisionRows:
             rows = [
                 _row(one, label_sets)
                 for one in records
-                if one["policy"]["sha256"] == sha256 and str(one["at"])[:10] <= (self._until or "9")
+                if one["policy"]["sha256"] == sha256 and (self._until is None or _at(one) <= self._until)
             ]
             if rows:
                 kept = [{name: row.get(name) for name in schema.names} for row in rows]

@@ -70,7 +70,9 @@ def _marks(verdicts: Sequence[RecordedVerdict], label: str, set_name: str | None
         if set_name is not None:
             sets = [name for name in sets if name == set_name]
         if len(sets) > 1:
-            raise UsageError(f"several sets have a label {label!r} ({', '.join(sets)}): name one as --set")
+            raise UsageError(
+                f"several sets have a label {label!r} ({', '.join(sets)}): name one as `set_name=`"
+            )
         for name in sets:
             mark, one = latest[label_key(name, label)]
             at, content_hash = one.at.isoformat(), one.content_hash or ""

@@ -68,7 +68,8 @@ def verdict(
     by: Annotated[str, typer.Option(metavar="NAME", help="who says so", rich_help_panel=LABELS)] = "",
     note: Annotated[str, typer.Option(metavar="TEXT", help="for people", rich_help_panel=LABELS)] = "",
     appeal: Annotated[
-        bool, typer.Option("--appeal", help="somebody objected to the decision", rich_help_panel=LABELS)
+        bool,
+        typer.Option("--appeal", help="given after an objection to the decision", rich_help_panel=LABELS),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
