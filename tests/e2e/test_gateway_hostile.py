@@ -393,7 +393,7 @@ BODIES: dict[str, tuple[str, Any, int, str | None]] = {
     "a path as a version": ("/v1/moderations", {"model": "a@../../keys/x", **PART}, 404, "model_not_found"),
     "a policy of a job": ("/v1/jobs", {**EMBED, "policy": "a"}, 400, None),
     "deep lists of parts": ("/v1/moderations", DEEP, 400, "invalid_json"),
-    "parts of parts": ("/v1/moderations", {"input": [[PART]]}, 400, "input"),
+    "parts of parts": ("/v1/moderations", {"input": [[PART]]}, 400, None),
     "a path as a decision": ("/v1/decisions/..%2F..%2Fkeys/verdict", {"verdict": "upheld"}, 404, "not_found"),
     "another endpoint": (
         "/v1/batches",
