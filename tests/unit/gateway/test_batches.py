@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clipfleet.contract.jobs import JobState, Lane
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -573,3 +574,24 @@ def test_records_are_json(desk: Desk) -> None:
 
     data = desk.place.read(f"batches/mine/{batch.id}.json")
     assert data is not None and json.loads(data)["revision"] == 2
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "expired", "cancelled"])
+def test_each_end_is_announced_once(desk: Desk, ending: str) -> None:
+    batch = desk.begin(LINES if ending != "failed" else b"no line")
+    if ending != "failed":
+        batch = desk.advance(batch)
+    assert not desk.published or ending == "failed"
+    if ending == "cancelled":
+        desk.advancing().cancel(batch)
+    elif ending == "expired":
+        desk.now.later(hours=25)
+    elif ending == "completed":
+        desk.jobs.end(batch.id)
+
+    for _ in range(3):
+        desk.advance(batch)
+
+    assert desk.found(batch).status == ending
+    data = json.dumps({"id": batch.id})
+    assert desk.published == {f"evt-{batch.id}-{ending}": (EventType(f"batch.{ending}"), data)}

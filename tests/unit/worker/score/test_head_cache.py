@@ -123,6 +123,16 @@ def test_a_file_that_is_missing_may_come(bench: Bench) -> None:
     assert bench.get(head_file(4, 2)) == ["taste"]
 
 
+def test_the_first_place_that_has_the_file_is_read(bench: Bench, tmp_path: Path) -> None:
+    file, log = head_file(4, 2), FolderOutput(tmp_path / "log")
+    log.create(objects.head_file(file.of_job.sha256), file.data)
+    job = make_job(bench.output.uri, task=Task.CLASSIFY, heads=(file.of_job,))
+
+    (found,) = bench.cache.get((bench.output, log), job, cast(LoadedModel, Model()))
+
+    assert found.head == file.of_job.head
+
+
 def test_another_content_is_refused(bench: Bench) -> None:
     file = head_file(4, 2)
     bench.output.create(objects.head_file(file.of_job.sha256), head_file(4, 2, seed=1).data)
