@@ -50,7 +50,6 @@ def test_the_limits_are_those_of_the_code() -> None:
         "labels of `/v1/zero-shot`": MOST_LABELS,
         "bytes of a policy, labels and certificates before all": MOST_POLICY_BYTES,
         "bytes of a job of `/v1/jobs` but its `items`, labels before all": MOST_DESCRIPTION_BYTES,
-        "bytes of a policy, labels and certificates before all": MOST_POLICY_BYTES,
         "time of a request": ANSWER_SECONDS,
         "connections of a gateway": MOST_CONNECTIONS,
     }
