@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -22,7 +22,7 @@ from clipfleet.contract.label_sets import LabelSet, short_hash
 from clipfleet.contract.parts import DECISION_TYPES, ItemStatus, part_schema
 from clipfleet.contract.policies import Policy
 from clipfleet.contract.versions import SCHEMA_VERSION
-from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError, usage_errors
+from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
 from clipfleet.ledger.status import EarlyEnd
 from clipfleet.moderation.log import POLICIES, RECORDS, all_records, days, read_policy
 from clipfleet.outputs import Output, objects, open_output
@@ -30,32 +30,45 @@ from clipfleet.results.places import open_rows
 from clipfleet.results.rows import RowReader, RowStream
 
 KIND = "decisions"  # of the source
-_DAY = r"\d{4}-\d{2}-\d{2}"
+_TIME = r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?Z)?"
 
 
 def open_place(uri: str, as_of: str | None = None) -> RowReader:
     """Open the rows of an output or a store, see `open_rows`; or the records of a place of decisions.
 
-    `PLACE@DATE` names the decisions until the end of a day (UTC): a population that grows no more.
+    `PLACE@2026-12-03` names the decisions until the end of a day (UTC), `PLACE@2026-12-03T09:30Z` those until
+    a time: rows that do not change any more once it is over.
 
     Raises:
         UsageError: see `open_rows`.
     """
-    name, _, day = uri.rpartition("@")
-    if re.fullmatch(_DAY, day) and name:
+    name, _, time = uri.rpartition("@")
+    if name and re.fullmatch(_TIME, time):
         dated = open_output(name)
-        if holds_decisions(dated):
-            with usage_errors(f"{uri}: "):
-                return DecisionRows(dated, date.fromisoformat(day))
+        if _holds_decisions(dated):
+            return DecisionRows(dated, until=_end_of(time))
     output = open_output(uri)
-    if not holds_decisions(output):
+    if not _holds_decisions(output):
         return open_rows(uri, as_of)
     if as_of is not None:
-        raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until a day")
+        raise UsageError(f"{output.uri} holds decisions: write {uri}@{as_of} for those until then")
     return DecisionRows(output)
 
 
-def holds_decisions(output: Output) -> bool:
+def _end_of(text: str) -> datetime:
+    """The time that a text of `_TIME` names, or the end of a day."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: no such time: {error}") from None
+    return found if "T" in text else (found + timedelta(days=1)).replace(tzinfo=UTC)
+
+
+def _at(record: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(record["at"])
+
+
+def _holds_decisions(output: Output) -> bool:
     """Whether an output is a place of decisions, and not that of a job."""
     return output.version(objects.JOB_FILE) is None and any(output.folders(RECORDS))
 
@@ -71,17 +84,10 @@ class DecisionRows:
     `item_index` is `item_index_of` the decision. Without heads, which have no thresholds to certify.
     """
 
-    def __init__(self, output: Output, until: date | None = None, today: date | None = None) -> None:
-        """Take a place.
-
-        Args:
-            output: that holds the log.
-            until: the last day (UTC) of the decisions; None: there is none.
-            today: a day before it is over; default: the present one.
-        """
+    def __init__(self, output: Output, *, until: datetime | None = None) -> None:
+        """`until`: the time of the last decisions; None: there is none."""
         self._output = output
         self._until = until
-        self._today = today or datetime.now(UTC).date()
         self.uri = output.uri
 
     @cached_property
@@ -92,7 +98,7 @@ class DecisionRows:
             ResultsNotReadyError: there are no records.
             OutputDamagedError: the policy is gone or was changed.
         """
-        for day in reversed(days(self._output, until=self._until)):
+        for day in reversed(days(self._output, until=self._last_day)):
             one_day = datetime.strptime(day, "%Y%m%d").date()
             records = all_records(self._output, one_day, one_day)
             newest = max(filter(self._is_meant, chain.from_iterable(records)), key=_at, default=None)
@@ -110,7 +116,11 @@ class DecisionRows:
 
     def _is_meant(self, record: Mapping[str, Any]) -> bool:
         """Whether a record is of the period: a job may decide days after it was created."""
-        return self._until is None or _at(record)[:10] <= f"{self._until:%Y-%m-%d}"
+        return self._until is None or _at(record) <= self._until
+
+    @property
+    def _last_day(self) -> date | None:
+        return None if self._until is None else self._until.date()  # no decision is older than its job
 
     def job(self) -> Job:
         """A job that would have such rows; its id is that of all reads of this policy here."""
@@ -126,10 +136,8 @@ class DecisionRows:
         return [one.model_dump(mode="json") for one in self.policy.label_sets]
 
     def finished_at(self) -> datetime | None:
-        """The end of the last day, once it is over; None: there may be more at any time."""
-        if self._until is None or self._until >= self._today:
-            return None
-        return datetime.combine(self._until + timedelta(days=1), time(), UTC)
+        """The time until which they are, if that is over; None: there may be more."""
+        return self._until if self._until is not None and self._until < datetime.now(UTC) else None
 
     def early_end(self) -> EarlyEnd | None:
         """None: nothing has ended."""
@@ -160,7 +168,7 @@ class DecisionRows:
 
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         policy = self.policy
-        for records in all_records(self._output, until=self._until):
+        for records in all_records(self._output, until=self._last_day):
             rows = [
                 _row(one, policy.label_sets)
                 for one in records
@@ -169,10 +177,6 @@ class DecisionRows:
             if rows:
                 kept = [{name: row.get(name) for name in schema.names} for row in rows]
                 yield pa.RecordBatch.from_pylist(kept, schema)
-
-
-def _at(record: Mapping[str, Any]) -> str:
-    return str(record["at"])
 
 
 def _row(record: Mapping[str, Any], label_sets: Sequence[LabelSet]) -> dict[str, Any]:
