@@ -168,7 +168,9 @@ def row_reader(job: str, as_of: str | None = None) -> Iterator[RowReader]:
     """
     from clipfleet.moderation.decision_rows import open_place
 
-    if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
+    dated = job.rpartition("@")[0]  # of a place of decisions until a time
+    is_place = is_folder(job) or (dated != "" and is_folder(dated))
+    if is_output(job) or (job != LAST and is_place and not _is_job(job)):
         yield open_place(job, as_of)
         return
     require_no_version(job, as_of)
