@@ -147,7 +147,7 @@ function summary() {
   const { rows: total, ok, failed } = about;
   const main = sets[data.focus ?? 0];
   const stats = [stat("Items", n(total), about.finished_at && about.created_at ? `in ${lasted(about.created_at, about.finished_at)}` : "so far")];
-  stats.push(stat("Labelled or embedded", n(ok), total ? percent(ok / total) : ""));
+  stats.push(stat(about.task === "classify" ? "Labelled" : about.task ? "Embedded" : "Ok", n(ok), total ? percent(ok / total) : ""));
   stats.push(stat("Failed", n(failed), total ? percent(failed / total) : "", failed ? "bad" : ""));
   if (main && main.may_be_none) {
     stats.push(stat("Without a label", n(main.unlabelled), main.rows ? percent(main.unlabelled / main.rows) : ""));
@@ -179,7 +179,7 @@ const precisionOf = (label) => label.precision || label.certified_precision || l
 
 function precisionCell(label) {
   const found = precisionOf(label);
-  if (!found) return h("td", { "data-label": "Precision", class: "number faint" }, "\u2013");
+  if (!found) return h("td", { "data-label": "Precision", class: "faint" }, "\u2013");
   const said = `${precise(found.value)} (${precise(found.low)} to ${precise(found.high)}; ${found.source}, n=${n(found.n)})`;
   return h("td", { "data-label": "Precision", class: "precision", title: said },
     h("span", { class: "figure" }, precise(found.value)), h("span", { class: "unseen" }, said), interval(found),
@@ -372,7 +372,7 @@ const sheets = {
     return [
       h("div", { class: "sheet-head" }, h("div", {}, h("h3", { tabindex: "-1" }, own(label.name, 200)),
         h("p", { class: "faint" }, `${counted(label.count, "row")}, ${percent(set.rows ? label.count / set.rows : 0)}`), h("p", {}, proof(label))),
-      h("figure", {}, histogram(label.histogram, limit, true), h("figcaption", { class: "ticks faint small" }, h("span", {}, "0"), h("span", {}, limit == null ? "score" : `score, threshold ${fixed(limit)}`), h("span", {}, "1")))),
+      h("figure", {}, histogram(label.histogram, limit, true), h("figcaption", { class: "ticks faint small" }, h("span", {}, "0"), h("span", {}, `score${limit == null ? "" : `, threshold ${fixed(limit)}`} (height: square root of the rows)`), h("span", {}, "1")))),
       !label.doubtful.length && !label.uniform.length ? h("p", { class: "empty" }, "No row has this label.") : null,
       label.doubtful.length ? [h("h4", {}, "Doubtful", h("span", { class: "faint" }, ` ${doubt}`)), sheet("Doubtful items", sorted, note)] : null,
       label.uniform.length ? [h("h4", {}, "Uniform sample", h("span", { class: "faint" }, ` ${n(label.uniform.length)} of ${n(label.count)}`)), sheet("Uniform sample", label.uniform, note)] : null,
@@ -436,7 +436,7 @@ function moved() {
 
 // ---------------------------------------------------------------- all rows
 
-const PAGE = 50;
+const PAGE = window.innerWidth < 720 ? 20 : 50;
 function list() {
   const all = rows.listed || rows.items.map((_, at) => at);
   const state = { text: "", status: "", label: "", key: "item_index", down: false, page: 0 };
