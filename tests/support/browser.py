@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -77,15 +79,23 @@ class Browser:
 
     def one(self, selector: str) -> WebElement:
         """The first element that is shown."""
-        found = wait_until(
-            lambda: next((one for one in self.all(selector) if one.is_displayed()), None), f"shown: {selector}"
-        )
+
+        def shown() -> WebElement | None:
+            with suppress(StaleElementReferenceException):  # drawn anew between two questions
+                return next((one for one in self.all(selector) if one.is_displayed()), None)
+            return None
+
+        found = wait_until(shown, f"shown: {selector}")
         assert found is not None
         return found
 
     def text(self, selector: str = "body") -> str:
         """The text of an element, as a person reads it."""
         return str(self.script("return document.querySelector(arguments[0]).innerText", selector))
+
+    def wait_for(self, selector: str, text: str) -> None:
+        """Wait until an element has a text."""
+        wait_until(lambda: text in self.text(selector), f"{selector} has {text!r}")
 
     def click(self, selector: str) -> None:
         """Click on the first element that is shown."""

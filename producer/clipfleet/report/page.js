@@ -297,14 +297,12 @@ function labels() {
 
 function tile(list, place, note) {
   const at = list[place];
-  const id = visible(cell("item_id", at) ?? "");
   return h("button", {
-    type: "button", class: `tile ${note && note.kind || ""}`, tabindex: place ? "-1" : "0",
-    "aria-label": `${id.slice(0, 80)}${note && note.said ? `, ${note.said}` : ""}`, onclick: (event) => detail.open(list, place, event.currentTarget),
-  }, thumb(at, "thumb"), h("span", { class: "caption" }, h("span", { class: "figure" }, note ? note.text : ""), own(cell("item_id", at) ?? "", 40)));
+    type: "button", class: `tile ${note.kind || ""}`, tabindex: place ? "-1" : "0", onclick: (event) => detail.open(list, place, event.currentTarget),
+  }, thumb(at, "thumb"), h("span", { class: "caption" }, h("span", { class: "figure" }, note.text), " ", own(cell("item_id", at) ?? "", 40), note.said ? h("span", { class: "unseen" }, note.said) : null));
 }
 function sheet(name, list, note) {
-  const grid = h("div", { class: "sheet", role: "group", "aria-label": name }, list.map((at, place) => tile(list, place, note && note(at))));
+  const grid = h("div", { class: "sheet", role: "group", "aria-label": name }, list.map((at, place) => tile(list, place, note(at))));
   grid.addEventListener("keydown", (event) => {
     const tiles = [...grid.children];
     const place = tiles.indexOf(document.activeElement);
@@ -365,7 +363,7 @@ const sheets = {
     const note = (at) => {
       const score = scoreOf(this.set, at, this.label);
       const isBelow = !rows.answers[this.set].chosen[at].includes(this.label);
-      return { text: fixed(score, 3), kind: isBelow ? "below" : "", said: `score ${fixed(score, 3)}${isBelow ? ", not accepted" : ""}` };
+      return { text: fixed(score, 3), kind: isBelow ? "below" : "", said: isBelow ? ", not accepted" : "" };
     };
     const sorted = [...label.doubtful];
     const doubt = set.has_thresholds ? `nearest to the threshold ${fixed(limit)}, on either side` : "the next label is almost as good";
@@ -389,7 +387,7 @@ function decisions() {
   return section("decisions", "What was decided", "Rows by decision of the policy. An item that could not be judged is undecided, never allowed.",
     h("dl", { class: "stats" }, data.decisions.map((one) => stat(one.name, n(one.count), percent(one.count / total), kinds[one.name]))),
     data.decisions.filter((one) => one.items.length && one.name !== "allow").map((one) => card(h("h3", {}, badge(one.name, kinds[one.name] || "info"), h("span", { class: "faint" }, ` ${n(one.items.length)} of ${n(one.count)}`)),
-      sheet(`Items with the decision ${one.name}`, one.items, () => ({ text: one.name, said: one.name })))));
+      sheet(`Items with the decision ${one.name}`, one.items, () => ({ text: one.name })))));
 }
 
 function failures() {
@@ -422,7 +420,7 @@ function moved() {
     const show = (move, button) => {
       for (const other of button.closest("table").querySelectorAll("[aria-pressed]")) other.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-pressed", "true");
-      examples.replaceChildren(h("h4", {}, own(move.before, 60), " \u2192 ", own(move.now, 60)), sheet("Items that moved", move.items, () => ({ text: "", said: "" })));
+      examples.replaceChildren(h("h4", {}, own(move.before, 60), " \u2192 ", own(move.now, 60)), sheet("Items that moved", move.items, () => ({ text: "" })));
     };
     const line = (move) => h("tr", {}, h("th", { scope: "row" }, own(move.before, 80)), h("td", { "data-label": "Now" }, own(move.now, 80)), h("td", { class: "number", "data-label": "Rows" }, n(move.count)), h("td", { class: "share" }, bar(move.count / most)),
       h("td", {}, h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: (event) => show(move, event.currentTarget) }, "Examples")));
@@ -629,7 +627,7 @@ const marks = {
     const limit = sample.threshold == null ? null : h("span", { class: "faint small" }, `threshold ${fixed(sample.threshold, 4)}`);
     return h("li", {}, h("div", { class: "sample" }, h("div", {}, h("b", {}, own(sample.label, 100)), " ", limit, sample.note ? h("span", { class: "faint small" }, ` ${sample.note}`) : null), bar(marked / sample.items.length),
       h("span", { class: "figure", "data-left": left }, left ? `${n(left)} of ${n(sample.items.length)} still needed` : `all ${n(sample.items.length)} marked`),
-      h("button", { type: "button", class: left ? "primary" : "quiet", "data-mark": `${sample.purpose} ${sample.label}`, "aria-label": `Mark ${visible(sample.label).slice(0, 80)}, ${PURPOSES[sample.purpose]}`, onclick: () => marker.open(sample) }, marked && left ? "Go on" : left ? "Mark" : "Look again")), plan);
+      h("button", { type: "button", class: left ? "primary" : "quiet", "data-sample": marking.samples.indexOf(sample), "data-mark": `${sample.purpose} ${shortened(sample.label, 60)}`, "aria-label": `Mark ${visible(sample.label).slice(0, 80)}, ${PURPOSES[sample.purpose]}`, onclick: () => marker.open(sample) }, marked && left ? "Go on" : left ? "Mark" : "Look again")), plan);
   },
 };
 
@@ -709,8 +707,7 @@ function start() {
   detail.dialog.addEventListener("close", () => { if (detail.from && detail.from.isConnected) detail.from.focus(); });
   marker.dialog.addEventListener("close", () => {
     marks.draw();
-    const name = `${marker.sample.purpose} ${marker.sample.label}`;
-    const button = [...document.querySelectorAll("[data-mark]")].find((one) => one.dataset.mark === name);
+    const button = document.querySelector(`[data-sample="${marking.samples.indexOf(marker.sample)}"]`);
     if (button) button.focus();
   });
   document.addEventListener("keydown", (event) => {
