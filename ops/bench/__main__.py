@@ -28,6 +28,7 @@ BENCHES = (
     "relabel",
     "backfill",
     "store_memory",
+    "report_memory",
     "search",
     "gpu",
 )

@@ -59,10 +59,11 @@ def test_it_opens_from_a_file_and_no_request_leaves_it(browser: Browser, page: P
     browser.click(".tile")
     browser.press("Escape")
     assert {url.partition(":")[0] for url in browser.requests()} <= {"file", "data", "blob"}
-    assert browser.script("return performance.getEntriesByType('resource').filter(r => !/^(data|blob):/.test(r.name)).length") == 0
+    loaded = browser.script("return performance.getEntriesByType('resource').map(one => one.name)")
+    assert [name for name in loaded if not name.startswith(("data:", "blob:"))] == []
     assert browser.complaints() == []
-    paint = browser.script(
-        "return Object.fromEntries(performance.getEntriesByType('paint').map(one => [one.name, one.startTime]))"
+    paint_ms = browser.script(
+        "return performance.getEntriesByName('first-contentful-paint').map(one => one.startTime)[0] || 0"
     )
     filter_ms = browser.script(
         "const box = document.getElementById('search'); const began = performance.now();"
@@ -70,7 +71,7 @@ def test_it_opens_from_a_file_and_no_request_leaves_it(browser: Browser, page: P
     )
     print(
         f"report of {ITEMS:,} items: {page.stat().st_size / 1e6:.1f} MB, first paint "
-        f"{paint.get('first-contentful-paint', 0):.0f} ms, filter {filter_ms:.0f} ms"
+        f"{paint_ms:.0f} ms, filter {filter_ms:.0f} ms"
     )
 
 
@@ -81,13 +82,16 @@ def test_rows_are_filtered_sorted_and_searched(browser: Browser, page: Path) -> 
     browser.press(*"img4321")
     assert browser.text("#row-count") == "1\u20131 of 1 row"
     assert "img4321" in browser.text("#rows tbody")
-    browser.script("const box = document.getElementById('search'); box.value = ''; box.dispatchEvent(new Event('input'))")
+    browser.script(
+        "const box = document.getElementById('search'); box.value = ''; box.dispatchEvent(new Event('input'))"
+    )
     browser.click("#rows [data-key=score] button")
     scores = [float(text) for text in re.findall(r"\b[01]\.\d{3}\b", browser.text("#rows tbody"))]
     assert scores and scores == sorted(scores, reverse=True)
     browser.script(
         "const box = document.getElementById('label-filter');"
-        "box.value = [...box.options].find(one => one.text === 'fox').value; box.dispatchEvent(new Event('change'))"
+        "box.value = [...box.options].find(one => one.text === 'fox').value;"
+        "box.dispatchEvent(new Event('change'))"
     )
     lines = browser.all("#rows tbody tr")
     assert lines and all("fox" in line.text for line in lines)

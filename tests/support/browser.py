@@ -139,5 +139,7 @@ class Browser:
     def downloaded(self, name: str) -> Path:
         """Wait for a download."""
         path = self.downloads / name
-        wait_until(lambda: path.exists() and not list(self.downloads.glob("*.crdownload")), f"download of {name}")
+        wait_until(
+            lambda: path.exists() and not list(self.downloads.glob("*.crdownload")), f"download of {name}"
+        )
         return path

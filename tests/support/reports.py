@@ -44,18 +44,30 @@ def rows_by_formula(count: int, seed: int = 1) -> tuple[list[dict[str, Any]], li
         uri = f"https://{HOSTS[index % 3]}/{index}.jpg"
         if chance.random() < 0.03:
             code = CODES[index % len(CODES)]
-            rows.append({**failed(index), "uri": uri, "error_code": code, "error_detail": f"{code} of {index}"})
+            rows.append(
+                {**failed(index), "uri": uri, "error_code": code, "error_detail": f"{code} of {index}"}
+            )
         else:
             rows.append(accepting_row(index, scores, uri=uri, width=640, height=480))
         shown.append(truth)
     return rows, shown
 
 
-def accepting_row(index: int, scores: dict[str, float], threshold: float = 0.5, **values: Any) -> dict[str, Any]:
+def accepting_row(
+    index: int, scores: dict[str, float], threshold: float = 0.5, **values: Any
+) -> dict[str, Any]:
     """A row with the score of every label, and the labels that reach a threshold."""
     found = scored(index, scores, len(scores))
-    accepted = [label for label, score in zip(found["labels"], found["scores"], strict=True) if score >= threshold]
-    return {**found, "accepted": accepted, "label": next(iter(accepted), None), "score": found["scores"][0], **values}
+    accepted = [
+        label for label, score in zip(found["labels"], found["scores"], strict=True) if score >= threshold
+    ]
+    return {
+        **found,
+        "accepted": accepted,
+        "label": next(iter(accepted), None),
+        "score": found["scores"][0],
+        **values,
+    }
 
 
 def hostile_rows() -> tuple[list[dict[str, Any]], LabelSet]:
@@ -66,7 +78,9 @@ def hostile_rows() -> tuple[list[dict[str, Any]], LabelSet]:
         if index % 4 == 3:
             rows.append({**failed(index), "item_id": text, "uri": text, "error_detail": text})
         else:
-            scores = {label: 0.9 if place == index % len(labels) else 0.1 for place, label in enumerate(labels)}
+            scores = {
+                label: 0.9 if place == index % len(labels) else 0.1 for place, label in enumerate(labels)
+            }
             rows.append(accepting_row(index, scores, item_id=text, uri=text))
     return rows, multi_set(labels)
 
