@@ -26,6 +26,7 @@ BENCHES = (
     "latency",
     "gateway",
     "relabel",
+    "replay",
     "backfill",
     "store_memory",
     "report_memory",

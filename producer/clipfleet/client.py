@@ -46,12 +46,17 @@ if TYPE_CHECKING:
     from clipfleet.moderation.policy_files import PolicyFile
     from clipfleet.outputs import Output
     from clipfleet.relabel.origin import Origin
+    from clipfleet.replay.outcome import Replayed
+    from clipfleet.replay.replaying import Wait
+    from clipfleet.results.rows import RowReader
     from clipfleet.results.vector_ranges import VectorRanges
     from clipfleet.sources import Source, SourceLike
     from clipfleet.store.place import StorePlace
     from clipfleet.submit.submission import GoneItems
 
 __all__ = ["BackfillOptions", "Client", "JobHandle", "JobOptions", "JobSpec"]
+
+_REPLAYS_KEPT_SECONDS = 3600  # rows in Redis that a replay compares, and then nobody needs
 
 T = TypeVar("T")
 
@@ -269,20 +274,62 @@ class Client:
             options: those of the model and of images must be left out: the vectors have them. With
                 `store_embeddings` the vectors are copied, of their type unless `vector_type` is given.
         """
-        from clipfleet.heads.choosing import read_heads, require_length
-        from clipfleet.relabel.source import VectorSource
+        from clipfleet.heads.choosing import read_heads
 
         chosen = read_heads(heads)
         label_sets = _label_sets(labels, templates, multi=multi, none=none, has_heads=bool(chosen))
         self._first().ping()
-        found = self._origin(origin, as_of)
-        size, vectors = found.chunk_size(options.chunk_size), found.vectors
-        described = found.described(options).model_copy(update={"chunk_size": size})
-        require_length(chosen, found.job.model, vectors.dimension)
-        return self._submit(
-            VectorSource(found, size), described, Task.CLASSIFY, label_sets, heads=chosen, vectors=vectors,
-            top_k=top_k, label_set_column=label_set_column,
+        found = self._origin(self._reader(origin, as_of), _job_id_of(origin))
+        return self._submit_vectors(
+            found, options, label_sets, heads=chosen, top_k=top_k, label_set_column=label_set_column
+        )
+
+    def replay(
+        self,
+        origin: JobHandle | str | Path,
+        policy: str | Path | PolicyFile,
+        *,
+        against: str | Path | PolicyFile | None = None,
+        as_of: str | None = None,
+        changes: str | Path | None = None,
+        wait: Wait = JobHandle.wait,
+        options: JobOptions = DEFAULT_OPTIONS,
+    ) -> Replayed:
+        """Decide by another policy without images, and compare. Blocks; records and announces nothing.
+
+        Args:
+            origin: a finished moderation job; or any job with vectors, or a store, with `against`. See
+                `relabel`.
+            policy: the file of the new policy.
+            against: that of the old one. Default: the policy of the job.
+            as_of: see `relabel`.
+            changes: a .jsonl, .csv or .parquet file for all items that change side.
+            wait: blocks until a job has ended.
+            options: `output`, `overwrite`, `part_format`, `lane` and `chunk_size`. With an output, the
+                decided rows are kept in its folders `old` and `new`. Default: in Redis for an hour, up to
+                100,000 items.
+
+        Raises:
+            UsageError: see `Replay.run`; the message says what to change.
+            WorldError: likewise.
+        """
+        from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
+        from clipfleet.replay.replaying import Replay, Services
+
+        def policy_of(given: str | Path | PolicyFile) -> PolicyFile:
+            return given if isinstance(given, PolicyFile) else read_policy_file(given)
+
+        self._first().ping()
+        reader, job_id = self._reader(origin, as_of), _job_id_of(origin)
+        services = Services(
+            partial(self._origin, reader, job_id), self._policy_of, self._submit_replay,
+            partial(self._ledger.cancel, ttl_seconds=_REPLAYS_KEPT_SECONDS),
         )  # fmt: skip
+        return Replay(
+            reader=reader, services=services, new=policy_of(policy),
+            against=None if against is None else policy_of(against), options=options,
+            changes=None if changes is None else Path(changes), wait=wait,
+        ).run()  # fmt: skip
 
     def backfill(
         self,
@@ -379,19 +426,56 @@ class Client:
             self._say,
         )
 
-    def _origin(self, origin: JobHandle | str | Path, as_of: str | None) -> Origin:
-        from clipfleet.relabel.origin import origin_of, origin_of_store
+    def _reader(self, origin: JobHandle | str | Path, as_of: str | None) -> RowReader:
         from clipfleet.results.places import open_rows
-        from clipfleet.results.store_rows import StoreRows
 
         if isinstance(origin, JobHandle):
             if as_of is not None:
                 raise UsageError(f"{origin.job_id} is a job: only stores have versions, leave `as_of=` out")
-            return origin_of(origin.rows_reader(), self._open_ranges, origin.job_id)
-        reader = open_rows(str(origin), as_of)
-        return (
-            origin_of_store(reader) if isinstance(reader, StoreRows) else origin_of(reader, self._open_ranges)
-        )
+            return origin.rows_reader()
+        return open_rows(str(origin), as_of)
+
+    def _origin(self, reader: RowReader, job_id: str | None) -> Origin:
+        from clipfleet.relabel.origin import origin_of, origin_of_store
+        from clipfleet.results.store_rows import StoreRows
+
+        if isinstance(reader, StoreRows):
+            return origin_of_store(reader)
+        return origin_of(reader, self._open_ranges, job_id)
+
+    def _submit_vectors(
+        self,
+        found: Origin,
+        options: JobOptions,
+        label_sets: Sequence[LabelSet],
+        *,
+        heads: Sequence[HeadFile],
+        **asked: Any,
+    ) -> JobHandle:
+        from clipfleet.heads.choosing import require_length
+        from clipfleet.relabel.source import VectorSource
+
+        size, vectors = found.chunk_size(options.chunk_size), found.vectors
+        described = found.described(options).model_copy(update={"chunk_size": size})
+        require_length(heads, found.job.model, vectors.dimension)
+        return self._submit(
+            VectorSource(found, size), described, Task.CLASSIFY, label_sets, heads=heads, vectors=vectors,
+            **asked,
+        )  # fmt: skip
+
+    def _submit_replay(self, found: Origin, chosen: PolicyFile, options: JobOptions) -> JobHandle:
+        policy, seconds = chosen.policy, _REPLAYS_KEPT_SECONDS
+        return self._submit_vectors(
+            found, options, policy.label_sets, heads=chosen.heads, top_k=policy.most_labels,
+            policy=policy.of_a_job(is_dry=True),
+            retention=Retention(seconds, seconds) if options.output is None else None,
+        )  # fmt: skip
+
+    def _policy_of(self, job: Job, known: Sequence[HeadFile]) -> PolicyFile:
+        from clipfleet.outputs import output_of
+        from clipfleet.replay.earlier import policy_of_job
+
+        return policy_of_job(job, output_of(job, self._store), known)
 
     def _open_ranges(self, job: Job, vectors: StoredVectors) -> VectorRanges:
         from clipfleet.outputs import open_output
@@ -473,6 +557,7 @@ class Client:
         heads: Sequence[HeadFile] = (),
         text_column: str | None = None,
         gone: GoneItems | None = None,
+        retention: Retention | None = None,
         **asked: Any,
     ) -> JobHandle:
         from clipfleet.heads.choosing import require_model
@@ -499,7 +584,8 @@ class Client:
                 job, chooses_size = job.model_copy(update={"chunk_size": known.chunk_size}), False
         if holder is not None and holder.is_same(job):
             self._rebuild(output, holder, ledger)  # a no-op unless the ledger has lost some of it
-        retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
+        if retention is None:
+            retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
             overwriting = Overwriting(
@@ -536,6 +622,10 @@ class Client:
             had_ended=had_ended,
             whole_items=whole_items,
         )
+
+
+def _job_id_of(origin: JobHandle | str | Path) -> str | None:
+    return origin.job_id if isinstance(origin, JobHandle) else None
 
 
 def _label_sets(

@@ -12,6 +12,7 @@
     │   ├── QuotaExceededError     the quota is used up: submit later, or raise it
     │   ├── TooManyItemsError      more than Redis keeps per job: give an output
     │   ├── ResultsNotReadyError   no part has been written yet
+    │   ├── SignatureError         a webhook request was not signed with this secret, or is too old
     │   └── ResultsExpiredError    the rows in Redis have expired
     └── WorldError             an external failure: retrying later may help
         ├── RedisUnavailableError  no Redis responds at the configured address
@@ -88,6 +89,10 @@ class ResultsExpiredError(UsageError):
 
 class ResultsNotReadyError(UsageError):
     """The job has no rows yet."""
+
+
+class SignatureError(UsageError):
+    """A webhook request was not signed with this secret, or not within the last minutes."""
 
 
 class WorldError(ClipfleetError):

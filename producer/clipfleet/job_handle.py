@@ -134,6 +134,18 @@ class JobHandle:
 
         return rows.vectors(self.rows_reader())
 
+    def decisions(self) -> dict[str, int]:
+        """Count the rows of a moderation job that are there by decision, in the order of `DecisionStatus`.
+
+        Raises:
+            UsageError: the job has no policy. Otherwise see `RowReader.read`.
+        """
+        from clipfleet.moderation.records import count_decisions
+
+        if self.job.policy is None:
+            raise UsageError(f"job {self.job_id} has no policy, and so no decisions")
+        return count_decisions(self.rows_reader())
+
     def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
         """Copy the rows that are there into a new folder, see `clipfleet.exports.export`."""
         from clipfleet.exports import export

@@ -36,7 +36,8 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
     loops = {phase["loop"] for phase in report["phases"]}
     assert loops >= {
-        "hints", "lease keeper", "reconciler", "puller", "announcer", "batcher", "fetch loop", "drain",
+        "hints", "lease keeper", "reconciler", "puller", "announcer", "courier", "batcher",
+        "fetch loop", "drain",
     }  # fmt: skip
 
     cluster.server.child.kill()

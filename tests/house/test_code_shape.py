@@ -23,6 +23,7 @@ MAY_SWALLOW = {
     ("clipfleet_worker/hints/tasks.py", "_work"),
     ("clipfleet_worker/hints/tasks.py", "finish_job"),
     ("clipfleet_worker/hints/tasks.py", "_finish"),
+    ("clipfleet_worker/webhooks/courier.py", "_deliver"),
     ("clipfleet_gateway/asking/asker.py", "_run"),
     ("clipfleet_gateway/asking/ends.py", "_read"),
     ("clipfleet_gateway/asking/work_hints.py", "_run"),

@@ -18,10 +18,12 @@ from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.contract.label_sets import Claim, Promise
 from clipfleet.contract.parts import PART_COLUMNS
+from clipfleet.contract.webhooks import EventType
 from clipfleet.labels.certifying import MOST_LOOKS, level, passes
 from clipfleet.settings import Settings
 from clipfleet.store.rows import OWN_COLUMNS
 from clipfleet.terminal import program
+from clipfleet.webhooks.schedule import DELAYS_SECONDS, MAX_ATTEMPTS
 from clipfleet_gateway import commands as gateway_cli
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_worker.cli import commands as worker_cli
@@ -39,6 +41,7 @@ COMMANDS_PAGE = DOCS / "reference" / "commands.md"
 RESULTS_PAGE = DOCS / "results.md"
 STORE_PAGE = DOCS / "store.md"
 CERTIFY_PAGE = DOCS / "certify.md"
+WEBHOOKS_PAGE = DOCS / "webhooks.md"
 
 # Codes of failures that may pass without a change of the item.
 RETRYABLE = {
@@ -129,6 +132,19 @@ def test_the_columns_of_a_head_are_those_of_the_contract() -> None:
     head = head_file(4, 2, name="NAME", kind=HeadKind.MULTILABEL).of_job
     rows = table(RESULTS_PAGE, "column of a head", "type", "what it holds")
     assert [row[0] for row in rows] == [f"`{name}`" for name in head.columns]
+
+
+def test_the_events_of_webhooks_are_those_of_the_contract() -> None:
+    rows = table(WEBHOOKS_PAGE, "type", "when", "`data`")
+    assert [row[0] for row in rows] == [f"`{one}`" for one in EventType]
+
+
+def test_the_back_off_of_webhooks_is_that_of_the_code() -> None:
+    units = {"s": 1, "min": 60, "h": 3600}
+    rows = table(WEBHOOKS_PAGE, "failed attempts", "wait")
+    shown = [float(number) * units[unit] for number, unit in (wait.split() for _, wait in rows)]
+    assert [int(attempts) for attempts, _ in rows] == [*range(1, MAX_ATTEMPTS)]
+    assert shown == [*DELAYS_SECONDS]
 
 
 def test_the_marks_needed_are_those_of_the_first_look() -> None:

@@ -9,6 +9,7 @@
 | `load hang FILE` | hangs while it loads a model |
 | `standstill SECONDS` | ends when none of its threads has run for so long |
 | `throttle FILE` | has a fake model; slow at marked and at black images, and at parts while FILE exists |
+| `hasty` | gives a webhook up after 12 attempts in seconds; 1 s for a request, leases of 5 s |
 | `harm` | has a decoder that images can harm, see `hostile_decoder` |
 """
 
@@ -24,6 +25,8 @@ import numpy as np
 
 from clipfleet.contract.jobs import DecodeRoute, Exif
 from clipfleet.settings import checked
+from clipfleet.webhooks import schedule
+from clipfleet_worker.assembly import webhooks
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.chunk import held_lease, pipeline
 from clipfleet_worker.decode.decoder import Decoder
@@ -34,6 +37,8 @@ from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.webhooks import pace
+from clipfleet_worker.webhooks.courier import Courier
 from ops.chaos.crash_points import CrashPoint, stand_in_worker
 from tests.support.crash_points import dies_at, freezes_at, hang, hangs_at, records_in
 from tests.support.hostile_decoder import HostileDecoder
@@ -50,6 +55,9 @@ def alter(arguments: list[str]) -> dict[str, Any]:
         case ["throttle", file]:
             stand_in_worker(partial(slow_write, Path(file)))
             return {"decoder_class": SlowDecoder, "load_model": lambda name, *_: SlowEncoder(name)}
+        case ["hasty"]:
+            hasten_webhooks()
+            return {}
         case ["harm"]:
             return {"decoder_class": HostileDecoder}
         case ["standstill", seconds]:
@@ -71,6 +79,14 @@ def alter(arguments: list[str]) -> dict[str, Any]:
             raise SystemExit(__doc__)
     stand_in_worker(reach)
     return {}
+
+
+def hasten_webhooks() -> None:
+    """The same back-off, in seconds for hours."""
+    schedule.DELAYS_SECONDS = tuple(min(0.2 * n, 1.0) for n in range(1, schedule.MAX_ATTEMPTS))
+    pace.MAX_PAUSE_SECONDS = 0.5
+    webhooks.REQUEST_SECONDS = 1.0
+    webhooks.Courier = partial(Courier, lease_seconds=5.0)  # type: ignore[assignment, misc]
 
 
 class SlowDecoder(Decoder):

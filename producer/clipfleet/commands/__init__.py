@@ -5,6 +5,10 @@ from __future__ import annotations
 from clipfleet.commands import following, jobs, marking, results, submitting
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
+from clipfleet.commands.moderating import reviewing
+from clipfleet.commands.moderating.moderate import moderate
+from clipfleet.commands.moderating.policies import policy_app
+from clipfleet.commands.moderating.tail import tail
 from clipfleet.commands.one_source import OneSourceCommand
 from clipfleet.commands.reporting import report
 from clipfleet.commands.searching.diff import diff
@@ -12,6 +16,7 @@ from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search
 from clipfleet.commands.stores.backfill import backfill
 from clipfleet.commands.stores.group import stores_app
+from clipfleet.commands.webhooks.group import webhooks_app
 from clipfleet.settings import Settings
 from clipfleet.terminal.help import add_command
 from clipfleet.terminal.program import new_app, run_program
@@ -25,6 +30,7 @@ for _function, _example in (
     (submitting.classify, "clipfleet classify photos --labels cat,dog -o results/photos"),
     (submitting.embed, "clipfleet embed 'shards/*.tar' -o results/vectors"),
     (submitting.embed_text, "clipfleet embed-text queries.txt -o results/queries"),
+    (moderate, "clipfleet moderate uploads --policy uploads.yaml -o results/uploads"),
     (backfill, "clipfleet backfill s3://photos/ --store s3://vectors/photos"),
 ):
     add_command(app, _example, cls=OneSourceCommand)(_function)
@@ -43,6 +49,14 @@ for _function, _example in (
     (search, "clipfleet search 'a red car' s3://vectors/photos --top 50"),
     (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),
     (diff, "clipfleet diff s3://vectors/photos@2026-11-30 s3://vectors/photos"),
+    (reviewing.explain, "clipfleet explain dec-20261203-3f9a1c2b7d4e-0-17 results/uploads"),
+    (
+        reviewing.verdict,
+        "clipfleet verdict dec-20261203-3f9a1c2b7d4e-0-17 upheld --place out",
+    ),
+    (reviewing.verdicts, "clipfleet verdicts results/uploads --sample certify.csv -o marks.csv"),
+    (reviewing.prune, "clipfleet prune s3://moderation/decisions"),
+    (tail, "clipfleet tail --status flag --status review"),
     (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
     (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
     (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
@@ -55,7 +69,9 @@ for _function, _example in (
 ):
     add_command(app, _example)(_function)
 app.add_typer(heads_app, name="head")
+app.add_typer(policy_app, name="policy")
 app.add_typer(stores_app, name="store")
+app.add_typer(webhooks_app, name="webhooks")
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ def follow(
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
     estimate = _estimate(job) if wait else None
+    decisions = _decisions(job) if snapshot.state.is_final else None
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -74,12 +75,15 @@ def follow(
             "already_ended": had_ended,
             "limit": snapshot.limit and asdict(snapshot.limit),
             "estimate": estimate and asdict(estimate),
+            **({} if decisions is None else {"decisions": decisions}),
         }
         typer.echo(json.dumps(summary))
         for line in reason_lines(snapshot):
             say(line, style="red")
     else:
         _say_summary(client, job, snapshot, seconds, had_ended=had_ended)
+        if decisions is not None:
+            say(", ".join(f"{status} {count:,}" for status, count in decisions.items()))
         if estimate is not None:
             say(estimate_words(estimate))
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
@@ -100,6 +104,17 @@ def _estimate(job: JobHandle) -> Estimate | None:
         return job.estimate()
     except ClipfleetError as error:  # such as rows that have expired: the job has ended well all the same
         say_trouble(f"no estimate for all items: {error}")
+        return None
+
+
+def _decisions(job: JobHandle) -> dict[str, int] | None:
+    """The items of a moderation job by decision; None of other jobs, or if its rows cannot be read."""
+    if job.job.policy is None:
+        return None
+    try:
+        return job.decisions()
+    except ClipfleetError as error:
+        say_trouble(f"the decisions cannot be counted: {error}")
         return None
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,9 +55,16 @@ if TYPE_CHECKING:
 Submit = Callable[["Client"], "JobHandle"]
 
 
-def _with_job_options(
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """What a command does in place of a submit."""
+
+    run: Callable[[bool], None]  # with the value of `--json`
+
+
+def with_job_options(
     *left_out: str, **instead: Any
-) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
+) -> Callable[[Callable[..., Submit | Instead]], Callable[..., None]]:
     """Add all `JOB_OPTIONS` but some to a command, which gets them as `JobOptions` and returns the submit.
 
     `instead` are options by name that take the place of those.
@@ -71,11 +79,19 @@ def _with_job_options(
         if name not in left_out
     }  # fmt: skip
 
-    def decorated(command: Callable[..., Submit]) -> Callable[..., None]:
+    def decorated(command: Callable[..., Submit | Instead]) -> Callable[..., None]:
         def run(*, wait: Wait = True, as_json: AsJson = False, **values: Any) -> None:
             chosen = {name: values.pop(name) for name in shared}
+            is_named = chosen["job_id"] is not None
             job_id = chosen["job_id"] = chosen["job_id"] or new_job_id()
             submit = command(**values, options=JobOptions(**chosen))
+            if isinstance(submit, Instead):
+                if is_named or not wait:
+                    raise UsageError(
+                        f"{'--job-id' if is_named else '--no-wait'} is for one job: leave it out"
+                    )
+                submit.run(as_json)
+                return
             _submit_and_follow(submit, job_id, wait=wait, as_json=as_json)
 
         *own, _ = inspect.signature(command, eval_str=True).parameters.values()
@@ -88,7 +104,7 @@ def _with_job_options(
     return decorated
 
 
-@_with_job_options()
+@with_job_options()
 def classify(
     source: Source,
     labels: Labels = None,
@@ -112,25 +128,26 @@ def classify(
     )  # fmt: skip
 
 
-def _refuse_for_vectors(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    """Refuse an option of images, whatever its value, where vectors are labelled again."""
-    source = context.get_parameter_source(parameter.name or "")
-    if source is not None and source.name == "COMMANDLINE":
-        raise typer.BadParameter(
-            "vectors are labelled again as they were made, without their images: leave it out"
-        )
-    return value
+def refused(name: str, why: str) -> Any:
+    """An option of jobs that a command does not have: if it is given, it is refused with the reason."""
 
+    def refuse(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(why)
+        return value
 
-def _refused(name: str) -> Any:
     option = copy(JOB_OPTIONS[name])
-    option.hidden, option.callback = True, _refuse_for_vectors
+    option.hidden, option.callback = True, refuse
     return option
 
 
-@_with_job_options(
+_MADE_BEFORE = "vectors are labelled again as they were made, without their images: leave it out"
+
+
+@with_job_options(
     "vector_type",
-    **{name: _refused(name) for name in (*OF_THE_VECTORS, *OF_IMAGES)},
+    **{name: refused(name, _MADE_BEFORE) for name in (*OF_THE_VECTORS, *OF_IMAGES)},
     chunk_size=typer.Option(
         min=1,
         max=MAX_CHUNK_SIZE,
@@ -187,13 +204,13 @@ def _vectors_of(client: Client, name: str) -> JobHandle | str:
     )
 
 
-@_with_job_options("store_embeddings")
+@with_job_options("store_embeddings")
 def embed(source: Source, head: Heads = None, *, options: JobOptions) -> Submit:
     """Compute an embedding of every image."""
     return lambda client: client.embed(source, heads=head or (), options=options)
 
 
-@_with_job_options("decode", "exif", "url_column", "base_uri", "store_embeddings")
+@with_job_options("decode", "exif", "url_column", "base_uri", "store_embeddings")
 def embed_text(
     source: Annotated[
         str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")

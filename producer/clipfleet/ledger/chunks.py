@@ -144,7 +144,9 @@ class ChunkLedger:
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, int(claim.has_history),
-                measured_argument(work_seconds, meters), *flat(codes),
+                measured_argument(work_seconds, meters), len(decisions),
+                *(part for one in decisions for part in (one.status, one.event_id, one.policy, one.record)),
+                *flat(codes),
             )
         )  # fmt: skip
 

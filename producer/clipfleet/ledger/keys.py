@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipfleet.contract.jobs import UNNAMED_PREFIXES
+
 PREFIX = "clipfleet"
 QUEUE = "clipfleet"  # the Celery queue that carries hints
 WORK_TASK = "clipfleet.work"
@@ -26,6 +28,10 @@ WALKED = f"{PREFIX}:walked"  # string: rank in `JOBS` at which the next reconcil
 COUNTED = (
     f"{PREFIX}:counted"  # zset: job that is unfinished, or has staged items in Redis -> creation time, ms
 )
+DECISIONS = f"{PREFIX}:decisions"  # stream: the last decisions of moderation jobs
+WEBHOOKS = f"{PREFIX}:webhooks"  # hash: endpoint id -> JSON, see `Endpoint`
+WEBHOOKS_OFF = f"{PREFIX}:webhooks-off"  # hash: endpoint id -> why nothing is delivered to it
+WEBHOOK_TROUBLE = f"{PREFIX}:webhook-trouble"  # hash: endpoint id -> error of its last attempt
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
 
@@ -58,6 +64,33 @@ def act(name: str, act: str) -> str:
 def text_matrix(model_fingerprint: str, label_set_hash: str, suffix: str = "") -> str:
     """Name of the string with an encoded label set that workers share; suffix `:lock`: its encoder."""
     return f"{PREFIX}:text-matrix:{model_fingerprint}:{label_set_hash}{suffix}"
+
+
+def published(event_id: str) -> str:
+    """Name of the string that is there if an event was published, for a week."""
+    return f"{PREFIX}:published:{event_id}"
+
+
+def deliveries(token: str) -> str:
+    """Name of the list of the deliveries that this token has claimed, each as endpoint id, event id."""
+    return f"{PREFIX}:deliveries:{token}"
+
+
+# --- Redis: per endpoint of webhooks ---
+
+
+def webhook(endpoint_id: str, suffix: str) -> str:
+    """Name of a key of an endpoint, see `WEBHOOK_SUFFIXES`."""
+    return f"{PREFIX}:webhook:{endpoint_id}{suffix}"
+
+
+PENDING = ":pending"  # zset: event id -> time from which it may be delivered, or the end of its lease, ms
+FAILED = ":failed"  # zset: event id -> when its last attempt failed, ms
+BODIES = ":bodies"  # hash: event id -> type, newline, time of the event in ms[, newline, data as JSON]
+ATTEMPTS = ":attempts"  # hash: event id -> failed attempts
+HOLDERS = ":holders"  # hash: event id -> token of its lease
+ERRORS = ":errors"  # hash: event id -> error of its last attempt
+WEBHOOK_SUFFIXES = (PENDING, FAILED, BODIES, ATTEMPTS, HOLDERS, ERRORS)
 
 
 # --- Redis: per job (the braces avoid clashes with the names above, whatever the job is called) ---
@@ -113,7 +146,9 @@ def lua_prelude() -> str:
         "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "SWEEPS",
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
         "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "ITEMS", "ROWS",
-        "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
+        "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED", "DECISIONS",
+        "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "PENDING", "FAILED", "BODIES", "ATTEMPTS", "HOLDERS",
+        "ERRORS",
     )  # fmt: skip
     lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
@@ -126,6 +161,11 @@ def lua_prelude() -> str:
         f"local function lock_key(name) return '{lock(_spliced('name'))}' end",
         f"local function spent_key(name) return '{spent(_spliced('name'))}' end",
         f"local function act_key(name, act) return '{act(_spliced('name'), _spliced('act'))}' end",
+        f"local function published_key(event_id) return '{published(_spliced('event_id'))}' end",
+        f"local function deliveries_key(token) return '{deliveries(_spliced('token'))}' end",
+        f"local function webhook_key(id, suffix) return '{webhook(_spliced('id'), _spliced('suffix'))}' end",
+        f"local WEBHOOK_SUFFIXES = {_lua_list(WEBHOOK_SUFFIXES)}",
+        f"local UNNAMED = {_lua_list(UNNAMED_PREFIXES)}",
         f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",
         f"local PENDING_SUFFIXES = {_lua_list(PENDING_SUFFIXES)}",
         f"local RESULT_SUFFIXES = {_lua_list(RESULT_SUFFIXES)}",

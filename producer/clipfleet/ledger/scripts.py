@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import redis_errors
 
-_SHARED = ("measured", "transitions", "mending")  # each uses only those before it
+_SHARED = ("measured", "outbox", "transitions", "mending")  # each uses only those before it
 _AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script works on, see guard.lua
 _FOR_THE_GUARD = re.compile(r"^ *(queue_)?at_hand = .*$\n", re.MULTILINE)
 # redis-py has no class for them.

@@ -27,7 +27,7 @@ from clipfleet.contract.policies import (
     decision_day,
     job_digest,
 )
-from clipfleet.moderation.evidence import CHOSEN, MISSING, Evidence, evidence_of
+from clipfleet.moderation.evidence import MISSING, Evidence, evidence_of
 
 
 def with_decisions(rows: pa.Table, job: Job, generation: int, now: datetime) -> pa.Table:
@@ -187,10 +187,9 @@ def _entries(one: _Tested, rule: str, action: str, models: pa.Array, places: pa.
             [one.evidence.of_model(model) for model in of_rows.dictionary.to_pylist()], pa.string()
         )
         sources = pc.fill_null(words.take(of_rows.indices), one.evidence.of_model(None))
-    test = "chosen" if one.evidence.source == CHOSEN else "below" if one.evidence.is_below else "at_least"
     same: dict[str, Any] = {
         "rule": rule, "action": action, "label_set": condition.label_set, "head": condition.head,
-        "label": condition.label, "threshold": one.evidence.threshold, "test": test,
+        "label": condition.label, "threshold": one.evidence.threshold, "test": one.evidence.test,
     }  # fmt: skip
     columns = []
     for field in REASON_TYPE:

@@ -25,6 +25,13 @@ class Evidence:
     source: str  # if no certificate is of the model of the row
     by_model: Mapping[str, str]  # model fingerprint -> its certificate in words
 
+    @property
+    def test(self) -> str:
+        """How the score is compared: `at_least`, `below`, or `chosen` by the head."""
+        if self.threshold is None:
+            return "chosen"
+        return "below" if self.is_below else "at_least"
+
     def of_model(self, fingerprint: str | None) -> str:
         """What proves the threshold for rows of a model."""
         if fingerprint is not None and fingerprint in self.by_model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 from clipfleet.contract.columns import DECISION_COLUMNS, LABEL_COLUMNS, head_scores_column, label_columns
 from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.policies import DecisionId, policy_facts
+from clipfleet.contract.policies import DecisionId, DecisionStatus, policy_facts
 from clipfleet.parts.json_rows import json_dicts
+from clipfleet.results.rows import RowReader
 
 _STATUS, _ID, _AT, _REASONS = DECISION_COLUMNS
 _THIN_REASONS = 20  # in an announcement; all are in the record
@@ -62,10 +64,12 @@ def thin(record: dict[str, Any]) -> str:
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
-def statuses(rows: pa.Table) -> dict[str, int]:
-    """Count rows by decision."""
-    counts = pc.value_counts(rows[_STATUS].combine_chunks())
-    return {pair["values"]: pair["counts"] for pair in counts.to_pylist()}
+def count_decisions(reader: RowReader) -> dict[str, int]:
+    """Count the rows so far by decision, in the order of `DecisionStatus`. Raises like `RowReader.read`."""
+    counts: Counter[str] = Counter()
+    for batch in reader.read([_STATUS]).batches:
+        counts.update({one["values"]: one["counts"] for one in pc.value_counts(batch[_STATUS]).to_pylist()})
+    return {status.value: counts[status] for status in DecisionStatus}
 
 
 def _error(row: dict[str, Any]) -> dict[str, str] | None:

@@ -114,12 +114,7 @@ def origin_of(reader: RowReader, open_ranges: OpenRanges, job_id: str | None = N
             f"{uri}: keeps no vectors: embed its source with `clipfleet embed`, or label it with "
             "`store_embeddings=True`, once; then its vectors can be labelled again and again"
         )
-    finished_at = reader.finished_at()
-    if finished_at is None:
-        raise UsageError(
-            f"{uri}: job {job.job_id} has not finished: wait for it with `clipfleet watch {job.job_id}`, or "
-            f"continue it with `clipfleet retry {job.job_id}` if it was cancelled or has failed"
-        )
+    finished_at = require_finished(reader, job)
     fingerprints, dimension = _model_of(reader, job)
     where = REDIS_OUTPUT if job.output_is_redis else uri
     vectors = StoredVectors(
@@ -133,6 +128,22 @@ def origin_of(reader: RowReader, open_ranges: OpenRanges, job_id: str | None = N
     if found.largest_part > MAX_CHUNK_SIZE:
         raise OutputDamagedError(f"{uri}: a part has {found.largest_part:,} rows, more than any job writes")
     return found
+
+
+def require_finished(reader: RowReader, job: Job) -> datetime:
+    """When a job finished.
+
+    Raises:
+        UsageError: it has not, so that rows may be missing.
+    """
+    finished_at = reader.finished_at()
+    if finished_at is None:
+        raise UsageError(
+            f"{reader.uri}: job {job.job_id} has not finished: wait for it with `clipfleet watch "
+            f"{job.job_id}`, or continue it with `clipfleet retry {job.job_id}` if it was cancelled or has "
+            "failed"
+        )
+    return finished_at
 
 
 def origin_of_store(rows: StoreRows) -> Origin:

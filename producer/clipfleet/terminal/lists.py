@@ -23,7 +23,7 @@ _LEAST = 12  # width to which a cell is shortened, at least
 _SHARE_OF_MODELS = 0.5  # of the room for sources and models, where both are too long
 _MOST_NUMBERS = 32  # of a list that is shown whole
 _SHOWN_NUMBERS = 4
-_RIGHT = ("items", "ok", "failed", "chunks")
+_RIGHT = ("items", "ok", "failed", "chunks", "pending", "attempts")
 
 
 def job_object(status: JobStatus) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def job_table(statuses: Sequence[JobStatus], width: int | None) -> Table:
     natural = [max(cell_len(line) for pair in column for line in pair) for column in columns]
     room = width - sum(natural) + natural[1] + natural[2] - _GAP * (len(columns) - 1)
     widths = [natural[0], *_shared(room, natural[1], natural[2]), *natural[3:]]
-    table = _new_table()
+    table = new_table()
     for number, (first, second) in enumerate(_JOB_HEADINGS):
         table.add_column(f"{first}\n{second}", no_wrap=True, justify="right" if number == 4 else "left")
     for row in cells:
@@ -118,7 +118,7 @@ def _in_two_lines(status: JobStatus) -> list[tuple[str, str]]:
 
 
 def _job_table_of_lines(statuses: Sequence[JobStatus]) -> Table:
-    table = _new_table(
+    table = new_table(
         "job", "state", "task", "source", "output", "labels", "model", "items", "ok", "failed",
         "created (UTC)", "age", "took",
     )  # fmt: skip
@@ -146,7 +146,7 @@ def worker_object(facts: WorkerFacts) -> dict[str, Any]:
 
 def worker_table(workers: Sequence[WorkerFacts]) -> Table:
     """Connected workers as a table of whole values."""
-    table = _new_table("worker", "host", "pid", "device", "models", "chunks", "up", "last heartbeat")
+    table = new_table("worker", "host", "pid", "device", "models", "chunks", "up", "last heartbeat")
     for facts in workers:
         cells = (
             facts.worker_id, facts.host, str(facts.pid), facts.device, ", ".join(facts.models),
@@ -194,7 +194,8 @@ def _shared(room: int, first: int, second: int) -> tuple[int, int]:
     return max(_LEAST, room - second), second
 
 
-def _new_table(*headings: str) -> Table:
+def new_table(*headings: str) -> Table:
+    """An empty table in the house's style."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right" if heading in _RIGHT else "left")

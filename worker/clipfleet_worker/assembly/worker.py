@@ -21,6 +21,7 @@ from clipfleet.contract.jobs import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.errands import Errands
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from clipfleet.ledger.locks import Locks
 from clipfleet.ledger.row_store import RedisStore
@@ -29,6 +30,7 @@ from clipfleet_worker.assembly.decode import make_memory_guard
 from clipfleet_worker.assembly.device import make_device_set_up
 from clipfleet_worker.assembly.items import ItemSteps
 from clipfleet_worker.assembly.models import Load, ModelLoader
+from clipfleet_worker.assembly.webhooks import make_courier
 from clipfleet_worker.chunk.claims import Claims
 from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.job_contexts import JobContexts
@@ -96,6 +98,8 @@ class Worker:
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
         self._locks = Locks(settings.require_redis_url())
+        self._outbox = Outbox(settings.require_redis_url())
+        self._courier = make_courier(settings, self._outbox, self._watchdog)
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
@@ -199,6 +203,7 @@ class Worker:
             drain=self._drain,
             drain_seconds=self._settings.drain_seconds,
             memory_guard=self._memory_guard,
+            webhook_outcomes=self._courier.outcomes,
             device=self._device.name,
             device_bytes=partial(device_bytes, self._device.name),
             monotonic=self._watchdog.running_time,
@@ -254,6 +259,7 @@ class Worker:
             hints=self._hints,
             lease_seconds=self._settings.lease_seconds,
             tracing=self._tracing,
+            on_events=self._courier.wake,
         )
 
     def _make_pipeline(self) -> Pipeline:
@@ -304,6 +310,7 @@ class Worker:
         self._keeper.start()
         self._announcer.start()
         self._sweeper.start()
+        self._courier.start()
         self._reconciler.start()
         self._puller.start()
         try:
@@ -335,6 +342,7 @@ class Worker:
 
     def interrupt(self, reason: str) -> None:
         self._keeper.interrupt_all(reason)
+        self._courier.request_stop()
 
     def release_all(self, reason: str) -> bool:
         return self._endings.release_all(self._claims.held(), reason) and self._say_farewell()
@@ -347,6 +355,8 @@ class Worker:
         self._announcer.stop()
         self._sweeper.stop()
         self._errands.close()
+        self._courier.stop()
+        self._outbox.close()
         self._keeper.stop()
         self._items.stop_fetching()
         self._batcher.stop()

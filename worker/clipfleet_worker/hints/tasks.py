@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 _BUSY_SECONDS = 2.0  # until the lock of a store is tried again
 
 
+def _no_events() -> None:
+    """For `Tasks` without a courier."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tasks:
     """The bodies of the Celery tasks; idle workers call them without a hint."""
@@ -51,6 +55,7 @@ class Tasks:
     hints: Hints
     lease_seconds: float
     tracing: Tracing = NO_TRACING
+    on_events: Callable[[], None] = _no_events  # a chunk or job has ended, which may have published events
 
     def work(self) -> bool:
         """Claim one chunk and process it; False if there is none."""
@@ -94,7 +99,9 @@ class Tasks:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
         lease.enter_complete()
-        if self.endings.complete(held, result) is CompleteAnswer.FINISHING:
+        answer = self.endings.complete(held, result)
+        self.on_events()
+        if answer is CompleteAnswer.FINISHING:
             self.hints.publish_finish()
 
     def finish_job(self) -> bool:
@@ -141,6 +148,7 @@ class Tasks:
             self.endings.postpone_faulty_finish(claim, error)
             return False
         else:
+            self.on_events()
             log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
         return True
 

@@ -60,7 +60,16 @@ local function mend_shared()
     if not is_of_kind(key, 'zset') then lost[key] = true end
   end
   if not is_of_kind(EVENTS, 'stream') then lost[EVENTS] = true end
-  if not is_of_kind(WORKER_FACTS, 'hash') then lost[WORKER_FACTS] = true end
+  if not is_of_kind(DECISIONS, 'stream') then lost[DECISIONS] = true end
+  for _, key in ipairs({WORKER_FACTS, WEBHOOKS, WEBHOOKS_OFF, WEBHOOK_TROUBLE}) do
+    if not is_of_kind(key, 'hash') then lost[key] = true end
+  end
+  for _, id in ipairs(lost[WEBHOOKS] and {} or redis.call('HKEYS', WEBHOOKS)) do
+    for _, suffix in ipairs(WEBHOOK_SUFFIXES) do
+      local kind = (suffix == PENDING or suffix == FAILED) and 'zset' or 'hash'
+      if not is_of_kind(webhook_key(id, suffix), kind) then lost[webhook_key(id, suffix)] = true end
+    end
+  end
   for key in pairs(lost) do redis.call('UNLINK', key) end
   if next(lost) then restore_all(lost) end
   return next(lost) ~= nil

@@ -9,18 +9,7 @@
 -- UNLINK, PEXPIRE): then the rest of the script passes, too. So no script is refused halfway, and scripts that free
 -- memory or continue what was begun start with such a write.
 
--- Unfinished jobs and the shared keys expire this long after the last script that wrote them, within an hour.
-local KEEP_MS = 30 * 86400 * 1000
 local REFRESH_MS = 3600 * 1000
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function keep(key)
-  redis.call('PEXPIRE', key, KEEP_MS)
-end
 
 -- What `find` returns for a job; nil if a producer has replaced one of its keys by one of another kind. That must not
 -- stop the work for all others. Every other error is raised.
@@ -239,6 +228,32 @@ local function announce(job, state, reason)
   redis.call('HSET', job_key(job), 'untold', 1)
 end
 
+-- Whether no list of jobs shows a job: it is a step of an evaluation, a search, a replay or a request.
+local function is_unnamed(job)
+  for _, name in ipairs(UNNAMED) do
+    local rest = string.sub(job, #name + 2)
+    local is_ours = string.sub(job, 1, #name + 1) == name .. '-' and string.match(rest, '^%x+%-?%x*$')
+    if is_ours and (#rest == 16 or #rest == 23) then return true end
+  end
+  return false
+end
+
+-- Tell the endpoints of webhooks of the end of a job.
+local JOB_EVENTS = {completed = 'job.completed', completed_with_errors = 'job.completed', failed = 'job.failed',
+  cancelled = 'job.cancelled'}
+
+local function publish_end(job, state, reason)
+  local endpoints = not is_unnamed(job) and all_endpoints() or {}
+  if not endpoints[1] then return end
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'staged_items', 'ok', 'failed', 'created_ms')
+  local is_json, spec = pcall(cjson.decode, spec_of(job))
+  local data = cjson.encode({job_id = job, state = state, generation = tonumber(facts[1]), total = tonumber(facts[2]),
+    ok = tonumber(facts[3]), failed = tonumber(facts[4]), reason = reason,
+    output = is_json and type(spec) == 'table' and spec.output or cjson.null})
+  local event = 'evt-job-' .. string.sub(redis.sha1hex(job .. ':' .. tostring(facts[5])), 1, 16) .. '-' .. tostring(facts[1])
+  put_event(endpoints, event, JOB_EVENTS[state], '', data, now_ms())
+end
+
 -- Order sweeps, in which any worker removes the scratch files of killed ones: at once if no finishing has done so, and
 -- once more when late workers have stopped.
 local SWEEP_AGAIN_MS = 120000
@@ -298,6 +313,7 @@ local function end_job(job, state, reason, ttl_ms)
   if not keeps_rows or state == 'completed' then redis.call('ZREM', COUNTED, job) end
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   announce(job, state, reason)
+  publish_end(job, state, reason)
   order_sweeps(job, state)
   -- Rows in Redis are found through the job: it is kept as long as they are.
   ttl_ms = math.max(ttl_ms, number(job, 'result_ttl_ms'))

@@ -26,6 +26,7 @@ from clipfleet_worker.process.drain import Drain, Drainable
 from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
+from clipfleet_worker.webhooks.courier import Outcome
 from tests.conftest import service_is_missing
 from tests.support import metrics_page as pages
 from tests.support.documents import ROOT, table
@@ -68,6 +69,7 @@ class Bench(HealthBench):
         self.readings = WorkerReadings(
             health=self.health, steps_busy=lambda: StepsBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
             caches={"models": self.models, "text_matrices": self.texts}, drain=self.drain, drain_seconds=25.0,
+            webhook_outcomes={Outcome.RETRIED: 3},
             device="cpu", device_bytes=lambda: {}, monotonic=self.clock, **parts,
         )  # fmt: skip
 
@@ -284,3 +286,9 @@ def test_promtool_accepts_the_rules_and_sees_alerts_fire(arguments: str) -> None
     result = subprocess.run(command, cwd=pages.ALERTS.parent, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SUCCESS" in result.stdout
+
+
+def test_webhook_attempts_are_counted_by_outcome(bench: Bench) -> None:
+    assert bench.values()["clipfleet_webhook_attempts_total"] == {
+        by(outcome="delivered"): 0, by(outcome="retried"): 3, by(outcome="failed"): 0
+    }  # fmt: skip

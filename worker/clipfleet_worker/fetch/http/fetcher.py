@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass
-from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 
-from clipfleet import __version__
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.conditions import Inquiry, UnchangedError, present_inquiry, validators_of
@@ -27,11 +25,9 @@ from clipfleet_worker.fetch.http.failures import failure_before_answer, failure_
 from clipfleet_worker.fetch.http.host_turns import HostTurns
 from clipfleet_worker.fetch.http.metered_sockets import MeteredSockets
 from clipfleet_worker.fetch.http.resolver import GuardedResolver, SystemResolver
-from clipfleet_worker.fetch.http.robots import USER_AGENT, RobotsTxt, refusal_of
+from clipfleet_worker.fetch.http.robots import RobotsTxt, refusal_of
+from clipfleet_worker.fetch.http.session import SessionLimits, open_session
 from clipfleet_worker.fetch.http.target import Target, next_target, target_of
-
-_DNS_CACHE_SECONDS = 60
-_DNS_CACHE_NAMES = 10_000
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CLOSE = {"Connection": "close"}
@@ -84,7 +80,7 @@ class HttpFetcher:
     ) -> None:
         self._limits = limits
         self._guard = guard
-        self._contact = " ".join(contact.split())
+        self._contact = contact
         self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
         self._tls = tls
         self._breaker = breaker or HostBreaker()
@@ -98,28 +94,17 @@ class HttpFetcher:
 
     async def start(self) -> None:
         """Open the session in the running loop."""
-        limits = self._limits
-        contact = f" (+{self._contact})" if self._contact else ""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # HostTurns limits: a wait inside aiohttp would count as the URL's time
-                ssl=True if self._tls is None else self._tls,
-                resolver=self._resolver,
-                ttl_dns_cache=_DNS_CACHE_SECONDS,
-                dns_cache_max_size=_DNS_CACHE_NAMES,
-                socket_factory=partial(self._guard.open_socket, make_socket=self._sockets.make),
+        self._session = open_session(
+            self._guard,
+            self._resolver,
+            self._sockets,
+            SessionLimits(
+                connect_timeout_seconds=self._limits.connect_timeout_seconds,
+                idle_read_timeout_seconds=self._limits.idle_read_timeout_seconds,
+                max_header_bytes=self._limits.max_header_bytes,
             ),
-            headers={"User-Agent": f"{USER_AGENT}/{__version__}{contact}", "Accept-Encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,  # `body` inflates, with a cap
-            timeout=aiohttp.ClientTimeout(
-                total=None,  # `_hop` limits the time, over redirects
-                sock_connect=limits.connect_timeout_seconds,
-                sock_read=limits.idle_read_timeout_seconds,
-            ),
-            max_line_size=limits.max_header_bytes,
-            max_field_size=limits.max_header_bytes,
+            contact=self._contact,
+            tls=self._tls,
         )
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ from clipfleet_worker.process.reconciler import Reconciler
 from clipfleet_worker.process.watchdog import Phase
 from clipfleet_worker.status.health import Health
 from clipfleet_worker.status.metrics import Buckets, Family, Sample
+from clipfleet_worker.webhooks.courier import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class WorkerReadings:
     drain: Drain
     drain_seconds: float
     memory_guard: MemoryGuard
+    webhook_outcomes: Mapping[Outcome, int]
     device: str
     device_bytes: Callable[[], Mapping[str, int]]  # by kind
     monotonic: Callable[[], float] = time.monotonic
@@ -271,5 +273,12 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
         "dropped messages of the queue that were not hints, by what was wrong",
         lambda r: [((reason,), count) for reason, count in r.health.hints_refused().items()],
         labels=("reason",),
+    ),
+    Family(
+        "clipfleet_webhook_attempts_total",
+        "requests with webhook events by how they ended: `delivered`, `retried` (there will be another one), "
+        "`failed` (it was the last)",
+        lambda r: [((outcome,), r.webhook_outcomes.get(outcome, 0)) for outcome in Outcome],
+        labels=("outcome",),
     ),
 )
