@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import service_is_missing
 from tests.support.browser import Browser
+from tests.support.cluster import Cluster
+from tests.support.services import stop_shared
 
 AXE = "axe-core@4.14.1"
 
@@ -51,3 +53,12 @@ def violations(browser: Browser, axe: str) -> Callable[[], list[str]]:
         ]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Servers and one worker with the demo model."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+        running.start_worker()
+        yield running
+    stop_shared()

@@ -10,7 +10,7 @@ from clipfleet.commands.moderating.moderate import moderate
 from clipfleet.commands.moderating.policies import policy_app
 from clipfleet.commands.moderating.tail import tail
 from clipfleet.commands.one_source import OneSourceCommand
-from clipfleet.commands.reporting import report
+from clipfleet.commands.reports.command import report
 from clipfleet.commands.searching.diff import diff
 from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 NO_LABELS = "The rows have no label set: there is nothing to mark."
 NO_THRESHOLDS = (
-    "The scores are a softmax, which has no thresholds. Classify with --multi or --none to get labels whose "
-    "thresholds can be chosen and certified by marks."
+    "The scores are a softmax, which has no thresholds. Classify with a label set of kind multi, or one that "
+    "may have no label, to get thresholds that marks can choose and certify."
 )
 NO_NUMPY = "Samples to mark need numpy: pip install 'clipfleet[analysis]', then write the report again."
 NOT_FINISHED = "Samples to mark are drawn once the job has finished: rows may still change."

@@ -191,7 +191,7 @@ function proof(label) {
   if (one) {
     const what = `${one.claim} ${sign(one.claim)} ${one.value}`;
     const said = `${one.verdict}: ${what}, confidence ${one.confidence}, n=${one.marks}, k=${one.wrong}, on ${one.output}, ${when(one.at)}`;
-    if (one.verdict === "certified") return badge(`${what} certified${one.is_here ? "" : " elsewhere"}`, one.is_here ? "good" : "info", visible(said));
+    if (one.verdict === "certified") return badge(`${what} certified${one.is_here ? "" : ` on ${shortened(one.output.replace(/\/+$/, "").split("/").pop(), 30)}`}`, one.is_here ? "good" : "info", visible(said));
     return badge(`${what}: ${one.verdict}`, one.verdict === "failed" ? "bad" : "warn", visible(said));
   }
   if (label.promise) return badge(`${label.promise.claim} ${sign(label.promise.claim)} ${label.promise.value} not certified`, "warn");
