@@ -127,14 +127,18 @@ class Browser:
 
     def requests(self) -> list[str]:
         """The URLs that were requested since the last call."""
-        entries = (json.loads(one["message"])["message"] for one in self._driver.get_log("performance"))
+        entries = (json.loads(one["message"])["message"] for one in self._log("performance"))
         return [
             one["params"]["request"]["url"] for one in entries if one["method"] == "Network.requestWillBeSent"
         ]
 
     def complaints(self) -> list[str]:
         """Errors and warnings in the console since the last call."""
-        return [str(one["message"]) for one in self._driver.get_log("browser")]
+        return [str(one["message"]) for one in self._log("browser")]
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._driver.get_log(kind)  # type: ignore[no-untyped-call]  # of selenium
+        return found
 
     def downloaded(self, name: str) -> Path:
         """Wait for a download."""

@@ -3,7 +3,7 @@
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
 const { about, rows, sets, marking } = data;
-let images = null; // by item_index; parsed after the first paint
+const images = JSON.parse(document.getElementById("images").textContent); // JPEG in base64 by item_index
 
 // ---------------------------------------------------------------- small tools
 
@@ -14,10 +14,12 @@ const n = (value) => whole.format(value);
 const counted = (value, noun) => `${n(value)} ${noun}${value === 1 ? "" : "s"}`;
 const percent = (share) => {
   const value = 100 * share;
-  return `${value >= 99.95 || value === 0 || value >= 9.995 ? Math.round(value) : value < 0.01 ? "<0.01" : value.toPrecision(2)}%`;
+  if (value === 0 || value === 100) return `${value}%`;
+  if (value < 0.01) return "<0.01%";
+  return `${value > 99 ? Math.min(99.99, value).toFixed(value > 99.9 ? 2 : 1) : value >= 9.95 ? value.toFixed(0) : value.toPrecision(2)}%`;
 };
 const fixed = (value, digits = 3) => (value == null ? "\u2013" : value.toFixed(digits));
-const precise = (share) => `${(100 * share).toFixed(1)}%`;
+const precise = (share) => `${share === 0 || share === 1 ? 100 * share : (100 * share).toFixed(1)}%`;
 // Invisible and direction-changing characters are named: what a text shows is what it holds.
 const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 const visible = (text) =>
@@ -69,7 +71,6 @@ function scoreOf(set, at, label) {
   return place < 0 ? null : rows.answers[set].scores[at][place];
 }
 function imageOf(at) {
-  if (images === null) images = JSON.parse(byId("images").textContent);
   return images[rows.items[at]] || null;
 }
 function thumb(at, size) {
@@ -170,7 +171,8 @@ function summary() {
       h("h1", { id: "summary-title" }, own(about.job_id || about.output))),
     data.notes.map((note) => h("p", { class: "note warn" }, note)),
     h("dl", { class: "stats" }, stats),
-    h("dl", { class: "facts card" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, own(value, 400))))));
+    h("details", { class: "card about" }, h("summary", {}, own([about.model, about.finished_at ? `finished ${when(about.finished_at)}` : null].filter(Boolean).join(", ") || "About the job", 120)),
+      h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, own(value, 400)))))));
 }
 
 // ---------------------------------------------------------------- labels
@@ -183,7 +185,7 @@ function precisionCell(label) {
   const said = `${precise(found.value)} (${precise(found.low)} to ${precise(found.high)}; ${found.source}, n=${n(found.n)})`;
   return h("td", { "data-label": "Precision", class: "precision", title: said },
     h("span", { class: "figure" }, precise(found.value)), h("span", { class: "unseen" }, said), interval(found),
-    h("span", { class: "faint small", "aria-hidden": "true" }, `${precise(found.low)}\u2013${precise(found.high)}`));
+    h("span", { class: "faint small", "aria-hidden": "true" }, `${precise(found.low)} \u2013 ${precise(found.high)}`));
 }
 function proof(label) {
   const one = label.certificate;
@@ -267,7 +269,7 @@ function pairsCard(number) {
   const kinds = [];
   if (set.truth && set.truth.confused.length) {
     const name = (label) => (label === set.truth.none ? h("span", { class: "faint" }, "no label") : own(labelName(number, label), 80));
-    kinds.push([`Confused, by ${visible(set.truth.column)}`, "The truth, and the label that was given instead.", ["Truth", "Given"], set.truth.confused.map(([one, other, count]) => [name(one), name(other), count])]);
+    kinds.push(["What gets confused", "The truth, and the label that was given instead.", ["Truth", "Given"], set.truth.confused.map(([one, other, count]) => [name(one), name(other), count])]);
   }
   if (set.pairs.pairs.length) {
     const named = set.pairs.pairs.map(([one, other, count]) => [own(labelName(number, one), 80), own(labelName(number, other), 80), count]);
@@ -286,7 +288,7 @@ function pairsCard(number) {
 function labels() {
   if (!sets.length) return null;
   const truth = sets.map((set) => set.truth).find((one) => one);
-  const lead = truth ? `Precision and recall by the column ${visible(truth.column)} of ${counted(truth.rows, "row")}.` :
+  const lead = truth ? `Precision and recall of ${counted(truth.rows, "row")} by the column \u201c${visible(truth.column)}\u201d.` :
     "A score says how well a label fits; marks prove how often it is right.";
   const pairs = sets.map((_, number) => pairsCard(number)).flat();
   return section("labels", "Which labels hold", lead, sets.map((_, number) => labelTable(number)),
@@ -329,7 +331,8 @@ const sheets = {
     this.body = h("div", { class: "card", id: "sheet" });
     this.picks = h("div", { class: "picks" });
     this.draw();
-    return section("sheets", "What they look like", "Doubtful items first, then a uniform sample of each label.", this.picks, this.body);
+    const lead = Object.keys(images).length ? "Doubtful items first, then a uniform sample of each label." : "Doubtful items first, then a uniform sample of each label. The results have no thumbnails.";
+    return section("sheets", "What they look like", lead, this.picks, this.body);
   },
   best(set) {
     const counts = sets[set].labels.map((label) => label.count);

@@ -54,11 +54,9 @@ class Truth:
         self.right.update({*given}.intersection(true))
         wrong = [label for label in given if label not in true]
         missed = [label for label in true if label not in given]
-        if not wrong and missed:
-            wrong = [NO_LABEL]
-        if not missed and wrong:
-            missed = [NO_LABEL]
-        self.confused.update((one, other) for one in missed for other in wrong)
+        # A wrong label is taken for one that is missing, else for those that the item shows.
+        pairs = [(one, other) for one in missed or true or [NO_LABEL] for other in wrong]
+        self.confused.update(pairs or [(one, NO_LABEL) for one in missed])
 
     def figures(self, label: int) -> dict[str, Any]:
         """Precision with its exact 95 % interval, and recall; None where they have no rows."""
