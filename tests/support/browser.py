@@ -114,7 +114,7 @@ class Browser:
             self.script("const one = document.activeElement; return `${one.className} ${one.innerText}`")
         )
 
-    def picture(self, path: Path, *, whole: bool = False, height: int | None = None) -> Path:
+    def screenshot(self, path: Path, *, whole: bool = False, height: int | None = None) -> Path:
         """Save what is shown, or the page from its top, as PNG."""
         values: dict[str, Any] = {"format": "png"}
         if whole or height is not None:

@@ -331,7 +331,9 @@ const sheets = {
     this.body = h("div", { class: "card", id: "sheet" });
     this.picks = h("div", { class: "picks" });
     this.draw();
-    const lead = Object.keys(images).length ? "Doubtful items first, then a uniform sample of each label." : "Doubtful items first, then a uniform sample of each label. The results have no thumbnails.";
+    const lacking = rows.items.filter((item, at) => isOk(at) && !images[item]).length;
+    const missing = !lacking ? "" : lacking === rows.items.filter((_, at) => isOk(at)).length ? " There are no thumbnails." : ` ${n(lacking)} of the listed items have no thumbnail here.`;
+    const lead = `Doubtful items first, then a uniform sample of each label.${missing}`;
     return section("sheets", "What they look like", lead, this.picks, this.body);
   },
   best(set) {
@@ -363,8 +365,9 @@ const sheets = {
   },
   content(set, label) {
     const limit = label.threshold;
+    const known = new Map(label.doubtful.map((at, place) => [at, label.doubtful_scores[place]]));
     const note = (at) => {
-      const score = scoreOf(this.set, at, this.label);
+      const score = known.get(at) ?? scoreOf(this.set, at, this.label);
       const isBelow = !rows.answers[this.set].chosen[at].includes(this.label);
       return { text: fixed(score, 3), kind: isBelow ? "below" : "", said: isBelow ? ", not accepted" : "" };
     };
@@ -604,12 +607,13 @@ const marks = {
   draw() {
     if (marking.reason) { this.body.replaceChildren(); return; }
     const groups = Object.keys(PURPOSES).map((purpose) => [purpose, marking.samples.filter((one) => one.purpose === purpose)]);
-    const done = (marking.verdicts || []).filter((one) => one.verdict !== "not yet");
+    const isDrawn = (one) => marking.samples.some((sample) => sample.purpose === "certify" && sample.label === one.label);
+    const done = (marking.verdicts || []).filter((one) => !isDrawn(one));
     this.body.replaceChildren(...[
       h("div", { class: "tools" }, h("label", {}, "Your name ", h("input", { id: "by", value: store.by, autocomplete: "name", onchange: (event) => { store.by = event.target.value.trim(); } })),
         h("p", { class: "faint small" }, "It stands beside each mark. Marks stay in this browser until you export them.")),
       store.works ? null : h("p", { class: "note warn" }, "This browser keeps no marks for files: export them before you close the page."),
-      done.map((one) => h("p", { class: "note" }, badge(one.verdict, one.verdict === "certified" ? "good" : "bad"), " ", own(one.label, 80), ` ${one.claim} ${one.claim === "precision" ? "\u2265" : "\u2264"} ${one.value}: ${one.reason} (n=${n(one.marks)}, k=${n(one.wrong)})`)),
+      done.map((one) => h("p", { class: "note" }, badge(one.verdict, { certified: "good", failed: "bad" }[one.verdict] || "warn"), " ", own(one.label, 80), ` ${one.claim} ${one.claim === "precision" ? "\u2265" : "\u2264"} ${one.value}: ${one.reason} (n=${n(one.marks)}, k=${n(one.wrong)})`)),
       marking.left_out ? h("p", { class: "note" }, `Samples of ${counted(marking.left_out, "more label")} are left out: name some with --label.`) : null,
       ...groups.map(([purpose, samples]) => this.group(purpose, samples)),
       h("p", { class: "faint small" }, h("kbd", {}, "y"), " yes, ", h("kbd", {}, "n"), " no, ", h("kbd", {}, "space"), " skip, ", h("kbd", {}, "\u2190"), " ", h("kbd", {}, "\u2192"), " back and forth."),
@@ -618,7 +622,8 @@ const marks = {
   group(purpose, samples) {
     const there = exported(purpose).length;
     if (!samples.length && !there) return null;
-    const commands = { fit: "clipfleet calibrate OUTPUT --marks fit-marks.csv -o labels.yaml", certify: "clipfleet certify OUTPUT --labels labels.yaml --marks certify-marks.csv" };
+    const output = /^[\w@%+=:,./-]+$/.test(about.output) ? about.output : "OUTPUT"; // others need quotes in a shell
+    const commands = { fit: `clipfleet calibrate ${output} --marks fit-marks.csv -o labels.yaml`, certify: `clipfleet certify ${output} --labels labels.yaml --marks certify-marks.csv` };
     return card(h("div", { class: "tools" }, h("h3", {}, PURPOSES[purpose]), h("button", { type: "button", class: "primary", "data-export": purpose, disabled: !there, onclick: () => save(purpose) }, `Export ${counted(there, "mark")}`)),
       h("ul", { class: "samples" }, samples.map((sample) => this.row(sample))), h("p", { class: "faint small" }, "Then: ", h("code", {}, commands[purpose])));
   },

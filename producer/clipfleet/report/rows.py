@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,13 @@ from clipfleet.report.answers import Answers
 
 MOST_ROWS_BYTES = 24_000_000
 MOST_CHARACTERS = 2_000  # of a text that is shown
+MOST_SCORES = 50  # of a row, the best ones
 _DIGITS = 6
 _FEW_VALUES = 0.5  # distinct ones, of all: then a column is written as numbers of its values
+
+
+# What one label set or head says about a row: the labels that it has; the best labels with their scores.
+Said = tuple[list[int], list[int], list[float | None]]
 
 
 class PageRows:
@@ -24,7 +30,7 @@ class PageRows:
         self._answers = answers
         hidden = {name for one in answers for name in one.columns if name is not None}
         self.rows: dict[int, dict[str, Any]] = {}
-        self.said: list[dict[int, tuple[list[int], list[int], list[float]]]] = [{} for _ in answers]
+        self.said: list[dict[int, Said]] = [{} for _ in answers]
         for batch in batches:
             shown = batch.select([name for name in batch.schema.names if name not in hidden])
             for row in json_dicts(shown):
@@ -60,20 +66,27 @@ class PageRows:
         return dict(zip(("chosen", "labels", "scores"), map(list, zip(*said, strict=True)), strict=False))
 
 
-def _said(answers: Answers, batch: pa.RecordBatch) -> Mapping[int, tuple[list[int], list[int], list[float]]]:
+def _said(answers: Answers, batch: pa.RecordBatch) -> Mapping[int, Said]:
     rows = answers.rows_of(batch)
     if not rows.num_rows:
         return {}
     found = answers.of(rows)
     indexes = found.item_index.to_pylist()
-    said: dict[int, tuple[list[int], list[int], list[float]]] = {index: ([], [], []) for index in indexes}
+    said: dict[int, Said] = {index: ([], [], []) for index in indexes}
     for row, label in zip(found.chosen_rows.to_pylist(), found.chosen_labels.to_pylist(), strict=True):
         said[indexes[row]][0].append(label)
     entries = (found.entry_rows, found.entry_labels, found.entry_scores)
     for row, label, score in zip(*(one.to_pylist() for one in entries), strict=True):
-        said[indexes[row]][1].append(label)
-        said[indexes[row]][2].append(round(score, _DIGITS))
+        _, labels, scores = said[indexes[row]]
+        if len(labels) < MOST_SCORES:
+            labels.append(label)
+            scores.append(rounded(score))
     return said
+
+
+def rounded(value: float | None) -> float | None:
+    """A number as the page has it; None: none, or one that JSON lacks."""
+    return round(value, _DIGITS) if value is not None and isfinite(value) else None
 
 
 def _cut(value: Any) -> Any:
@@ -81,7 +94,7 @@ def _cut(value: Any) -> Any:
     if isinstance(value, str) and len(value) > MOST_CHARACTERS:
         return f"{value[:MOST_CHARACTERS]}\u2026 ({len(value):,} characters)"
     if isinstance(value, float):
-        return round(value, _DIGITS)
+        return rounded(value)
     if isinstance(value, list):
         return [_cut(one) for one in value[:MOST_CHARACTERS]]
     if isinstance(value, dict):

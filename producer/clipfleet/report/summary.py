@@ -13,12 +13,11 @@ from clipfleet.labels.intervals import wilson
 from clipfleet.labels.marks import MarkVerdict, Purpose
 from clipfleet.marking.files import TO_MARK_COLUMNS
 from clipfleet.report.building import MOST_ROWS, Report
-from clipfleet.report.rows import is_cut
+from clipfleet.report.rows import is_cut, rounded
 from clipfleet.report.tallies import BINS, CLOSE, Tally
 from clipfleet.report.truth import NO_LABEL, share
 
 _SHOWN_PAIRS = 30
-_DIGITS = 6
 
 
 class PageData:
@@ -124,6 +123,7 @@ class PageData:
 
     def _label(self, number: int, tally: Tally, label: int) -> dict[str, Any]:
         name, answers = tally.answers.numbers.names[label], tally.answers
+        doubtful = tally.doubtful.of(label)
         own: dict[str, Any] = {} if tally.truth is None else tally.truth.figures(label)
         if number == self._report.focus and self._report.marked is not None:
             own["marked"] = self._precision_by_marks(number, label, name)
@@ -134,7 +134,8 @@ class PageData:
             "count": tally.chosen[label],
             "threshold": answers.thresholds.get(name),
             "histogram": [tally.histogram[label, place] for place in range(BINS)],
-            "doubtful": self._at([index for index, _ in tally.doubtful.of(label)]),
+            "doubtful": self._at([index for index, _ in doubtful]),
+            "doubtful_scores": [rounded(score) for index, score in doubtful if index in self._positions],
             "uniform": self._at([index for index, _ in tally.uniform.of(label)]),
             **own,
         }
@@ -193,7 +194,7 @@ class PageData:
                 "note": sample.note,
                 "plan": list(sample.plan),
                 "items": [
-                    [self._positions[item.item_index], item.inclusion_probability, _rounded(item.score)]
+                    [self._positions[item.item_index], item.inclusion_probability, rounded(item.score)]
                     for item in sample.items
                     if item.item_index in self._positions
                 ],
@@ -257,10 +258,6 @@ def _verdict(label: str, one: Any) -> dict[str, Any]:
         "claim": one.promise.claim.value, "value": one.promise.value, "threshold": one.threshold,
         "confidence": one.terms.confidence,
     }  # fmt: skip
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, _DIGITS)
 
 
 def _iso(at: datetime | None) -> str | None:

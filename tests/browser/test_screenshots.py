@@ -1,4 +1,4 @@
-"""The script that makes the pictures of the docs."""
+"""The script that makes the screenshots of the docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ops.pictures.__main__ import REPORT, make_pictures
+from ops.screenshots.__main__ import REPORT, make_screenshots
 from tests.support.browser import Browser
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
@@ -14,8 +14,8 @@ from tests.support.documents import ROOT
 MOST_BYTES = 200_000
 
 
-def test_the_pictures_are_made_anew(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
-    made = make_pictures(cluster, browser, tmp_path)
+def test_the_screenshots_are_made_anew(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
+    made = make_screenshots(cluster, browser, tmp_path)
 
     assert [path.name for path in made] == [REPORT]
     for path in made:

@@ -1,6 +1,6 @@
-"""Write the pictures of the docs: `make pictures`.
+"""Write the screenshots of the docs: `make screenshots`.
 
-    python -m ops.pictures FOLDER
+    python -m ops.screenshots FOLDER
 
 Starts servers and a worker with the demo model, labels turned copies of its samples, and shows the report in
 Chromium. Needs chromium and chromium-driver.
@@ -31,7 +31,7 @@ LABELS = ("cherries", "headphone", "fire engine", "beer mug", "shamrock")
 REPORT = "report.png"
 _WIDTH, _TALL = 1280, 1640
 _THUMBNAIL = 96
-_COLOURS = 256  # of the palette, which keeps a picture small
+_COLOURS = 256  # of the palette, which keeps a file small
 
 
 def label_collection(cluster: Cluster, folder: Path) -> Path:
@@ -79,15 +79,15 @@ def _thumbnail(path: Path) -> bytes:
     return data.getvalue()
 
 
-def make_pictures(cluster: Cluster, browser: Browser, folder: Path) -> list[Path]:
-    """Write all pictures to a folder; returns their paths."""
-    work = cluster.folder / "pictures"
+def make_screenshots(cluster: Cluster, browser: Browser, folder: Path) -> list[Path]:
+    """Write all screenshots to a folder; returns their paths."""
+    work = cluster.folder / "screenshots"
     work.mkdir()
     output = label_collection(cluster, work)
     write_report(output, work / "report.html")
     browser.open(work / "report.html", width=_WIDTH)
     browser.script("for (const one of document.querySelectorAll('img')) one.loading = 'eager'")
-    return [_small(browser.picture(work / REPORT, height=_TALL), folder / REPORT)]
+    return [_small(browser.screenshot(work / REPORT, height=_TALL), folder / REPORT)]
 
 
 def _small(path: Path, to: Path) -> Path:
@@ -106,10 +106,10 @@ def main() -> int:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         parser.error("chromium and chromedriver are not installed: apt-get install chromium chromium-driver")
-    with tempfile.TemporaryDirectory(prefix="clipfleet-pictures-") as work, Cluster(Path(work)) as cluster:
+    with tempfile.TemporaryDirectory(prefix="clipfleet-screenshots-") as work, Cluster(Path(work)) as cluster:
         cluster.start_worker()
         with Browser(chromium, driver, Path(work) / "downloads") as browser:
-            for path in make_pictures(cluster, browser, folder):
+            for path in make_screenshots(cluster, browser, folder):
                 print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 

@@ -1,1 +1,0 @@
-"""The pictures of the docs, made from what the demo model says about a collection of its samples."""
