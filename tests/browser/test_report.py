@@ -9,29 +9,32 @@ from pathlib import Path
 import pytest
 
 from clipfleet.labels.marks import MarkVerdict, Purpose, read_marks
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.results.part_rows import PartRows
 from tests.support.browser import Browser
-from tests.support.marked_outputs import multi_set
 from tests.support.reports import (
     HOSTILE,
     SHARES,
     drawn_images,
     hostile_rows,
+    place_full_output,
     place_rows,
-    rows_by_formula,
     write_report,
 )
 
 ITEMS = 10_000
-PROMISE = {"cat": {"claim": "precision", "value": 0.9}}
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of 10,000 items, with images, a certify sample of one label and fit samples of the others."""
+    """A report of 10,000 items, with images, all sections, a certify sample of cats and fit samples."""
     folder = tmp_path_factory.mktemp("report")
-    rows, _ = rows_by_formula(ITEMS)
-    place_rows(folder / "out", rows, multi_set(tuple(SHARES), promises=PROMISE))
-    return write_report(folder / "out", folder / "report.html", drawn_images(), to_mark=5)
+    place_full_output(folder, ITEMS)
+    compared = PartRows(FolderOutput(folder / "before"))
+    return write_report(
+        folder / "now", folder / "report.html", drawn_images(), to_mark=5, truth_column="animal",
+        compared=compared,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,8 @@ def test_axe_finds_no_serious_violation(
     browser.open(page, width=width, scheme=scheme)
     assert violations() == []
 
+    browser.click("#moved [aria-expanded]")
+    browser.one(".examples-of .tile")
     browser.click(".tile")
     assert violations() == []
     browser.press("Escape")

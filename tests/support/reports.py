@@ -17,6 +17,7 @@ from clipfleet.report.building import Report, Thumbnails, Wanted, make_report
 from clipfleet.report.page import write_page
 from clipfleet.results.part_rows import PartRows
 from tests.support.marked_outputs import multi_set, place_scored_output, scored
+from tests.support.policies import make_policy, of_label, rule
 from tests.support.rows import failed
 
 SHARES = {"cat": 0.3, "dog": 0.24, "bird": 0.1, "red car": 0.2, "fox": 0.05, "unicorn": 0.0}
@@ -68,6 +69,29 @@ def accepting_row(
         "score": found["scores"][0],
         **values,
     }
+
+
+def place_full_output(folder: Path, count: int) -> None:
+    """A moderation job `now` and an earlier output `before`: what each section of a report shows is there."""
+    promises = {"cat": {"claim": "precision", "value": 0.9}}
+    things = multi_set(tuple(SHARES), name="things", promises=promises)
+    policy = make_policy(rule("flag", of_label("fox")), label_sets=(things,))
+    rows, shown = rows_by_formula(count)
+    for one, truth in zip(rows, shown, strict=True):
+        is_fox = one["status"] == "ok" and "fox" in one["accepted"]
+        reason = {"rule": "foxes", "action": "flag", "label_set": "things", "label": "fox", "score": 0.9}
+        one["decision"] = "undecided" if one["status"] == "failed" else "flag" if is_fox else "allow"
+        one["decision_reasons"] = [reason] if is_fox else []
+        one["animal"] = "|".join(sorted(truth))
+    place_rows(
+        folder / "now", rows, policy.label_sets[0], policy=policy.of_a_job(), schema_version=6,
+        source=with_columns("animal"), job_id="now",
+    )  # fmt: skip
+    before, _ = rows_by_formula(count)
+    for number, one in enumerate(before):
+        if number % 20 == 0 and one["status"] == "ok":
+            one["label"] = "unicorn"
+    place_rows(folder / "before", before, job_id="before")
 
 
 def hostile_rows() -> tuple[list[dict[str, Any]], LabelSet]:

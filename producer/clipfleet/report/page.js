@@ -129,9 +129,10 @@ function interval(found) {
 
 // ---------------------------------------------------------------- sections
 
+const SHORT = { labels: "Labels", sheets: "Images", decisions: "Decisions", moved: "Moves", failures: "Failures", mark: "Marks", rows: "Rows" };
 const order = [];
 function section(id, title, lead, ...children) {
-  order.push([id, title]);
+  order.push([id, SHORT[id]]);
   return h("section", { id, "aria-labelledby": `${id}-title` },
     h("div", { class: "head" }, h("h2", { id: `${id}-title` }, title), lead ? h("p", { class: "lead" }, lead) : null),
     ...children);
@@ -376,7 +377,7 @@ const sheets = {
     return [
       h("div", { class: "sheet-head" }, h("div", {}, h("h3", { tabindex: "-1" }, own(label.name, 200)),
         h("p", { class: "faint" }, `${counted(label.count, "row")}, ${percent(set.rows ? label.count / set.rows : 0)}`), h("p", {}, proof(label))),
-      h("figure", {}, histogram(label.histogram, limit, true), h("figcaption", { class: "ticks faint small" }, h("span", {}, "0"), h("span", {}, `score${limit == null ? "" : `, threshold ${fixed(limit)}`} (height: square root of the rows)`), h("span", {}, "1")))),
+      h("figure", {}, histogram(label.histogram, limit, true), h("figcaption", { class: "ticks faint small" }, h("span", {}, "0"), h("span", {}, `score${limit == null ? "" : `, threshold ${fixed(limit)}`}`, h("span", { class: "wide-only" }, " (height: square root of the rows)")), h("span", {}, "1")))),
       !label.doubtful.length && !label.uniform.length ? h("p", { class: "empty" }, "No row has this label.") : null,
       label.doubtful.length ? [h("h4", {}, "Doubtful", h("span", { class: "faint" }, ` ${doubt}`)), sheet("Doubtful items", sorted, note)] : null,
       label.uniform.length ? [h("h4", {}, "Uniform sample", h("span", { class: "faint" }, ` ${n(label.uniform.length)} of ${n(label.count)}`)), sheet("Uniform sample", label.uniform, note)] : null,
@@ -386,6 +387,11 @@ const sheets = {
 
 // ---------------------------------------------------------------- decisions, failures, moves
 
+// The first reason of a decision, in a word.
+function why(at) {
+  const [first] = cell("decision_reasons", at) || [];
+  return shortened((first && (first.label || first.rule)) || cell("error_code", at) || "", 24);
+}
 function decisions() {
   if (!data.decisions || !data.decisions.length) return null;
   const total = data.decisions.reduce((sum, one) => sum + one.count, 0);
@@ -393,7 +399,7 @@ function decisions() {
   return section("decisions", "What was decided", "Rows by decision of the policy. An item that could not be judged is undecided, never allowed.",
     h("dl", { class: "stats" }, data.decisions.map((one) => stat(one.name, n(one.count), percent(one.count / total), kinds[one.name]))),
     data.decisions.filter((one) => one.items.length && one.name !== "allow").map((one) => card(h("h3", {}, badge(one.name, kinds[one.name] || "info"), h("span", { class: "faint" }, ` ${n(one.items.length)} of ${n(one.count)}`)),
-      sheet(`Items with the decision ${one.name}`, one.items, () => ({ text: one.name })))));
+      sheet(`Items with the decision ${one.name}`, one.items, (at) => ({ text: why(at) })))));
 }
 
 function failures() {
@@ -422,16 +428,19 @@ function moved() {
   if (!found) return null;
   const column = (one) => {
     const most = Math.max(1, ...one.moves.map((move) => move.count));
-    const examples = h("div", {});
     const show = (move, button) => {
-      for (const other of button.closest("table").querySelectorAll("[aria-pressed]")) other.setAttribute("aria-pressed", "false");
-      button.setAttribute("aria-pressed", "true");
-      examples.replaceChildren(h("h4", {}, own(move.before, 60), " \u2192 ", own(move.now, 60)), sheet("Items that moved", move.items, () => ({ text: "" })));
+      const line = button.closest("tr");
+      const isOpen = button.getAttribute("aria-expanded") === "true";
+      button.setAttribute("aria-expanded", String(!isOpen));
+      if (isOpen) line.nextElementSibling.remove();
+      else line.after(h("tr", { class: "examples-of" }, h("td", { colspan: "5" }, sheet("Items that moved", move.items, () => ({ text: "" })))));
     };
+    const table = (some) => scroller(`Moves of ${visible(one.column)}`, h("table", { class: "cards moves" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Before"), h("th", { scope: "col" }, "Now"), h("th", { scope: "col", class: "number" }, "Rows"), h("td", {}), h("td", {}))), h("tbody", {}, some.map(line))));
     const line = (move) => h("tr", {}, h("th", { scope: "row" }, own(move.before, 80)), h("td", { "data-label": "Now" }, own(move.now, 80)), h("td", { class: "number", "data-label": "Rows" }, n(move.count)), h("td", { class: "share" }, bar(move.count / most)),
-      h("td", {}, h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: (event) => show(move, event.currentTarget) }, "Examples")));
+      h("td", {}, h("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": `Examples of ${visible(move.before).slice(0, 60)} to ${visible(move.now).slice(0, 60)}`, onclick: (event) => show(move, event.currentTarget) }, "Examples")));
     return card(h("h3", {}, h("code", {}, visible(one.column)), h("span", { class: "faint" }, ` ${counted(one.changed, "row")} moved, ${percent(found.both ? one.changed / found.both : 0)}`)),
-      one.moves.length ? scroller(`Moves of ${visible(one.column)}`, h("table", { class: "cards moves" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Before"), h("th", { scope: "col" }, "Now"), h("th", { scope: "col", class: "number" }, "Rows"), h("td", {}), h("td", {}))), h("tbody", {}, one.moves.map(line)))) : h("p", { class: "empty" }, "Nothing moved."), examples,
+      one.moves.length ? table(one.moves.slice(0, 12)) : h("p", { class: "empty" }, "Nothing moved."),
+      one.moves.length > 12 ? h("details", {}, h("summary", {}, `${n(one.moves.length - 12)} more moves`), table(one.moves.slice(12))) : null,
       one.kinds > one.moves.length ? h("p", { class: "faint" }, `and ${n(one.kinds - one.moves.length)} rarer moves`) : null);
   };
   const lead = h("span", {}, "Compared with ", own(found.before, 120), `: ${counted(found.both, "item")} in both`, found.only_now ? `, ${n(found.only_now)} only here` : "", found.only_before ? `, ${n(found.only_before)} only there` : "", ".");
