@@ -13,7 +13,7 @@ from clipfleet.report.answers import Answers
 from clipfleet.results.rows import RowReader
 
 if TYPE_CHECKING:
-    from clipfleet.report.drawn import Drawn
+    from clipfleet.report.to_mark import Drawn
 
 NO_LABELS = "The rows have no label set: there is nothing to mark."
 NO_THRESHOLDS = (
@@ -70,7 +70,7 @@ def drawn_for(
     if not is_finished:
         return Drawing(reason=NOT_FINISHED)
     from clipfleet.marking.scored_rows import asked_labels, read_scored_rows, thresholds_of
-    from clipfleet.report.drawn import certification_of, draw
+    from clipfleet.report.to_mark import certification_of, draw
 
     try:
         rows = read_scored_rows(reader, answers.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,30 @@ class TestFigures:
 
         (text,) = data_of(tmp_path)["rows"]["columns"]["item_id"]["values"]
         assert text == f"{'x' * 2000}\u2026 (10,000 characters)"
+
+    def test_scores_that_are_no_numbers_are_left_out(self, tmp_path: Path) -> None:
+        rows = [
+            accepting_row(0, {**dict.fromkeys(SHARES, 0.2), "cat": 0.9}),
+            accepting_row(1, dict.fromkeys(SHARES, 0.2)),
+        ]
+        rows[1]["scores"] = [float("nan")] * len(SHARES)
+        place_rows(tmp_path, rows)
+        data = data_of(tmp_path)
+
+        json.dumps(data, allow_nan=False)
+        assert labels_of(data)["cat"]["count"] == 1
+        assert "not a number" in data["marking"]["reason"]
+
+    def test_of_many_scores_a_row_lists_the_best(self, tmp_path: Path) -> None:
+        labels = tuple(f"label {number}" for number in range(80))
+        rows = [accepting_row(0, {label: 0.9 - number / 100 for number, label in enumerate(labels)})]
+        place_rows(tmp_path, rows, multi_set(labels))
+        data = data_of(tmp_path)
+
+        (scores,) = data["rows"]["answers"][0]["scores"]
+        assert len(scores) == 50 and scores[0] == 0.9
+        last = labels_of(data)["label 79"]
+        assert (last["doubtful"], last["doubtful_scores"]) == ([0], [pytest.approx(0.11)])
 
 
 class TestKindsOfJobs:

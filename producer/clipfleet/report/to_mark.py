@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from clipfleet.contract.label_sets import Verdict
-from clipfleet.labels.certifying import MOST_LOOKS, level, marks_needed
+from clipfleet.contract.label_sets import LabelSet, Verdict
+from clipfleet.labels.certifying import MOST_LOOKS, level, marks_needed, passes
 from clipfleet.labels.marks import MarkVerdict, Purpose
 from clipfleet.marking.certification import Certification, LabelVerdict, Terms
 from clipfleet.marking.drawing import Draw, draw_for_fit
@@ -80,9 +79,9 @@ def draw(test: Certification, labels: Sequence[str], marked: MatchedMarks, count
     )
 
 
-def certification_of(rows: ScoredRows, label_set: Any, where: str, confidence: float = 0.95) -> Certification:
+def certification_of(rows: ScoredRows, label_set: LabelSet, where: str) -> Certification:
     """The test whose certify samples are drawn; nothing is recorded."""
-    return Certification(rows, label_set, Terms(confidence), where)
+    return Certification(rows, label_set, Terms(), where)
 
 
 def _clear(marked: MatchedMarks, label: str) -> list[int]:
@@ -110,8 +109,6 @@ def _least_marks(verdict: LabelVerdict, wrong: int, limit: float) -> int | None:
     """The least number of marks that proves the promise with so many wrong ones."""
     if wrong == 0:
         return marks_needed(verdict.promise, 0, 0, limit, verdict.population)
-    from clipfleet.labels.certifying import passes
-
     low, high = wrong, verdict.population
     if high < low or not passes(verdict.promise, wrong, high, limit):
         return None
