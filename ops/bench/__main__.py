@@ -25,6 +25,7 @@ BENCHES = (
     "tail",
     "latency",
     "gateway",
+    "moderation",
     "relabel",
     "replay",
     "backfill",

@@ -50,7 +50,7 @@ CHAINS = (
     ("docs/http-api.md",),
     ("docs/not-python.md",),
     ("docs/webhooks.md",),
-    ("docs/moderation.md",),
+    ("docs/moderation.md", "docs/decisions.md"),
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",

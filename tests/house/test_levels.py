@@ -34,6 +34,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__init__ errors meters settings",
         "looks",
         "keys known_models",
+        "policies",
         "files",
         "shapes",
         "inputs",

@@ -24,8 +24,8 @@ def reason_words(reason: Mapping[str, Any]) -> str:
     what = f"{reason.get('rule')}: {' '.join(map(str, named))}"
     score, threshold, test = reason.get("score"), reason.get("threshold"), str(reason.get("test"))
     if not isinstance(score, float):
-        bound = f", {test.replace('_', ' ')} {threshold:g}" if isinstance(threshold, float) else ""
+        bound = f", {test.replace('_', ' ')} {threshold:g}" if isinstance(threshold, int | float) else ""
         return f"{what} without a score{bound}"
-    if test in _SIGNS and isinstance(threshold, float):
+    if test in _SIGNS and isinstance(threshold, int | float):
         return f"{what} {score:.3f} {_SIGNS[test]} {threshold:g}"
     return f"{what} {score:.3f}, {test}"
