@@ -100,6 +100,15 @@ def test_rows_are_filtered_sorted_and_searched(browser: Browser, page: Path) -> 
     assert lines and all("fox" in line.text for line in lines)
 
 
+def test_a_host_leads_to_its_rows(browser: Browser, page: Path) -> None:
+    browser.open(page)
+
+    browser.click("#failures tbody .plain")
+    host = browser.script("return document.getElementById('search').value")
+    assert host in browser.text("#failures")
+    assert re.fullmatch(r"1\u201350 of 3,\d{3} rows", browser.text("#row-count"))
+
+
 def test_a_row_is_shown_whole_and_arrows_step_through_the_sheet(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.click(".tile")

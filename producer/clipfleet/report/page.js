@@ -413,7 +413,15 @@ function failures() {
   h("ul", { class: "examples" }, code.items.map((_, place) => example(code.items, place)))));
   const line = (host) => {
     const count = Object.values(host.codes).reduce((sum, one) => sum + one, 0);
-    return h("tr", {}, h("th", { scope: "row" }, own(host.host, 80)), h("td", { class: "number", "data-label": "Items" }, n(host.items)), h("td", { class: "number", "data-label": "Failed" }, n(count)),
+    const find = () => {
+      const box = byId("search");
+      box.value = host.host;
+      box.dispatchEvent(new Event("input"));
+      box.scrollIntoView({ block: "center" });
+      box.focus();
+    };
+    const name = /[.:]/.test(host.host) ? h("button", { type: "button", class: "plain", onclick: find }, own(host.host, 80)) : own(host.host, 80);
+    return h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "number", "data-label": "Items" }, n(host.items)), h("td", { class: "number", "data-label": "Failed" }, n(count)),
       h("td", { class: "share", "data-label": "Share" }, h("span", { class: "figure" }, percent(count / Math.max(1, host.items))), bar(count / Math.max(1, host.items), "bad")),
       h("td", { class: "chips", "data-label": "Codes" }, Object.entries(host.codes).slice(0, 6).map(([code, number]) => h("span", { class: "chip" }, visible(code), h("span", { class: "faint" }, n(number))))));
   };
