@@ -18,7 +18,14 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from tests.support.waiting import wait_until
 
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
 KEYS = {
     "ArrowLeft": Keys.ARROW_LEFT, "ArrowRight": Keys.ARROW_RIGHT, "ArrowDown": Keys.ARROW_DOWN,
     "Space": Keys.SPACE, "Escape": Keys.ESCAPE, "Enter": Keys.ENTER, "Tab": Keys.TAB,
