@@ -169,6 +169,15 @@ def test_space_presses_a_button_that_has_the_focus(browser: Browser, page: Path)
     assert (mark.verdict, mark.purpose, mark.threshold) == (MarkVerdict.NO, Purpose.CERTIFY, 0.5)
 
 
+def test_keys_mark_after_a_click_beside_the_buttons(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    open_mark(browser, "fit bird")
+    browser.click("#marker-title")
+
+    browser.press("y")
+    assert "2 of 5, 4 still needed" in browser.text("#marker-count")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_serious_violation(

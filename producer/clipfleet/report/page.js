@@ -726,7 +726,6 @@ function start() {
   byId("nav").replaceChildren(h("ul", {}, order.map(([id, title]) => h("li", {}, h("a", { href: `#${id}` }, title)))));
   byId("foot").replaceChildren(`Written by clipfleet ${about.clipfleet}, ${when(about.made_at)}. This file loads nothing and sends nothing.`);
   for (const one of [detail, marker]) {
-    one.dialog.addEventListener("keydown", (event) => one.keys(event));
     one.dialog.addEventListener("click", (event) => { if (event.target === one.dialog) one.dialog.close(); });
   }
   detail.dialog.addEventListener("close", () => { if (detail.from && detail.from.isConnected) detail.from.focus(); });
@@ -736,7 +735,9 @@ function start() {
     if (button) button.focus();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName) && !document.querySelector("dialog[open]")) { event.preventDefault(); byId("search").focus(); }
+    const open = [marker, detail].find((one) => one.dialog.open); // the focus may be outside of it after a click
+    if (open) { open.keys(event); return; }
+    if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) { event.preventDefault(); byId("search").focus(); }
   });
 }
 start();
