@@ -30,6 +30,7 @@ BENCHES = (
     "replay",
     "backfill",
     "store_memory",
+    "report_memory",
     "search",
     "gpu",
 )

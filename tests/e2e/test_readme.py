@@ -46,6 +46,7 @@ CHAINS = (
     ("README.md",),
     ("docs/label-a-bucket.md",),
     ("docs/certify.md",),
+    ("docs/report.md",),
     ("docs/http-api.md",),
     ("docs/not-python.md",),
     ("docs/webhooks.md",),

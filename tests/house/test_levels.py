@@ -26,7 +26,7 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "backfill replay",
         "client",
         "evaluation",
-        "training search",
+        "training search report",
         "commands",
         "__main__",
     ),
