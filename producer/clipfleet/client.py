@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.backfill.options import DEFAULT_BACKFILL, BackfillOptions
-from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
+from clipfleet.contract.job_names import UNNAMED_JOB_ID_PATTERN
+from clipfleet.contract.jobs import Job, JobState, StoredVectors, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
