@@ -19,13 +19,13 @@ _COMPARISONS = ("==", "~=", "<", ">=", ">", "<=")
 # A new command must be put into one of these.
 _WRITES = (
     "COPY", "DECRBY", "DEL", "EXPIRE", "HDEL", "HINCRBY", "HINCRBYFLOAT", "HSET", "HSETNX", "INCR", "INCRBY",
-    "PERSIST", "PEXPIRE", "PEXPIREAT", "RENAME", "SET", "SETBIT", "UNLINK", "XADD", "XDEL", "XTRIM", "ZADD",
-    "ZINCRBY", "ZREM", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE",
+    "PERSIST", "PEXPIRE", "PEXPIREAT", "RENAME", "RPUSH", "SET", "SETBIT", "UNLINK", "XADD", "XDEL",
+    "XTRIM", "ZADD", "ZINCRBY", "ZREM", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE",
 )  # fmt: skip
 _READS = (
     "BITCOUNT", "EXISTS", "GET", "GETBIT", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET",
-    "HRANDFIELD", "MEMORY", "MGET", "PTTL", "STRLEN", "TIME", "TYPE", "XLEN", "XRANGE", "ZCARD", "ZCOUNT",
-    "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE",
+    "HRANDFIELD", "LRANGE", "MEMORY", "MGET", "PTTL", "STRLEN", "TIME", "TYPE", "XLEN", "XRANGE",
+    "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE",
 )  # fmt: skip
 _ANSWERS_OK = ("RENAME", "SET")
 # What stands before a call of which the result is used.

@@ -194,7 +194,7 @@ class Client:
         source: SourceLike,
         policy: str | Path | PolicyFile,
         *,
-        decisions: str | Path | None = None,
+        decisions: str | Path | DecisionPlace | None = None,
         keep_decisions_days: int | None = None,
         options: JobOptions = DEFAULT_OPTIONS,
     ) -> JobHandle:
@@ -211,7 +211,10 @@ class Client:
         from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
 
         chosen = policy if isinstance(policy, PolicyFile) else read_policy_file(policy)
-        place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
+        if isinstance(decisions, DecisionPlace):
+            place = decisions
+        else:
+            place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
         found = chosen.policy
         return self._submit(
             source, chosen.described(options), Task.CLASSIFY, found.label_sets, heads=chosen.heads,
@@ -305,8 +308,9 @@ class Client:
             as_of: see `relabel`.
             changes: a .jsonl, .csv or .parquet file for all items that change side.
             wait: blocks until a job has ended.
-            options: with `output`, the decided rows are kept in its folders `old` and `new`. Default: in
-                Redis for an hour, up to 100,000 items.
+            options: `output`, `overwrite`, `part_format`, `lane` and `chunk_size`. With an output, the
+                decided rows are kept in its folders `old` and `new`. Default: in Redis for an hour, up to
+                100,000 items.
 
         Raises:
             UsageError: see `Replay.run`; the message says what to change.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from clipfleet.client import JobOptions
 from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import Precision
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.redis.connection import connect
 from clipfleet.replay.replaying import MOST_SHOWN
 from clipfleet_worker.cli.demo import samples
@@ -30,8 +32,11 @@ from tests.support.replays import (
     require_judged_changes,
     write_policies,
 )
+from tests.support.waiting import wait_until
+from tests.support.webhook_receiver import WebhookReceiver
 
 WAIT = 300
+ITEMS = 61  # the shipped images, and one that is broken
 SAMPLES = DEMO.parent / "samples"
 VECTORS, FAILED = 3000, (7, 1234)
 
@@ -56,6 +61,22 @@ def moderated(cluster: Cluster, folder: Path, policy: Path, name: str, **options
 
 def decisions(cluster: Cluster, place: Path) -> list[str]:
     return [row["decision"] for row in cluster.rows(place)]
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as running:
+        yield running
+
+
+@pytest.fixture
+def outbox(cluster: Cluster) -> Iterator[Outbox]:
+    """Without endpoints afterwards."""
+    outbox = Outbox(cluster.server.url)
+    yield outbox
+    for endpoint in outbox.endpoints():
+        outbox.remove_endpoint(endpoint.endpoint_id)
+    outbox.close()
 
 
 @pytest.fixture(scope="module")
@@ -165,28 +186,46 @@ def test_the_command(cluster: Cluster, folder: Path, policies: tuple[Path, Path,
 
     lines = [json.loads(line) for line in (folder / "changes.jsonl").read_text().splitlines()]
     assert lines == sorted(answer["changes"], key=lambda row: row["item_index"])
-    assert (answer["items"], answer["changed"]) == (61, len(lines))
+    assert (answer["items"], answer["changed"]) == (ITEMS, len(lines))
     assert answer["without_vector"] == {"not_an_image": 1}
     said = cluster.run(*asked, "--against", new)
-    assert (said.returncode, "0 items of 61 change side" in said.stdout) == (0, True)
-    refused = cluster.run("moderate", "--replay", before, "--policy", new, "--changes", "changes.txt")
-    assert refused.returncode != 0
-    assert refused.stderr.startswith("error: changes.txt: changes are written as .jsonl, .csv or .parquet")
+    assert (said.returncode, f"0 items of {ITEMS} change side" in said.stdout) == (0, True)
+    for mistake, words in (
+        (("--changes", "changes.txt"), "changes.txt: changes are written as .jsonl, .csv or .parquet"),
+        (("--on-finished", "a.b"), "--on-finished is not for a replay"),
+        (("--no-wait",), "--no-wait is for one job"),
+    ):
+        refused = cluster.run(*asked, *mistake)
+        assert (refused.returncode, refused.stderr.startswith(f"error: {words}")) == (2, True), refused.stderr
 
 
 class TestNothingIsLeft:
     def test_no_decision_is_recorded_or_announced(
-        self, cluster: Cluster, folder: Path, policies: tuple[Path, Path, Path]
+        self,
+        cluster: Cluster,
+        folder: Path,
+        policies: tuple[Path, Path, Path],
+        receiver: WebhookReceiver,
+        outbox: Outbox,
     ) -> None:
+        # Given a receiver of all events, which has those of a moderation job
         old, _, new = policies
+        cluster.run_json("webhooks", "add", receiver.url("/ok"))
         before = moderated(cluster, folder, old, "before", store_embeddings=True)
         records = sorted((before / "_decisions").rglob("*.json*"))
+        wait_until(lambda: len(receiver.ids("/ok")) == ITEMS + 1, "decisions and the end have arrived")
         with connect(cluster.server.url) as client:
-            announced = _announced(client)
+            streamed = client.xinfo_stream(keys.DECISIONS)["last-generated-id"]
 
+            # When it is replayed
             found = cluster.client.replay(before, new, options=JobOptions(output=folder / "again"))
 
-            assert _announced(client) == announced
+            # Then nothing follows, in the stream, at the receiver, or in a log
+            assert client.xinfo_stream(keys.DECISIONS)["last-generated-id"] == streamed
+        outbox.publish("evt-last", EventType.DECISION_FLAG, "{}")
+        wait_until(lambda: "evt-last" in receiver.ids("/ok"), "a later event has arrived")
+        wait_until(lambda: not any(outbox.backlog().values()), "nothing is left to deliver")
+        assert len(receiver.ids("/ok")) == ITEMS + 2
         assert sorted((before / "_decisions").rglob("*.json*")) == records
         assert found.outputs is not None
         for output in map(Path, found.outputs):
@@ -228,8 +267,3 @@ class TestNothingIsLeft:
             cluster.client.replay(before, new, wait=interrupted)
 
         assert all(job.status().state.is_final for job in jobs)
-
-
-def _announced(client: redis.Redis) -> tuple[int, int]:
-    """Entries of the stream of decisions, and of the outbox."""
-    return int(client.xlen("clipfleet:decisions")), len([*client.scan_iter("clipfleet:webhook*")])

@@ -100,7 +100,12 @@ def test_a_command_of_which_nothing_is_known_is_an_error(command: str) -> None:
 def test_places_in_the_scripts_of_the_product() -> None:
     mutants = all_mutants(PRODUCT)
 
-    assert {source.name for source in PRODUCT if source.is_shared} == {"measured", "mending", "transitions"}
+    assert {source.name for source in PRODUCT if source.is_shared} == {
+        "measured",
+        "mending",
+        "outbox",
+        "transitions",
+    }
     assert {mutant.script for mutant in mutants} == {source.name for source in PRODUCT}
     assert len(mutants) > 700
 

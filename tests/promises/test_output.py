@@ -154,6 +154,15 @@ def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
     assert list(output.names("")) == [objects.MANIFEST]
 
 
+def test_folders_are_those_directly_below(output: Output) -> None:
+    for name in ("a/2/x", "a/1/deep/x", "a/1/y", "a/file", "b/3/x"):
+        output.create(name, b"x")
+
+    assert list(output.folders("a")) == ["1", "2"]
+    assert list(output.folders("a/1")) == ["deep"]
+    assert list(output.folders("none")) == list(output.folders("a/2")) == []
+
+
 def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:
     for name in map(objects.LAYOUT.part, range(5)):
         (winner,) = winners(lambda number, name=name: output.create(name, b"%02d" % number * 50_000))  # type: ignore[misc]

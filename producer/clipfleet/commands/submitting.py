@@ -82,9 +82,14 @@ def with_job_options(
     def decorated(command: Callable[..., Submit | Instead]) -> Callable[..., None]:
         def run(*, wait: Wait = True, as_json: AsJson = False, **values: Any) -> None:
             chosen = {name: values.pop(name) for name in shared}
+            is_named = chosen["job_id"] is not None
             job_id = chosen["job_id"] = chosen["job_id"] or new_job_id()
             submit = command(**values, options=JobOptions(**chosen))
             if isinstance(submit, Instead):
+                if is_named or not wait:
+                    raise UsageError(
+                        f"{'--job-id' if is_named else '--no-wait'} is for one job: leave it out"
+                    )
                 submit.run(as_json)
                 return
             _submit_and_follow(submit, job_id, wait=wait, as_json=as_json)

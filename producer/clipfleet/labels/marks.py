@@ -147,6 +147,15 @@ def is_of(path: Path, purpose: Purpose) -> bool:
     return all(values.get("purpose") == purpose for values in _rows(path))
 
 
+def rows_to_mark(path: Path) -> Iterator[dict[str, Any]]:
+    """All rows of a `.csv` or `.jsonl` file of marks, marked or not, as they are written.
+
+    Raises:
+        UsageError: it cannot be read, or has no marks' columns.
+    """
+    return _rows(path)
+
+
 def latest_verdicts(marks: Sequence[tuple[int, Mark]]) -> list[tuple[int, Mark]]:
     """Reduce marks to one verdict per (item, label, by): the latest by `at`, then by position, wins.
 

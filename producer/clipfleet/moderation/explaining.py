@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.policies import Condition, DecisionId, Policy
+from clipfleet.contract.policies import Action, Condition, DecisionId, DecisionStatus, Policy
 from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.moderation.checking import checked
 from clipfleet.moderation.log import find_record, read_policy
-from clipfleet.moderation.verdicts import ReviewVerdict, verdicts_of
+from clipfleet.moderation.verdicts import RecordedVerdict, verdicts_of
 from clipfleet.outputs import Output
 
 _SIGNS = {"at_least": ">=", "below": "<"}
@@ -23,7 +23,7 @@ class Explained:
 
     record: Mapping[str, Any]
     policy: Policy
-    verdicts: Sequence[ReviewVerdict]
+    verdicts: Sequence[RecordedVerdict]
 
     def document(self) -> dict[str, Any]:
         """All of it as an object of JSON types; the policy is the whole one."""
@@ -58,8 +58,10 @@ class Explained:
         if reason["head"] is not None and reason["label"] is not None:
             what += f"/{reason['label']}"
         score = "no score" if reason["score"] is None else f"{reason['score']:.6g}"
-        bound = "" if reason["threshold"] is None else f" {_SIGNS[reason['test']]} {reason['threshold']:g}"
-        yield f"  {reason['rule']}: {reason['action']}, because {what} is {score}{bound}"
+        is_compared = None not in (reason["score"], reason["threshold"])
+        bound = f" {_SIGNS[reason['test']]} {reason['threshold']:g}" if is_compared else ""
+        verb = "has" if reason["score"] is None else "is"
+        yield f"  {reason['rule']}: {reason['action']}, because {what} {verb} {score}{bound}"
         yield f"    threshold: {reason['threshold_source']}"
         label_set = next((one for one in self.policy.label_sets if one.name == reason["label_set"]), None)
         if label_set is not None:
@@ -107,7 +109,19 @@ def explain(output: Output, text: str) -> Explained:
     policy = read_policy(output, record["policy"]["sha256"])
     if policy is None:
         raise OutputDamagedError(f"{output.uri}: the policy {record['policy']['sha256']} of {text} is gone")
+    if not _follows(record, policy):
+        raise OutputDamagedError(
+            f"{output.uri}: the record of {text} was changed: its status does not follow from its reasons"
+        )
     return Explained(record, policy, verdicts_of(output, decision_id))
+
+
+def _follows(record: Mapping[str, Any], policy: Policy) -> bool:
+    """Whether the status is that of the most severe reason."""
+    actions = {reason["action"] for reason in record["reasons"]}
+    if record["error"] is not None or DecisionStatus.UNDECIDED in actions:
+        return bool(record["status"] == DecisionStatus.UNDECIDED)
+    return bool(record["status"] == next((one for one in Action if one in actions), policy.otherwise))
 
 
 def _named(policy: Policy) -> str:
@@ -122,9 +136,9 @@ def _texts(label_set: LabelSet, label: str) -> Iterator[str]:
     yield f"against: {', '.join(against)}"
 
 
-def _verdict_line(one: ReviewVerdict) -> str:
+def _verdict_line(one: RecordedVerdict) -> str:
     kind = "on appeal " if one.is_appeal else ""
     by = f" by {one.by}" if one.by else ""
-    labels = ", ".join(f"{name}={mark}" for name, mark in one.labels.items())
+    labels = ", ".join(f"{name}={mark}" for name, mark in one.marks.items())
     said = f"{one.at:%Y-%m-%dT%H:%M:%SZ}  {kind}{one.verdict}{by}"
     return "  ".join(filter(None, [said, labels, one.note]))

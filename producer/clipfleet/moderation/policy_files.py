@@ -15,9 +15,11 @@ from clipfleet.contract.policies import Action, Condition, Policy, Rule
 from clipfleet.errors import UsageError, first_problem, usage_errors
 from clipfleet.heads.choosing import read_heads, require_model
 from clipfleet.heads.files import HeadFile
-from clipfleet.labels.sets import LabelSetSpec
+from clipfleet.labels.sets import LabelSetSpec, read_label_set
 from clipfleet.labels.written_files import read_yaml_file
 from clipfleet.submit.options import OF_THE_VECTORS, JobOptions
+
+_LABEL_SET_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,14 @@ def read_policy_file(path: str | Path) -> PolicyFile:
     label_sets = []
     for name, one in spec.label_sets.items():
         with usage_errors(f"{path}: label set {name!r}: "):
-            label_sets.append(one.model_copy(update={"file": one.file and folder / one.file}).made(name))
+            label_sets.append(_label_set(folder, name, one))
     heads = read_heads([folder / one for one in spec.heads])
+    with usage_errors(f"{path}: "):
+        model = normalise_model(spec.model)
     rules = [_rule(path, number, one, label_sets) for number, one in enumerate(spec.rules, 1)]
     try:
         policy = Policy(
-            name=spec.name, version=spec.version, model=normalise_model(spec.model), decode=spec.decode.value,
+            name=spec.name, version=spec.version, model=model, decode=spec.decode.value,
             exif=spec.exif.value, label_sets=tuple(label_sets), heads=tuple(one.of_job for one in heads),
             rules=tuple(rules), otherwise=spec.otherwise,
         )  # fmt: skip
@@ -108,6 +112,16 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         raise UsageError(f"{path}: {first_problem(error)}") from None
     require_model(heads, policy.model, decode=policy.decode, exif=policy.exif)
     return PolicyFile(policy, heads)
+
+
+def _label_set(folder: Path, name: str, spec: LabelSetSpec) -> LabelSet:
+    """The label set; a file is one that `calibrate` and `certify` write, or has one label per line."""
+    if spec.file is None or spec.file.suffix.lower() not in _LABEL_SET_SUFFIXES:
+        return spec.model_copy(update={"file": spec.file and folder / spec.file}).made(name)
+    more = spec.model_fields_set - {"file"}
+    if more:
+        raise UsageError(f"{spec.file} says it all: leave `{min(more)}` out, or write it there")
+    return read_label_set(str(folder / spec.file)).model_copy(update={"name": name})
 
 
 def _rule(path: Path, number: int, spec: _RuleSpec, label_sets: list[LabelSet]) -> Rule:

@@ -77,6 +77,9 @@ class Output(Protocol):
     def names(self, prefix: str) -> Iterator[str]:
         """List names that start with `prefix`, sorted, without those in deeper folders."""
 
+    def folders(self, name: str) -> Iterator[str]:
+        """List the folders directly below a folder by their own names, sorted."""
+
     def remove(self, name: str) -> None:
         """Remove an object. Idempotent."""
 

@@ -94,6 +94,11 @@ class RedisOutput:
             names: list[Any] = client.hkeys(self._items)
         return (name for name in sorted(map(bytes.decode, names)) if name.startswith(prefix))
 
+    def folders(self, name: str) -> Iterator[str]:
+        below = len(name) + 1
+        found = {one[below:].partition("/")[0] for one in self.names(f"{name}/") if "/" in one[below:]}
+        return iter(sorted(found))
+
     def remove(self, name: str) -> None:
         with self._store.reading(self._job_id) as client:
             client.hdel(self._items, name)

@@ -23,7 +23,7 @@ from clipfleet.outputs import objects
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.outputs.guarded_body import GuardedBody
 from clipfleet.outputs.scratch import local_scratch, output_errors
-from clipfleet.s3.client import SCHEME, S3Client, list_objects, split_s3_uri
+from clipfleet.s3.client import SCHEME, S3Client, list_folders, list_objects, split_s3_uri
 from clipfleet.s3.failures import S3Problem, explain, failures_of_calls, s3_errors
 from clipfleet.s3.file import S3File
 
@@ -103,6 +103,11 @@ class S3Output:
 
     def names(self, prefix: str) -> Iterator[str]:
         yield from sorted(self._names(prefix, delimiter="/"))
+
+    def folders(self, name: str) -> Iterator[str]:
+        with self._errors(name):
+            found = sorted(list_folders(self._client, self._bucket, f"{self._root}{name}/"))
+        yield from found
 
     def remove(self, name: str) -> None:
         with self._errors(name):

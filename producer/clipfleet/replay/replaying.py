@@ -34,6 +34,7 @@ from clipfleet.results.rows import RowReader, RowStream
 from clipfleet.submit.options import JobOptions
 
 MOST_SHOWN = 100
+_OPTIONS = ("output", "overwrite", "part_format", "lane", "chunk_size")
 _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
 Wait = Callable[[JobHandle], JobStatus]
@@ -74,6 +75,7 @@ class Replay:
             UsageError: there is no old side, no vector, or the policies are of another model.
             WorldError: a job has failed, or Redis or an output is unavailable.
         """
+        _require_own(self.options)
         if self.changes is not None:
             changes_format(self.changes)
         job = self.reader.job()
@@ -124,11 +126,10 @@ class Replay:
         place = output_uri(self.options.output or REDIS_OUTPUT)
         sides = {"old": old, "new": self.new}
         ids = {name: f"replay-{name}-{self._name}" for name in sides}
+        asked = self.options.model_dump(include={*_OPTIONS})
         options = {
-            name: self.options.model_copy(
-                update={"job_id": ids[name], "output": f"{place}/{name}" if is_kept else None}
-            )
-            for name in sides
+            name: JobOptions(**asked | {"job_id": job_id, "output": f"{place}/{name}" if is_kept else None})
+            for name, job_id in ids.items()
         }
         try:
             jobs = [self.services.submit(origin, one, options[name]) for name, one in sides.items()]
@@ -164,6 +165,15 @@ class Replay:
             outputs=None if outputs is None or REDIS_OUTPUT in outputs else outputs,
             changes_file=None if self.changes is None else str(self.changes),
         )
+
+
+def _require_own(options: JobOptions) -> None:
+    """Refuse options that no job of a replay has."""
+    for name, field_info in JobOptions.model_fields.items():
+        if name not in _OPTIONS and getattr(options, name) != field_info.default:
+            raise UsageError(
+                f"`{name}=` is not for a replay, which takes {', '.join(_OPTIONS)}: leave it out"
+            )
 
 
 def _misses(job: Job, policy: Policy) -> str | None:

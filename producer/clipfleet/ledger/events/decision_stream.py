@@ -77,7 +77,7 @@ class DecisionStream:
         with redis_errors(self._url):
             if not self._has_begun:
                 self._begin()
-            entries = self._taken_over() or self._fresh(_BLOCK_SECONDS if wait else None)
+            entries = self._entries(wait=wait)
         found = [(entry_id, _decision(entry_id, fields)) for entry_id, fields in entries]
         self._acknowledge([entry_id for entry_id, decision in found if decision is None])
         return [decision for _, decision in found if decision is not None]
@@ -108,8 +108,17 @@ class DecisionStream:
         groups: Any = self._redis.xinfo_groups(keys.DECISIONS)
         (group,) = (one for one in groups if one["name"] == self._group)
         info: Any = self._redis.xinfo_stream(keys.DECISIONS)
-        removed = info.get("max-deleted-entry-id", "0-0")
-        return _order(group["last-delivered-id"]) < _order(removed)
+        read = group.get("entries-read")  # None: the server does not know
+        return read is not None and read < info["entries-added"] - info["length"]
+
+    def _entries(self, *, wait: bool) -> list[tuple[str, dict[str, str]]]:
+        try:
+            return self._taken_over() or self._fresh(_BLOCK_SECONDS if wait else None)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self._from, self._has_begun = "0", False  # Redis has lost the stream: all in it is new
+            return []
 
     def _taken_over(self) -> list[tuple[str, dict[str, str]]]:
         answer: Any = self._redis.xautoclaim(
@@ -119,15 +128,9 @@ class DecisionStream:
 
     def _fresh(self, seconds: float | None) -> list[tuple[str, dict[str, str]]]:
         block = None if seconds is None else int(seconds * 1000)
-        try:
-            answer: Any = self._redis.xreadgroup(
-                self._group, self._consumer, {keys.DECISIONS: ">"}, _MOST_ENTRIES, block
-            )
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):  # Redis has lost it
-                raise
-            self._from, self._has_begun = "0", False
-            return []
+        answer: Any = self._redis.xreadgroup(
+            self._group, self._consumer, {keys.DECISIONS: ">"}, _MOST_ENTRIES, block
+        )
         streams = answer.items() if isinstance(answer, dict) else answer or ()
         return [entry for _, batches in streams for entry in _flat(batches)]
 
@@ -150,8 +153,3 @@ def _decision(entry_id: str, fields: dict[str, str]) -> StreamedDecision | None:
     except (KeyError, ValueError, RecursionError) as error:  # planted
         log.warning("entry %s is no decision: %s", entry_id, error, extra={"action": "decision_dropped"})
         return None
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = str(entry_id).partition("-")
-    return int(milliseconds), int(number or 0)

@@ -16,7 +16,7 @@ from clipfleet.redis.connection import connect, redis_errors
 
 MAX_ENDPOINTS = 100
 PUBLISHED_SECONDS = 7 * 86400  # for so long an event is known, which is not published again
-_SCRIPTS = (
+OUTBOX_SCRIPTS = (
     "endpoint_put", "endpoint_remove", "endpoint_disable", "publish", "deliveries_claim", "delivery_end",
     "delivery_failures", "delivery_replay",
 )  # fmt: skip
@@ -34,7 +34,7 @@ class Outbox:
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url)
-        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
+        self._run = LuaScripts(self._redis, url, OUTBOX_SCRIPTS).run
 
     def close(self) -> None:
         """Close the connections."""

@@ -11,6 +11,7 @@ import pytest
 from clipfleet.ledger import keys
 from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
+from clipfleet.ledger.events.outbox import OUTBOX_SCRIPTS
 from clipfleet.ledger.locks import LOCK_SCRIPTS
 from clipfleet.ledger.row_store import _SCRIPTS as STORE_SCRIPTS
 from clipfleet_gateway.keys.quotas import QUOTA_SCRIPTS
@@ -41,7 +42,7 @@ class TestLua:
             assert listed is not None
             assert tuple(re.findall(r"'([^']*)'", listed[1])) == getattr(keys, name)
         suffixes = {value for value in lua_constants().values() if value.startswith(":")}
-        assert suffixes | {""} == {*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES}
+        assert suffixes | {""} == {*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES, *keys.WEBHOOK_SUFFIXES}
 
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_no_script_spells_a_key(self, name: str) -> None:
@@ -56,8 +57,10 @@ class TestLua:
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
         loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS, *LOCK_SCRIPTS)}
-        loaded |= {f"{name}.lua" for name in QUOTA_SCRIPTS}
-        assert loaded | {"measured.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
+        loaded |= {f"{name}.lua" for name in (*QUOTA_SCRIPTS, *OUTBOX_SCRIPTS)}
+        assert loaded | {"measured.lua", "outbox.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(
+            SCRIPTS
+        )
 
 
 class TestRedis:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from clipfleet.contract.columns import VectorType
 from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.contract.policies import Policy
@@ -124,6 +125,14 @@ class TestRefusals:
             run(Reader(job), fleet)
         assert fleet.submitted == []
 
+    @pytest.mark.parametrize("name", ["job_id", "precision", "store_embeddings", "on_finished"])
+    def test_options_of_other_jobs(self, name: str) -> None:
+        values = {"job_id": "mine", "precision": "fp32", "store_embeddings": True, "on_finished": "a.b"}
+        fleet = Fleet(origin_of(TestJobs.JOB))
+
+        with pytest.raises(UsageError, match=f"`{name}=` is not for a replay"):
+            run(Reader(TestJobs.JOB), fleet, options=JobOptions(**{name: values[name]}))
+
     def test_changes_of_no_format(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"\.jsonl, \.csv or \.parquet"):
             run(Reader(moderation_job(OLD)), Fleet(), OLD, changes=tmp_path / "changes.txt")
@@ -135,7 +144,8 @@ class TestJobs:
     def test_each_side_has_its_own(self, tmp_path: Path) -> None:
         fleet = Fleet(origin_of(self.JOB), JobState.FAILED)
         with pytest.raises(ReplayError, match=r"by policy 'uploads', is failed: the weights differ"):
-            run(Reader(self.JOB), fleet, options=JobOptions(output=tmp_path / "out", overwrite=True))
+            asked = JobOptions(output=tmp_path / "out", overwrite=True, vector_type=VectorType.FLOAT16)
+            run(Reader(self.JOB), fleet, options=asked)
 
         old, new = fleet.submitted
         assert (old.output, new.output) == (f"{tmp_path}/out/old", f"{tmp_path}/out/new")
@@ -143,6 +153,7 @@ class TestJobs:
             f"replay-old-{str(old.job_id)[-16:]}", f"replay-new-{str(old.job_id)[-16:]}",
         )  # fmt: skip
         assert old.overwrite and new.overwrite
+        assert "vector_type" not in old.model_fields_set
 
     def test_both_are_cancelled_if_one_fails(self) -> None:
         fleet = Fleet(origin_of(self.JOB), JobState.FAILED)
