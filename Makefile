@@ -17,7 +17,7 @@ BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,
 TEST_FOLDERS := $(filter-out $(BENCHES),unit promises integration e2e)
 
 .PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-stores chaos-gateway chaos-plain chaos-mutants lua-mutants bench fuzz lock \
-  gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
+  gpu-bundle build test-build test-deploy test-brokers test-browser screenshots docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -57,6 +57,14 @@ gpu-bundle: $(VENV)/.dev-installed
 # Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
 test-deploy: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/deploy -q
+
+# The page of a report in Chromium, with axe-core. Needs chromium and chromium-driver of Debian, and npm.
+test-browser: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/browser -q
+
+# The screenshots of the docs, from what the demo model says: needs what `make test-browser` needs.
+screenshots: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.screenshots docs
 
 # RabbitMQ and Flower; then the end-to-end tests that depend on a broker, with RabbitMQ before Debian's Redis 8, and with
 # that Redis for both. BROKER_TESTS=tests/e2e has the whole suite on RabbitMQ, as every night, REDIS_TESTS=tests/e2e on

@@ -25,10 +25,12 @@ BENCHES = (
     "tail",
     "latency",
     "gateway",
+    "moderation",
     "relabel",
     "replay",
     "backfill",
     "store_memory",
+    "report_memory",
     "search",
     "gpu",
 )

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from clipfleet.backfill.options import DEFAULT_BACKFILL, BackfillOptions
-from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState, StoredVectors, Task
+from clipfleet.contract.job_names import UNNAMED_JOB_ID_PATTERN
+from clipfleet.contract.jobs import Job, JobState, StoredVectors, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflictError, UsageError
 from clipfleet.job_handle import JobHandle
@@ -194,7 +195,7 @@ class Client:
         source: SourceLike,
         policy: str | Path | PolicyFile,
         *,
-        decisions: str | Path | None = None,
+        decisions: str | Path | DecisionPlace | None = None,
         keep_decisions_days: int | None = None,
         options: JobOptions = DEFAULT_OPTIONS,
     ) -> JobHandle:
@@ -211,7 +212,10 @@ class Client:
         from clipfleet.moderation.policy_files import PolicyFile, read_policy_file
 
         chosen = policy if isinstance(policy, PolicyFile) else read_policy_file(policy)
-        place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
+        if isinstance(decisions, DecisionPlace):
+            place = decisions
+        else:
+            place = DecisionPlace(None if decisions is None else str(decisions), keep_decisions_days)
         found = chosen.policy
         return self._submit(
             source, chosen.described(options), Task.CLASSIFY, found.label_sets, heads=chosen.heads,

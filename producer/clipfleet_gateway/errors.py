@@ -87,12 +87,15 @@ def not_found(what: str, name: str, param: str | None = None) -> ApiError:
     return ApiError(HTTPStatus.NOT_FOUND, f"No such {what}: {name!r}", INVALID, param, "not_found")
 
 
+MODEL_NOT_FOUND = "model_not_found"  # code of an error
+
+
 def model_not_found(name: str, served: Iterable[str]) -> ApiError:
     """No worker serves this model, nor has."""
     others = ", ".join(sorted(served)) or "none"
     return ApiError(
         HTTPStatus.NOT_FOUND, f"No worker serves the model {name!r}; served: {others}", INVALID, "model",
-        "model_not_found",
+        MODEL_NOT_FOUND,
     )  # fmt: skip
 
 

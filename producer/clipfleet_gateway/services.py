@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 
 from clipfleet.client import Client
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.locks import Locks
 from clipfleet.outputs import Output, open_output, output_uri
@@ -27,6 +28,8 @@ from clipfleet_gateway.keys.quotas import Quotas
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels
 from clipfleet_gateway.meters import Meters
+from clipfleet_gateway.policies.logs import DecisionLogs
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -46,6 +49,8 @@ class Services:
         self.place: Output = open_output(output_uri(settings.require_gateway_output()))
         self.keys = KeyRing(self.place)
         self.files = FileStore(self.place)
+        self.policies = PolicyShelf(self.place)
+        self.logs = DecisionLogs(self.place, self.policies, settings.gateway_keep_decisions_days)
         # Patience is the clients': they are told to come again, and hold nothing meanwhile.
         self.client = self._opened.enter_context(Client(settings, patience_seconds=0, resumes=True))
         self.quotas = self._opened.enter_context(Quotas(settings.require_redis_url()))
@@ -54,14 +59,17 @@ class Services:
         locks = Locks(settings.require_redis_url(), ttl_seconds=_LOCK_SECONDS, retakes=True)
         self._opened.callback(locks.close)
         self.models = KnownModels(self.place, self.client.workers)
+        outbox = Outbox(settings.require_redis_url())
+        self._opened.callback(outbox.close)
         self.batches = Advancing(
-            BatchStore(self.place), self.files, self.keys, BatchJobs(self.client, ledger, self.files),
-            self.models,
-            self.quotas.spend, locks.held, settings.gateway_batch_requests,
+            BatchStore(self.place), self.files, self.keys,
+            BatchJobs(self.client, ledger, self.files, self.policies, self.logs),
+            self.models, self.policies, self.quotas.spend, outbox.publish, locks.held,
+            settings.gateway_batch_requests,
         )  # fmt: skip
         self.jobs = Jobs(
             JobStore(self.place),
-            Submitting(self.client, self.files),
+            Submitting(self.client, self.files, self.policies, self.logs),
             ledger,
             self.models,
             self.keys,

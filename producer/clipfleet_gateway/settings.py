@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from clipfleet.contract.policies import MAX_KEEP_DAYS
 from clipfleet.errors import UsageError
 from clipfleet.settings import CommaSeparated, Settings
 
@@ -31,6 +32,12 @@ class GatewaySettings(Settings):
     )
     gateway_requests_per_minute: int = Field(
         6_000, ge=1, description="upper bound of one key's requests in a minute, per gateway"
+    )
+    gateway_keep_decisions_days: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_KEEP_DAYS,
+        description="how long records of decisions are kept in the gateway's place. Default: for ever",
     )
 
     def require_gateway_output(self) -> str:

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import random
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.labels.sets import label_set_yaml, read_label_set
-from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
 from tests.support.marked_outputs import mark_file
+from tests.support.turned_samples import write_turned_samples
 
 LABELS = ("cherries", "headphone", "pie")
-COPIES, COPIES_OF_OTHERS = 50, 3
 FEW_MARKS, MOST_ROUNDS = 20, 5
 TARGET = 0.8
 
 
-def write_turned_samples(folder: Path) -> None:
-    """Turned copies of the sixty samples, many of each label; a file's name begins with what it shows."""
-    folder.mkdir()
-    angle = random.Random(16)
-    with as_file(files("clipfleet_worker") / "samples") as images:
-        for sample in samples():
-            with Image.open(images / sample.file) as opened:
-                image = opened.convert("RGBA")
-            page = Image.new("RGBA", image.size, "white")
-            page.alpha_composite(image)
-            for number in range(COPIES if sample.name in LABELS else COPIES_OF_OTHERS):
-                turned = page.convert("RGB").rotate(angle.uniform(-20, 20), fillcolor="white")
-                turned.save(folder / f"{sample.name}.{number:02d}.png")
-
-
 @pytest.fixture
 def drawings(folder: Path) -> Path:
-    write_turned_samples(folder / "drawings")
+    write_turned_samples(folder / "drawings", LABELS)
     return folder / "drawings"
 
 

@@ -11,12 +11,16 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from openapi_spec_validator import validate
 
+from clipfleet.contract.heads import HeadKind
+from clipfleet.heads.files import make_head
 from tests.support.cluster import Cluster
 from tests.support.documented import Documented
-from tests.support.gateway_process import GatewayProcess, made_key
+from tests.support.gateway_process import GatewayProcess, gateway_command, made_key
+from tests.support.heads import head_of
 from tests.support.images import encoded, make_image, write_images
 from tests.support.metrics_page import metric_values
 from tests.support.waiting import wait_until
@@ -110,6 +114,30 @@ def line(custom_id: str, body: Any, url: str = "/v1/embeddings") -> dict[str, An
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
 
 
+def write_policy(folder: Path) -> Path:
+    """A policy that flags all images, by a label and by a head whose number is 0 for all."""
+    head = head_of(128, 1, kind=HeadKind.REGRESS)
+    shapes = zip(head.tensor_names, [(128, 1)], strict=True)
+    numbers = {
+        name: np.zeros(shape, np.float32)
+        for (weight, bias), (inputs, outputs) in shapes
+        for name, shape in ((weight, (outputs, inputs)), (bias, (outputs,)))
+    }
+    (folder / "taste.head.safetensors").write_bytes(make_head(head, numbers).data)
+    file = folder / "policy.json"
+    rules = [
+        {"name": "sure", "when": {"label": "red", "at_least": 0.0}, "action": "flag"},
+        {"name": "taste", "when": {"head": "taste", "below": 1}, "action": "review"},
+    ]
+    things = {"kind": "multi", "labels": ["red", "blue"]}
+    policy = {
+        "name": "uploads", "model": "demo", "label_sets": {"things": things}, "rules": rules,
+        "heads": ["taste.head.safetensors"],
+    }  # fmt: skip
+    file.write_text(json.dumps(policy))
+    return file
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, GatewayProcess, str]]:
     """A gateway without a worker, and a key."""
@@ -117,6 +145,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     with Cluster(folder) as cluster:
         environment = cluster.environment() | {"CLIPFLEET_GATEWAY_OUTPUT": str(folder / "gateway")}
         token = made_key(environment, "mine", "--source", str(folder / "photos"))
+        added = gateway_command(environment, "policies", "add", str(write_policy(folder)))
+        assert added.returncode == 0, added.stderr
         with GatewayProcess(environment, folder) as gateway:
             yield cluster, gateway, token
             assert gateway.terminate() == 0, gateway.log()
@@ -139,6 +169,7 @@ def documented(started: tuple[Cluster, GatewayProcess, str]) -> Documented:
     zero_shot(caller)
     batches(caller)
     jobs(caller, cluster.folder / "photos")
+    moderations(caller)
     return documented
 
 
@@ -185,7 +216,9 @@ def without_a_worker(caller: Caller) -> None:
 
 
 def embeddings(caller: Caller) -> None:
-    (model,) = caller.ask("GET", "/v1/models")["data"]
+    wait_until(lambda: len(caller.ask("GET", "/v1/models")["data"]) == 2, "the worker serves its model", 30)
+    model, policy = caller.ask("GET", "/v1/models")["data"]
+    assert policy["owned_by"] == "policy"
     caller.ask("GET", f"/v1/models/{model['id']}")
     unknown = caller.ask("GET", "/v1/models/none", expect=404)["error"]
     assert (
@@ -256,6 +289,42 @@ def jobs(caller: Caller, folder: Path) -> None:
     assert caller.ended(caller.ask("POST", "/v1/jobs", denied), "jobs")["error"]
     caller.ask("POST", f"/v1/jobs/{first['id']}/cancel")
     caller.ask("GET", "/v1/jobs/job_none", expect=404)
+
+
+def moderations(caller: Caller) -> None:
+    part = {"type": "image_url", "image_url": {"url": IMAGE}}
+    for given in (part, [part]):
+        body = caller.ask("POST", "/v1/moderations", {"model": "uploads", "input": given})
+    (result,) = body["results"]
+    assert (result["decision"], result["flagged"]) == ("flag", True)
+    assert {one["rule"] for one in result["reasons"]} == {"sure", "taste"}
+    path = f"/v1/decisions/{result['decision_id']}"
+    verdict = {
+        "verdict": "overturned", "labels": {"things/red": "no"}, "by": "ann", "note": "blue", "appeal": True,
+    }  # fmt: skip
+    caller.ask("POST", f"{path}/verdict", verdict)
+    found = caller.ask("GET", path)
+    assert found["policy"]["name"] == "uploads" and len(found["verdicts"]) == 1
+    assert isinstance(found["heads"]["taste"], float)
+    bad = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,AAAA"}}
+    (result,) = caller.ask("POST", "/v1/moderations", {"input": [bad]})["results"]
+    assert (result["decision"], result["error"]["code"]) == ("undecided", "not_an_image")
+    caller.ask("GET", f"/v1/decisions/{result['decision_id']}")
+    caller.ask("POST", "/v1/moderations", {"input": "a text"}, expect=400)
+    caller.ask("POST", "/v1/moderations", {"model": "none", "input": [part]}, expect=404)
+    job = caller.ask("POST", "/v1/jobs", {"task": "moderate", "policy": "uploads", "items": [IMAGE]})
+    assert caller.ended(job, "jobs")["policy"].startswith("uploads@")
+    (row,) = caller.ask("GET", f"/v1/jobs/{job['id']}/rows").splitlines()
+    assert json.loads(row)["decision"] == "flag"
+    assert caller.ask("GET", f"/v1/decisions/{json.loads(row)['decision_id']}")["job_id"] == job["id"]
+    lines = [line(name, {"input": [one]}, "/v1/moderations") for name, one in (("a", part), ("b", bad))]
+    wanted = {"endpoint": "/v1/moderations", "completion_window": "24h"}
+    asked = wanted | {"input_file_id": caller.upload(lines)["id"]}
+    batch = caller.ended(caller.ask("POST", "/v1/batches", asked))
+    assert (batch["status"], batch["model"], batch["error_file_id"]) == ("completed", "uploads", None)
+    content = caller.ask("GET", f"/v1/files/{batch['output_file_id']}/content").splitlines()
+    bodies = [json.loads(one)["response"]["body"] for one in content]
+    assert [body["results"][0]["decision"] for body in bodies] == ["flag", "undecided"]
 
 
 def test_the_document_is_valid(started: tuple[Cluster, GatewayProcess, str]) -> None:

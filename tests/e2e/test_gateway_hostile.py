@@ -312,6 +312,7 @@ def test_a_body_of_chunks_beyond_the_bound_is_not_held(siege: Siege) -> None:
 
 # --- Bodies: (path, body, status, code) ---
 
+PART = {"input": [{"type": "image_url", "image_url": {"url": "https://host/a.jpg"}}]}
 DEEP = b'{"model": "demo", "input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BODIES: dict[str, tuple[str, Any, int, str | None]] = {
     "nothing": ("/v1/jobs", b"", 400, "invalid_json"),
@@ -388,6 +389,12 @@ BODIES: dict[str, tuple[str, Any, int, str | None]] = {
         404,
         "not_found",
     ),
+    "a path as a policy": ("/v1/moderations", {"model": "../keys/victim", **PART}, 404, "model_not_found"),
+    "a path as a version": ("/v1/moderations", {"model": "a@../../keys/x", **PART}, 404, "model_not_found"),
+    "a policy of a job": ("/v1/jobs", {**EMBED, "policy": "a"}, 400, None),
+    "deep lists of parts": ("/v1/moderations", DEEP, 400, "invalid_json"),
+    "parts of parts": ("/v1/moderations", {"input": [[PART]]}, 400, None),
+    "a path as a decision": ("/v1/decisions/..%2F..%2Fkeys/verdict", {"verdict": "upheld"}, 404, "not_found"),
     "another endpoint": (
         "/v1/batches",
         {**BATCH, "input_file_id": "file-x", "endpoint": "http://evil/"},
@@ -486,6 +493,9 @@ def test_sources_outside(siege: Siege, source: str) -> None:
         siege.mine.ask("POST", "/v1/embeddings", {**MODEL, "input": [{"image": address}]}),
         siege.mine.ask("POST", "/v1/zero-shot", {
             **MODEL, "inputs": {"image": address}, "parameters": {"candidate_labels": ["a", "b"]},
+        }),
+        siege.mine.ask("POST", "/v1/moderations", {
+            "input": [{"type": "image_url", "image_url": {"url": address}}],
         }),
     ]  # fmt: skip
     if not address.startswith("http"):  # the URL of an image may be a source, and is refused for its words

@@ -17,6 +17,8 @@ import redis
 from clipfleet.client import Client
 from clipfleet.contract.webhooks import EventType
 from clipfleet.ledger.events.outbox import Outbox
+from clipfleet.moderation.verdicts import Outcome, ReviewerVerdict, add_verdict
+from clipfleet.outputs import open_output
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import WebhookReceiver
@@ -197,13 +199,15 @@ def test_verdicts_on_real_traffic_certify_a_threshold(cluster: Cluster, folder: 
     cluster.run("sample", rows, *asked, "-o", sample)
     todo = cluster.run("verdicts", rows, "--place", log, "--sample", sample, "-o", marked)
     assert "0 marks, 30 decisions still to be judged" in todo.stderr
-    for one in records(log):
-        cluster.run("verdict", one["decision_id"], "upheld", "--place", log, "--by", "anna")
+    first, *others = records(log)
+    cluster.run("verdict", first["decision_id"], "upheld", "--place", log, "--by", "anna")
+    for one in others:
+        add_verdict(open_output(str(log)), one, ReviewerVerdict(verdict=Outcome.UPHELD, by="anna"))
 
     done = cluster.run("verdicts", rows, "--place", log, "--sample", sample, "-o", marked)
 
     assert "30 marks, 0 decisions still to be judged" in done.stderr
-    drawn, judged = (list(csv.DictReader(path.open(newline=""))) for path in (sample, marked))
+    drawn, judged = (list(csv.DictReader(path.read_text().splitlines())) for path in (sample, marked))
     assert [row["item_index"] for row in judged] == [row["item_index"] for row in drawn]
     assert {(row["verdict"], row["by"], row["purpose"]) for row in judged} == {("yes", "anna", "certify")}
     tested = cluster.run("certify", rows, "--labels", labels, "--marks", marked, "--label", "cigarette")

@@ -46,15 +46,17 @@ CHAINS = (
     ("README.md",),
     ("docs/label-a-bucket.md",),
     ("docs/certify.md",),
+    ("docs/report.md",),
     ("docs/http-api.md",),
     ("docs/not-python.md",),
     ("docs/webhooks.md",),
+    ("docs/moderation.md", "docs/decisions.md"),
     ("ops/demo_model/README.md",),
     (
         "docs/first-minute.md", "docs/labelling.md", "docs/label-sets.md", "docs/embedding.md",
         "docs/relabel.md", "docs/search.md", "docs/evaluate.md", "docs/heads.md", "docs/backfill.md",
         "docs/store.md", "docs/python.md", "docs/s3.md", "docs/models.md", "docs/results.md",
-        "docs/moderation.md", "docs/replay.md", "docs/deploy.md",
+        "docs/replay.md", "docs/deploy.md",
     ),
 )  # fmt: skip
 LEFT_TO_CI = {"make demo": r"^in_clone demo$", "make test": r'^make PYTHON="\$python" .*\btest$'}

@@ -146,7 +146,7 @@ def test_a_job_with_heads_is_left_alone_by_workers_that_know_none(alone: Cluster
     # Then it does those that it knows, and leaves that one to a worker of this version
     wait_until(lambda: ends(cluster, plain), "the other job ends", 120)
     assert (with_head["state"], cluster.status(job_id).done) == ("running", 0)
-    newer = start_worker(cluster, SCHEMA_VERSION)
+    newer = start_worker(cluster, FIRST_WITH_HEADS)
     is_exact(cluster, job_id, FIRST_WITH_HEADS)
     assert (completed_by(older, job_id), completed_by(newer, job_id) > 0) == (0, True)
     rows = cluster.rows(job_id if kind == "redis" else output)

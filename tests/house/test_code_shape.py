@@ -42,6 +42,7 @@ ARRAY_MODULES |= {
     f"clipfleet/heads/{name}.py"
     for name in ("arithmetic", "cross_validation", "fitting", "fitting_from_labels", "foreign", "importing")
 }
+ARRAY_MODULES.add("clipfleet/report/to_mark.py")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,13 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
+from clipfleet.moderation.log import write_records
+from clipfleet.moderation.policy_files import PolicyFile
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.web.app import make_app
+from tests.support.decision_logs import CREATED, logged_job, make_record
+from tests.support.policies import make_policy
 
 T = TypeVar("T")
 OWNERS = ("a", "b", "c")
@@ -32,15 +36,20 @@ OF_A_FILE: dict[str, Any] = {
     "classifyImage": {
         "model": "demo", "inputs": {"image": "{id}"}, "parameters": {"candidate_labels": ["a", "b"]},
     },
+    "createModeration": {
+        "model": "uploads", "input": [{"type": "image_url", "image_url": {"url": "{id}"}}],
+    },
     "deleteFile": None,
 }  # fmt: skip
 OF_A_BATCH: dict[str, Any] = {"getBatch": None, "cancelBatch": None}
 OF_A_JOB: dict[str, Any] = {"getJob": None, "getJobRows": None, "cancelJob": None}
+OF_A_DECISION: dict[str, Any] = {"getDecision": None, "addVerdict": {"verdict": "upheld"}}
+WAITS_FOR_A_WORKER = ("createEmbeddings", "classifyImage", "createModeration")
 LISTS = {"listFiles": "file", "listBatches": "batch", "listJobs": "job"}
 WITHOUT_OBJECTS = {
     "createFile", "listModels", "getModel", "getHealth", "getReadiness", "getMetrics", "getOpenApi",
 }  # fmt: skip
-KINDS = {"file": OF_A_FILE, "batch": OF_A_BATCH, "job": OF_A_JOB}
+KINDS = {"file": OF_A_FILE, "batch": OF_A_BATCH, "job": OF_A_JOB, "decision": OF_A_DECISION}
 
 
 @dataclass
@@ -101,12 +110,24 @@ def services(tmp_path: Path, redis_url: str) -> Iterator[Services]:
         yield services
 
 
+def decided(services: Services, owner: str) -> str:
+    """The id of a decision in the log of a key, as a worker records it."""
+    log = services.logs.output(owner)
+    job = logged_job(log, make_policy(), f"of-{owner}")
+    record = make_record(job)
+    write_records(log, job, 0, [record], CREATED.date())
+    return str(record["decision_id"])
+
+
 def run(services: Services, look: Callable[[Matrix], Awaitable[T]]) -> T:
     async def prepared() -> T:
+        services.policies.add(PolicyFile(make_policy()))
         tokens = {owner: services.keys.add(owner) for owner in OWNERS}
         async with TestClient(TestServer(make_app(services))) as client:
             matrix = Matrix(client, tokens)
             await matrix.prepare()
+            for owner in OWNERS:
+                matrix.objects["decision", owner] = decided(services, owner)
             return await look(matrix)
 
     return asyncio.run(prepared())
@@ -135,7 +156,7 @@ def test_only_the_owner_gets_an_object(services: Services) -> None:
                             assert (status, error["code"]) == (404, "not_found"), (other, name, kind, owner)
         for (kind, owner), object_id in matrix.objects.items():
             for name in KINDS[kind]:
-                if name not in ("createEmbeddings", "classifyImage"):  # which wait for a worker
+                if name not in WAITS_FOR_A_WORKER:
                     status, content = await matrix.does(owner, name, object_id)
                     assert status == 200, (owner, name, content)
 

@@ -1,4 +1,4 @@
-"""What the official client of OpenAI does with a gateway, as JSON: `openai_client.py FOLDER IMAGE`.
+"""What the official client of OpenAI does with a gateway, as JSON: `openai_client.py FOLDER IMAGE URL`.
 
 Nothing of it is changed: OPENAI_BASE_URL and OPENAI_API_KEY say where it finds the gateway.
 """
@@ -15,6 +15,7 @@ import httpx2
 import openai
 from openai import DefaultHttpxClient, OpenAI
 
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "https://example.com/a.jpg"}}
 ENDED = {"completed", "failed", "cancelled", "expired"}
 
 
@@ -118,11 +119,32 @@ def batches(client: OpenAI, folder: Path, image: str) -> dict[str, object]:
     }
 
 
+def moderations(client: OpenAI, image: str, url: str) -> dict[str, object]:
+    """By a data URI, by a URL, in a batch; custom categories arrive beside those of OpenAI."""
+    found: dict[str, object] = {}
+    for name, address in (("data", image), ("url", url)):
+        part = {"type": "image_url", "image_url": {"url": address}}
+        answer = client.moderations.create(model="uploads", input=[part])
+        (result,) = answer.results
+        found[name] = {
+            "model": answer.model,
+            "id": answer.id[:5],
+            "flagged": result.flagged,
+            "categories": result.categories.model_extra,
+            "scores": sorted(result.category_scores.model_extra or {}),
+            "types": (result.category_applied_input_types.model_extra or {}),
+            "decision": (result.model_extra or {})["decision"],
+        }
+    return found
+
+
 def refused(client: OpenAI, folder: Path) -> dict[str, object]:
     """The class of each error, with its code and what it names."""
     calls = {
         "empty": lambda: client.embeddings.create(model="demo", input=[]),
+        "text": lambda: client.moderations.create(model="uploads", input="a text"),
         "second": lambda: client.embeddings.create(model="demo", input=["a", " "]),
+        "policy": lambda: client.moderations.create(model="none", input=[IMAGE_PART]),
         "model": lambda: client.embeddings.create(model="none", input="a"),
         "file": lambda: client.files.retrieve("file-none"),
         "batch": lambda: client.batches.retrieve("batch_none"),
@@ -143,13 +165,14 @@ def refused(client: OpenAI, folder: Path) -> dict[str, object]:
     return found
 
 
-def main(folder: Path, image: Path) -> None:
+def main(folder: Path, image: Path, url: str) -> None:
     client = OpenAI()
     data_uri = "data:image/jpeg;base64," + base64.b64encode(image.read_bytes()).decode()
     found = {
         "models": [model.id for model in client.models.list()],
         "model": client.models.retrieve("demo").owned_by,
         "embeddings": embeddings(client, data_uri),
+        "moderations": moderations(client, data_uri, url),
         "refused": refused(client, folder),
         "batches": batches(client, folder, data_uri),
     }
@@ -157,4 +180,4 @@ def main(folder: Path, image: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.gateway_process import GatewayProcess, made_key
+from tests.support.gateway_process import GatewayProcess, gateway_command, made_key
 from tests.support.images import encoded, make_image
 
 pytestmark = pytest.mark.peers
 HERE = Path(__file__).parent
+URL = "http://127.0.0.1:1/a.jpg"  # which workers do not fetch
+POLICY = """
+name: uploads
+model: demo
+label_sets:
+  colours: {kind: multi, labels: [red, blue]}
+rules:
+  - when: {label: red, at_least: 0.0}
+    action: flag
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,9 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         cluster.start_worker()
         environment = cluster.environment() | {"CLIPFLEET_GATEWAY_OUTPUT": str(folder / "gateway")}
         key = made_key(environment, "peers")
+        (folder / "policy.yaml").write_text(POLICY)
+        added = gateway_command(environment, "policies", "add", str(folder / "policy.yaml"))
+        assert added.returncode == 0, added.stderr
         image = folder / "image.jpg"
         image.write_bytes(encoded(make_image(5)))
         with GatewayProcess(environment, folder) as gateway:
@@ -60,10 +73,16 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 def test_the_client_of_openai(python_of: Callable[[str], Path], door: Door) -> None:
     variables = {"OPENAI_BASE_URL": door.url, "OPENAI_API_KEY": door.key}
     found = door.run(
-        python_of("CLIENTS_PYTHON"), "openai_client.py", door.folder, door.image, variables=variables
+        python_of("CLIENTS_PYTHON"), "openai_client.py", door.folder, door.image, URL, variables=variables
     )
 
-    assert (found["models"], found["model"]) == (["demo"], "clipfleet")
+    assert (found["models"], found["model"]) == (["demo", "uploads"], "clipfleet")
+    decided = {
+        "model": "uploads", "id": "modr-", "flagged": True, "categories": {"red": True, "blue": False},
+        "scores": ["blue", "red"], "types": {"red": ["image"], "blue": ["image"]}, "decision": "flag",
+    }  # fmt: skip
+    undecided = {"categories": {"red": False, "blue": False}, "decision": "undecided"}
+    assert found["moderations"] == {"data": decided, "url": decided | undecided}
     vectors = found["embeddings"]
     assert vectors["apart"] < 1e-6, "base64, which the client asks for by itself, is float32"
     assert (vectors["indices"], vectors["inputs"]) == ([0, 1], 2)
@@ -79,6 +98,8 @@ def test_the_client_of_openai(python_of: Callable[[str], Path], door: Door) -> N
     assert (batches["listed"], batches["files"]) == (True, 4)
     assert found["refused"] == {
         "empty": ["BadRequestError", "input", "req_"],
+        "text": ["BadRequestError", "input", "req_"],
+        "policy": ["NotFoundError", "model", "req_"],
         "second": ["BadRequestError", "input[1]", "req_"],
         "model": ["NotFoundError", "model", "req_"],
         "file": ["NotFoundError", None, "req_"],

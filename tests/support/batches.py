@@ -13,6 +13,7 @@ import numpy as np
 
 from clipfleet.contract.jobs import JobState, Lane, Task
 from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.webhooks import EventType
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive
 from clipfleet.ledger.values import WorkerFacts
@@ -26,6 +27,7 @@ from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing
 from clipfleet_gateway.known_models import KnownModels
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.shapes.batches import Endpoint
 
 DIMENSION = 4
@@ -74,6 +76,7 @@ class FakeJobs(BatchJobs):
     """Jobs whose items are collected; rows are made when a test lets them end."""
 
     files: FileStore
+    policies: PolicyShelf
     items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     states: dict[str, JobState] = field(default_factory=dict)
     label_sets: tuple[LabelSet, ...] = ()
@@ -84,7 +87,7 @@ class FakeJobs(BatchJobs):
     keys: list[Key] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._files = self.files
+        self._files, self._policies = self.files, self.policies
 
     def submit(
         self,
@@ -99,7 +102,7 @@ class FakeJobs(BatchJobs):
         if self.raises is not None:
             raise self.raises
         names = {one.hash: one.name for one in label_sets}
-        items = [*self._items(batch, checked, key, names, alive)]
+        items = [*self._items(batch, checked, key, names, self.policy(checked), alive)]
         assert self.items.setdefault(batch.id, items) == items, "a resumed submit reads the same items"
         self.states.setdefault(batch.id, JobState.RUNNING)
         self.label_sets = tuple(label_sets)
@@ -122,11 +125,11 @@ class FakeJobs(BatchJobs):
     def _there(self, job_id: str) -> list[dict[str, Any]]:
         return self.items.get(job_id, [])[: self.done]
 
-    def rows(self, task: Task, output: str) -> Iterator[Row]:
+    def rows(self, checked: Checked, output: str) -> Iterator[Row]:
         for index, item in enumerate(self._there(output.rpartition("/")[2])):
             if index in self.failing:
                 yield Row(index, self.failing[index])
-            elif task is Task.CLASSIFY:
+            elif checked.task is Task.CLASSIFY:
                 labels = next(one.labels for one in self.label_sets if one.name == item["label_set"])
                 yield Row(index, labels=labels, scores=[1 / len(labels)] * len(labels))
             else:
@@ -150,6 +153,7 @@ class Desk:
     now: Now = field(default_factory=Now)
     most: int = 100
     spent: dict[str | None, int] = field(default_factory=dict)
+    published: dict[str, tuple[EventType, str]] = field(default_factory=dict)  # events by their ids
     refuses: Exception | None = None  # of the quota
     workers: list[WorkerFacts] = field(default_factory=lambda: [worker("demo")])
 
@@ -158,7 +162,7 @@ class Desk:
         self.keys = KeyRing(self.place)
         if self.keys.find("mine") is None:
             self.keys.add("mine", lane=Lane.BULK)
-        self.jobs = FakeJobs(self.files)
+        self.jobs = FakeJobs(self.files, PolicyShelf(self.place))
         self.store = BatchStore(self.place)
 
     def advancing(self, place: Output | None = None, jobs: BatchJobs | None = None) -> Advancing:
@@ -171,7 +175,9 @@ class Desk:
             KeyRing(place),
             jobs or self.jobs,
             KnownModels(place, lambda: self.workers),
+            PolicyShelf(place),
             self._spend,
+            self._publish,
             no_lock,
             self.most,
             self.now,
@@ -181,6 +187,11 @@ class Desk:
         if self.refuses is not None:
             raise self.refuses
         assert self.spent.setdefault(once, count) == count
+
+    def _publish(self, event_id: str, event_type: EventType, data: str) -> bool:
+        is_new = event_id not in self.published
+        self.published[event_id] = (event_type, data)
+        return is_new
 
     def begin(
         self,

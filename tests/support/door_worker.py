@@ -14,8 +14,10 @@ from clipfleet.contract.jobs import ErrorCode, Job, Lane, Task, read_job
 from clipfleet.contract.parts import INLINE_COLUMN, count_rows, part_schema
 from clipfleet.ledger.jobs import Claim, Ledger, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import open_output
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.outputs.staged import StagedReader
+from clipfleet_worker.score.decisions import Decisions
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import new_token
 from tests.support.redis_rows import identity
@@ -82,12 +84,32 @@ class DoorWorker:
 
     def _complete(self, claimed: Claim, job: Job, items: pa.Table) -> None:
         sink = RedisSink(self._store)
-        rows = pa.Table.from_pylist(
-            [_row(job, item) for item in items.to_pylist()], part_schema(DIMENSION, _text_fields(job))
-        )
+        rows = pa.Table.from_pylist([_row(job, item) for item in items.to_pylist()], _schema(job))
+        log = None if job.decisions is None else open_output(job.decisions.uri)
+        decisions = Decisions(job, log)
+        rows = decisions.filled_in(rows, claimed.generation)
         found = count_rows(rows)
         sink.write(identity(claimed), rows, found, token=claimed.token)
-        self._ledger.complete(claimed, ok=found.ok, failed=found.failed, codes=found.codes, work_seconds={})
+        events = decisions.recorded(lambda: rows, identity(claimed), lambda: None)
+        self._ledger.complete(
+            claimed, ok=found.ok, failed=found.failed, codes=found.codes, work_seconds={}, decisions=events
+        )
+
+
+def _schema(job: Job) -> pa.Schema:
+    if job.policy is None:
+        return part_schema(DIMENSION, _text_fields(job))
+    names = tuple(one.name for one in job.named_label_sets)
+    return part_schema(
+        DIMENSION,
+        (),
+        names,
+        job.vector_type,
+        job.accepted_columns,
+        job.heads,
+        head_scores=job.head_scores_columns,
+        has_decisions=True,
+    )
 
 
 def _text_fields(job: Job) -> list[pa.Field]:  # type: ignore[type-arg]  # as of pyarrow

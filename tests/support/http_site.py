@@ -365,10 +365,9 @@ class HttpSite:
                 if not other.done():
                     other.set_result(None)
             self._meeting.clear()
-        await asyncio.wait(
-            [here, stopping := asyncio.ensure_future(self._stopping.wait())],
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        either: list[asyncio.Future[Any]] = [here, stopping]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         return web.Response(body=_IMAGE)
 

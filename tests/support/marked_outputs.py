@@ -47,7 +47,8 @@ def place_scored_output(
     named = [one.name for one in job.named_label_sets]
     schema = part_schema(
         None, [pa.field(name, pa.string()) for name in job.source.extra_columns], named,
-        accepted_columns=job.accepted_columns,
+        accepted_columns=job.accepted_columns, heads=job.heads, head_scores=job.head_scores_columns,
+        has_decisions=job.policy is not None,
     )  # fmt: skip
     with output.scratch() as path:
         pq.write_table(pa.Table.from_pylist(list(rows), schema), path)

@@ -10,6 +10,7 @@ from clipfleet.commands.moderating.moderate import moderate
 from clipfleet.commands.moderating.policies import policy_app
 from clipfleet.commands.moderating.tail import tail
 from clipfleet.commands.one_source import OneSourceCommand
+from clipfleet.commands.reports.command import report
 from clipfleet.commands.searching.diff import diff
 from clipfleet.commands.searching.duplicates import duplicates
 from clipfleet.commands.searching.search import search
@@ -43,6 +44,7 @@ for _function, _example in (
     (following.watch, "clipfleet watch nightly-2026-11-30"),
     (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
     (results.show, "clipfleet show cats/1.jpg --job results/photos"),
+    (report, "clipfleet report results/photos -o report.html"),
     (results.export, "clipfleet export results/photos --layout csv --to photos-csv"),
     (search, "clipfleet search 'a red car' s3://vectors/photos --top 50"),
     (duplicates, "clipfleet duplicates results/vectors --threshold 0.97"),

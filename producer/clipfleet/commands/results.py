@@ -23,6 +23,7 @@ from clipfleet.commands.options import (
 )
 from clipfleet.commands.stores.arguments import AsOf
 from clipfleet.contract.jobs import LAST
+from clipfleet.contract.policies import DecisionStatus
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.results.kinds import Layout, ResultFormat
 from clipfleet.settings import Settings, checked
@@ -57,6 +58,10 @@ def results(
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="failed rows only", rich_help_panel=ROWS)] = False,
     label: Annotated[str | None, typer.Option(help="rows with this label only", rich_help_panel=ROWS)] = None,
+    decision: Annotated[
+        DecisionStatus | None,
+        typer.Option(help="rows of a moderation job with this decision only", rich_help_panel=ROWS),
+    ] = None,
     sort: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +86,12 @@ def results(
     unbalanced = f'--columns: unbalanced double quotes in {columns!r}: write "a, b",c'
     names = names_between_commas([columns or ""], unbalanced)
     selection = Selection(
-        failed=failed, label=label, sort=sort, descending=desc, columns=tuple(dict.fromkeys(names))
+        failed=failed,
+        label=label,
+        decision=decision,
+        sort=sort,
+        descending=desc,
+        columns=tuple(dict.fromkeys(names)),
     )
     with row_reader(job, as_of) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
@@ -158,7 +168,9 @@ def row_reader(job: str, as_of: str | None = None) -> Iterator[RowReader]:
     """
     from clipfleet.moderation.decision_rows import open_place
 
-    if is_output(job) or (job != LAST and is_folder(job) and not _is_job(job)):
+    dated = job.rpartition("@")[0]  # of a place of decisions until a time
+    is_place = is_folder(job) or (dated != "" and is_folder(dated))
+    if is_output(job) or (job != LAST and is_place and not _is_job(job)):
         yield open_place(job, as_of)
         return
     require_no_version(job, as_of)

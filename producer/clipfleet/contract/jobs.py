@@ -42,9 +42,6 @@ MAX_SAMPLE = 100_000  # items of a sample, which a submit holds in memory
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 LAST = "last"  # names the newest job of a user; a new job may not have this id
-# Of jobs that evaluations, replays, searches and requests of a gateway (`door`) submit.
-UNNAMED_PREFIXES = ("evaluate-images", "evaluate-texts", "replay-old", "replay-new", "search", "door")
-UNNAMED_JOB_ID_PATTERN = rf"^({'|'.join(UNNAMED_PREFIXES)})-[0-9a-f]{{16}}(-[0-9a-f]{{6}})?$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
 # Keys of clipfleet and kombu in a Redis that is also the broker: a queue with such a name would overwrite

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from pydantic import AwareDatetime, ConfigDict, Field, field_validator
 
 from clipfleet.contract.label_sets import FrozenModel
+from clipfleet.contract.policies import POLICY_NAME_PATTERN
 
 ENDPOINT_ID_PATTERN = r"^whe-[0-9a-f]{12}$"
 EVENT_ID_PATTERN = r"^evt-[A-Za-z0-9_-]{1,120}$"  # without dots: it is a part of what is signed
-POLICY_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,39}$"
 MAX_URL_CHARACTERS = 2000
 SECRET_PREFIX = "whsec_"  # noqa: S105 - of every secret of Standard Webhooks
 _SECRET_BYTES = (24, 64)

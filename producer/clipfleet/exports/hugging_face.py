@@ -20,7 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    LABEL_COLUMNS,
+    accepted_column,
+    head_scores_column,
+    label_columns,
+)
 from clipfleet.contract.heads import HeadKind, JobHead
 from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
@@ -52,6 +58,12 @@ _MEANINGS = {
     "height": "of the original image",
     "content_hash": "sha256 of the bytes",
     "model_fingerprint": "hash of model, weights, preprocessing and precision",
+}
+_OF_DECISIONS = {
+    "decision": "`flag`, `review`, `allow`, or `undecided` where the item could not be judged",
+    "decision_id": "names the decision",
+    "decided_at": "when, in UTC",
+    "decision_reasons": "the conditions that counted, with scores and thresholds",
 }
 _ACCEPTED = "all labels that reach their thresholds, best first"
 # In the order of `JobHead.columns`.
@@ -268,6 +280,8 @@ def _type_name(feature: Any) -> str:
 def _meaning(name: str, job: Job | None) -> str:
     if name in _MEANINGS:
         return _MEANINGS[name]
+    if job and name in job.own_columns and name in _OF_DECISIONS:
+        return _OF_DECISIONS[name]
     if job and name == ACCEPTED_COLUMN and name in job.accepted_columns:
         return _ACCEPTED
     for one in job.named_label_sets if job else ():
@@ -276,6 +290,8 @@ def _meaning(name: str, job: Job | None) -> str:
         if name == accepted_column(one.name) and one.has_thresholds:
             return f"{_ACCEPTED}, of the set `{one.name}`"
     for head in job.heads if job else ():
+        if job and name in job.head_scores_columns and name == head_scores_column(head.name):
+            return f"all scores of the head `{head.name}`, in the order of its labels"
         if name in head.columns:
             return f"{_OF_HEADS[head.head.kind][head.columns.index(name)]}, by the head `{head.name}`"
     return "the text" if job and name == job.text_column else "of the source"

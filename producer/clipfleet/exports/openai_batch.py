@@ -22,7 +22,13 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
+from clipfleet.contract.columns import (
+    ACCEPTED_COLUMN,
+    DECISION_COLUMNS,
+    LABEL_COLUMNS,
+    accepted_column,
+    label_columns,
+)
 from clipfleet.contract.jobs import Job, JobState, Task
 from clipfleet.contract.parts import ItemStatus
 from clipfleet.exports.new_folder import ExportCounts
@@ -80,7 +86,8 @@ class _Lines:
         self._of_labels = {*LABEL_COLUMNS, *chain.from_iterable(map(label_columns, named)), *accepted}
         self._heads = job.heads if job else ()
         of_heads = chain.from_iterable(head.columns for head in self._heads)
-        ours = {*_NOT_OF_THE_ITEM, *self._of_labels, *of_heads}
+        ours = {*_NOT_OF_THE_ITEM, *self._of_labels, *of_heads, *(job.own_columns if job else ())}
+        self._decisions = DECISION_COLUMNS if job and job.policy is not None else ()
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +116,11 @@ class _Lines:
         for head in self._heads:
             answer = dict(zip(_HEAD_KEYS, (row[column] for column in head.columns), strict=False))
             data.append({"object": "classification", "index": len(data), "head": head.name, **answer})
+        decision = {name: row[name] for name in self._decisions}
         return {
             "object": "list",
             "data": data,
+            **({"decision": decision} if decision else {}),
             "model": self._job.model if self._job else row["model_fingerprint"],
             "usage": {"prompt_tokens": 0, "total_tokens": 0},
             "item": {name: row[name] for name in self._of_the_item},

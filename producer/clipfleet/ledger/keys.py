@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.contract.jobs import UNNAMED_PREFIXES
+from clipfleet.contract.job_names import UNNAMED_PREFIXES
 
 PREFIX = "clipfleet"
 QUEUE = "clipfleet"  # the Celery queue that carries hints

@@ -1,6 +1,7 @@
 """The records of a log as rows, so that thresholds can be chosen and certified on real traffic.
 
-The records may be of many small jobs. The rows are those of the newest policy: their scores are comparable.
+The records may be of many small jobs. The rows are those of one policy, the newest one of the period: their
+scores are comparable.
 """
 
 from __future__ import annotations
@@ -8,28 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from clipfleet.contract.columns import DECISION_COLUMNS, LABEL_COLUMNS, accepted_column, label_columns
 from clipfleet.contract.jobs import Job, SourceDescription, Task
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.label_sets import LabelSet, short_hash
 from clipfleet.contract.parts import DECISION_TYPES, ItemStatus, part_schema
 from clipfleet.contract.policies import Policy
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputDamagedError, ResultsNotReadyError, UsageError
 from clipfleet.ledger.status import EarlyEnd
-from clipfleet.moderation.log import (
-    POLICIES,
-    RECORDS,
-    RecordFile,
-    all_record_files,
-    read_policy,
-    read_records,
-)
+from clipfleet.moderation.log import POLICIES, RECORDS, all_records, days, read_policy
 from clipfleet.outputs import Output, objects, open_output
 from clipfleet.results.places import open_rows
 from clipfleet.results.rows import RowReader, RowStream
@@ -103,28 +98,36 @@ class DecisionRows:
             ResultsNotReadyError: there are no records.
             OutputDamagedError: the policy is gone or was changed.
         """
-        *_, newest = [None, *self._files()]
-        if newest is None:
-            raise ResultsNotReadyError(f"{self.uri} has no records of decisions")
-        latest = max(
-            (record for file in self._files(newest.day) for record in read_records(self._output, file)[-1:]),
-            key=lambda record: str(record["at"]),
-        )
-        found = read_policy(self._output, latest["policy"]["sha256"])
+        for day in reversed(days(self._output, until=self._last_day)):
+            one_day = datetime.strptime(day, "%Y%m%d").date()
+            records = all_records(self._output, one_day, one_day)
+            newest = max(filter(self._is_meant, chain.from_iterable(records)), key=_at, default=None)
+            if newest is not None:
+                return self._policy_of(newest)
+        raise ResultsNotReadyError(f"{self.uri} has no records of decisions")
+
+    def _policy_of(self, record: Mapping[str, Any]) -> Policy:
+        sha256 = record["policy"]["sha256"]
+        found = read_policy(self._output, sha256)
         if found is None:
-            where = f"{POLICIES}/{latest['policy']['sha256']}.json"
-            raise OutputDamagedError(f"{self.uri}/{where} is not there, which its records name")
+            where = f"{self.uri}/{POLICIES}/{sha256}.json"
+            raise OutputDamagedError(f"{where} is not there, which its records name")
         return found
 
-    def _files(self, day: str | None = None) -> Iterator[RecordFile]:
-        last = f"{self._until or datetime.max:%Y%m%d}"  # no decision is older than its job
-        return (one for one in all_record_files(self._output) if day in (None, one.day) and one.day <= last)
+    def _is_meant(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of the period: a job may decide days after it was created."""
+        return self._until is None or _at(record) <= self._until
+
+    @property
+    def _last_day(self) -> date | None:
+        return None if self._until is None else self._until.date()  # no decision is older than its job
 
     def job(self) -> Job:
         """A job that would have such rows; its id is that of all reads of this policy here."""
         policy = self.policy
         return Job(
-            schema_version=SCHEMA_VERSION, job_id=f"{KIND}-{policy.sha256[:16]}", task=Task.CLASSIFY,
+            schema_version=SCHEMA_VERSION, task=Task.CLASSIFY,
+            job_id=f"{KIND}-{short_hash([self.uri, policy.sha256])}",
             model=policy.model, label_sets=policy.label_sets, top_k=policy.most_labels, output=self.uri,
             source=SourceDescription(kind=KIND, uri=self.uri), created_at=datetime(2026, 1, 1, tzinfo=UTC),
         )  # fmt: skip
@@ -164,13 +167,12 @@ class DecisionRows:
         return part_schema(None, decisions, names, accepted_columns=job.accepted_columns)
 
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        sha256, label_sets = self.policy.sha256, self.policy.label_sets
-        for file in self._files():
-            records = read_records(self._output, file)
+        policy = self.policy
+        for records in all_records(self._output, until=self._last_day):
             rows = [
-                _row(one, label_sets)
+                _row(one, policy.label_sets)
                 for one in records
-                if one["policy"]["sha256"] == sha256 and (self._until is None or _at(one) <= self._until)
+                if one["policy"]["sha256"] == policy.sha256 and self._is_meant(one)
             ]
             if rows:
                 kept = [{name: row.get(name) for name in schema.names} for row in rows]
@@ -197,7 +199,7 @@ def _row(record: Mapping[str, Any], label_sets: Sequence[LabelSet]) -> dict[str,
     if error:
         return row
     for number, one in enumerate(label_sets):
-        scores: dict[str, float] = record["scores"][one.name]
+        scores: dict[str, float] = record["scores"].get(one.name, {})
         accepted = [label for label, score in scores.items() if score >= one.threshold(label)]
         best = accepted[0] if accepted else None
         score = scores[best] if best is not None else next(iter(scores.values()), None)

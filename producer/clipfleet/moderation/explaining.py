@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipfleet.contract.label_sets import LabelSet
-from clipfleet.contract.policies import Condition, DecisionId, Policy
+from clipfleet.contract.policies import Action, Condition, DecisionId, DecisionStatus, Policy
 from clipfleet.errors import OutputDamagedError, UsageError
 from clipfleet.moderation.checking import checked
 from clipfleet.moderation.log import find_record, read_policy
@@ -58,8 +58,10 @@ class Explained:
         if reason["head"] is not None and reason["label"] is not None:
             what += f"/{reason['label']}"
         score = "no score" if reason["score"] is None else f"{reason['score']:.6g}"
-        bound = "" if reason["threshold"] is None else f" {_SIGNS[reason['test']]} {reason['threshold']:g}"
-        yield f"  {reason['rule']}: {reason['action']}, because {what} is {score}{bound}"
+        is_compared = None not in (reason["score"], reason["threshold"])
+        bound = f" {_SIGNS[reason['test']]} {reason['threshold']:g}" if is_compared else ""
+        verb = "has" if reason["score"] is None else "is"
+        yield f"  {reason['rule']}: {reason['action']}, because {what} {verb} {score}{bound}"
         yield f"    threshold: {reason['threshold_source']}"
         label_set = next((one for one in self.policy.label_sets if one.name == reason["label_set"]), None)
         if label_set is not None:
@@ -107,7 +109,19 @@ def explain(output: Output, text: str) -> Explained:
     policy = read_policy(output, record["policy"]["sha256"])
     if policy is None:
         raise OutputDamagedError(f"{output.uri}: the policy {record['policy']['sha256']} of {text} is gone")
+    if not _follows(record, policy):
+        raise OutputDamagedError(
+            f"{output.uri}: the record of {text} was changed: its status does not follow from its reasons"
+        )
     return Explained(record, policy, verdicts_of(output, decision_id))
+
+
+def _follows(record: Mapping[str, Any], policy: Policy) -> bool:
+    """Whether the status is that of the most severe reason."""
+    actions = {reason["action"] for reason in record["reasons"]}
+    if record["error"] is not None or DecisionStatus.UNDECIDED in actions:
+        return bool(record["status"] == DecisionStatus.UNDECIDED)
+    return bool(record["status"] == next((one for one in Action if one in actions), policy.otherwise))
 
 
 def _named(policy: Policy) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 from clipfleet.contract.jobs import Job
@@ -21,6 +22,7 @@ from clipfleet.contract.policies import DecisionId, Policy, decision_day, job_di
 from clipfleet.errors import OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.parts import read_ahead
 
 FOLDER = "_decisions"
 RECORDS = f"{FOLDER}/records"
@@ -28,6 +30,13 @@ VERDICTS = f"{FOLDER}/verdicts"
 POLICIES = f"{FOLDER}/policies"
 _NAME = re.compile(
     r"(?P<digest>[0-9a-f]{12})-(?P<generation>\d+)-(?P<first>\d+)-(?P<last>\d+)(-until-(?P<until>\d{8}))?\.jsonl"
+)
+_DAY = re.compile(r"\d{8}")
+_LAST_DAY = "99999999"
+_READERS = 16  # files that are read at a time: uploads have one file each
+_REQUIRED = frozenset(
+    {"decision_id", "status", "reasons", "item_index", "item_id", "uri", "policy", "model_fingerprint"}
+    | {"content_hash", "scores", "heads", "error", "job_id", "model", "at"}
 )
 
 
@@ -45,12 +54,17 @@ class RecordFile:
     @classmethod
     def of_name(cls, name: str) -> RecordFile | None:
         """Parse a name; None if it is not one of ours."""
-        *_, day, own = name.split("/")
-        found = _NAME.fullmatch(own)
+        folder, _, own = name.rpartition("/")
+        day, found = folder.rpartition("/")[2], _NAME.fullmatch(own)
         if found is None:
             return None
         generation, first, last = (int(found[group]) for group in ("generation", "first", "last"))
         return cls(day, found["digest"], generation, first, last, found["until"])
+
+    @property
+    def what(self) -> tuple[object, ...]:
+        """Whose records it has."""
+        return self.day, self.digest, self.generation, self.first, self.last
 
     @property
     def name(self) -> str:
@@ -113,25 +127,41 @@ def record_files(output: Output, day: str, digest: str = "") -> Iterator[RecordF
             yield found
 
 
-def all_record_files(output: Output) -> Iterator[RecordFile]:
-    """All files of records, by the days of their jobs."""
-    for day in output.folders(RECORDS):
-        yield from record_files(output, day)
+def days(output: Output, since: date | None = None, until: date | None = None) -> list[str]:
+    """The days that have records, in order: those of the ids, from `since` to `until` inclusive."""
+    first, last = (f"{since:%Y%m%d}" if since else ""), (f"{until:%Y%m%d}" if until else _LAST_DAY)
+    return [name for name in output.folders(RECORDS) if _DAY.fullmatch(name) and first <= name <= last]
+
+
+def all_records(
+    output: Output, since: date | None = None, until: date | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """All records of a period, see `days`, file by file; each decision once. A few files are in memory.
+
+    Raises:
+        OutputDamagedError: a file is not what was written.
+    """
+    for day in days(output, since, until):
+        # Of a chunk that was recorded on two days the names may differ in their `until` only.
+        latest = {file.what: file for file in sorted(record_files(output, day), key=lambda one: one.name)}
+        yield from read_ahead(partial(read_records, output), latest.values(), depth=_READERS)
 
 
 def read_records(output: Output, file: RecordFile) -> list[dict[str, Any]]:
-    """The records of a file.
+    """The records of a file; none if it was removed meanwhile.
 
     Raises:
         OutputDamagedError: they are not what was written.
     """
     data = output.read(file.name)
     try:
-        return [json.loads(line) for line in (data or b"").decode().split("\n") if line]
-    except ValueError as error:
-        raise OutputDamagedError(
-            f"{output.uri}/{file.name}: not the records of decisions: {error}"
-        ) from error
+        found = [json.loads(line) for line in (data or b"").decode().split("\n") if line]
+        if all(record.keys() >= _REQUIRED for record in found):
+            return found
+        problem = "a record lacks a key"
+    except (ValueError, AttributeError) as error:
+        problem = str(error)
+    raise OutputDamagedError(f"{output.uri}/{file.name}: not the records of decisions: {problem}")
 
 
 def find_record(output: Output, decision_id: DecisionId) -> dict[str, Any] | None:

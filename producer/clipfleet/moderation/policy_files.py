@@ -99,10 +99,12 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         with usage_errors(f"{path}: label set {name!r}: "):
             label_sets.append(_label_set(folder, name, one))
     heads = read_heads([folder / one for one in spec.heads])
+    with usage_errors(f"{path}: "):
+        model = normalise_model(spec.model)
     rules = [_rule(path, number, one, label_sets) for number, one in enumerate(spec.rules, 1)]
     try:
         policy = Policy(
-            name=spec.name, version=spec.version, model=normalise_model(spec.model), decode=spec.decode.value,
+            name=spec.name, version=spec.version, model=model, decode=spec.decode.value,
             exif=spec.exif.value, label_sets=tuple(label_sets), heads=tuple(one.of_job for one in heads),
             rules=tuple(rules), otherwise=spec.otherwise,
         )  # fmt: skip

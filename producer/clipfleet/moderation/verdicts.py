@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import groupby
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
@@ -97,21 +96,6 @@ def verdicts_of(output: Output, decision_id: DecisionId) -> list[RecordedVerdict
     return sorted(_read_all(output, output.names(_prefix(decision_id))), key=lambda one: one.at)
 
 
-def verdicts_on_day(output: Output, day: str) -> Iterator[list[RecordedVerdict]]:
-    """The verdicts on each decision of a day that has any, the earliest first.
-
-    Args:
-        output: that holds the log.
-        day: of the ids, yyyymmdd.
-
-    Raises:
-        OutputDamagedError: one is not what was written.
-    """
-    for _, names in groupby(output.names(f"{VERDICTS}/{day}/"), lambda name: name.rsplit("-", 2)[0]):
-        if found := sorted(_read_all(output, names), key=lambda one: one.at):
-            yield found
-
-
 def implied_marks(record: Mapping[str, Any], verdict: Outcome) -> dict[str, MarkVerdict]:
     """What a verdict proves about the labels of the rules that decided, by `SET/LABEL`.
 
@@ -137,15 +121,6 @@ def implied_marks(record: Mapping[str, Any], verdict: Outcome) -> dict[str, Mark
             key = label_key(reason["label_set"], reason["label"])
             marks[key] = MarkVerdict.YES if is_there else MarkVerdict.NO
     return marks
-
-
-def latest_marks(verdicts: Sequence[RecordedVerdict]) -> dict[str, tuple[MarkVerdict, RecordedVerdict]]:
-    """What counts of several verdicts on one decision, by `SET/LABEL`: of each label the last word.
-
-    Args:
-        verdicts: the earliest first.
-    """
-    return {key: (mark, one) for one in verdicts for key, mark in one.marks.items()}
 
 
 def label_key(label_set: str, label: str) -> str:

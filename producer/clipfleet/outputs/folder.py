@@ -155,24 +155,20 @@ class FolderOutput:
 
     def names(self, prefix: str) -> Iterator[str]:
         below, _, start = prefix.rpartition("/")
-        with output_errors(self._folder / below):
-            try:
-                with self._holder(prefix + "x") as folder, os.scandir(folder) as entries:
-                    found = [
-                        entry.name for entry in entries if entry.name.startswith(start) and entry.is_file()
-                    ]
-            except FileNotFoundError:
-                return
-        yield from (f"{below}/{name}" if below else name for name in sorted(found))
+        found = self._entries(below, lambda entry: entry.name.startswith(start) and entry.is_file())
+        yield from (f"{below}/{name}" if below else name for name in found)
 
     def folders(self, name: str) -> Iterator[str]:
+        yield from self._entries(name, os.DirEntry.is_dir)
+
+    def _entries(self, name: str, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+        """Names in a folder, sorted; none if it does not exist."""
         with output_errors(self._folder / name):
             try:
-                with self._holder(f"{name}/x") as folder, os.scandir(folder) as entries:
-                    found = sorted(entry.name for entry in entries if entry.is_dir())
+                with self._holder(f"{name}/x" if name else "x") as folder, os.scandir(folder) as entries:
+                    return sorted(entry.name for entry in entries if is_wanted(entry))
             except FileNotFoundError:
-                return
-        yield from found
+                return []
 
     def remove(self, name: str) -> None:
         with output_errors(self._folder / name):

@@ -29,6 +29,7 @@ from clipfleet.results.kinds import ResultFormat
 from clipfleet.results.rows import RowReader, RowStream
 from clipfleet.results.selection import EVERYTHING, Selection
 from clipfleet.terminal.console import printable
+from clipfleet.terminal.decisions import reasons_words
 
 TABLE_ROWS = 20
 _GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
@@ -172,11 +173,15 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
     The job names the columns of label sets, heads and texts. At least one label set or head is shown.
     """
     before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
-    before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]
+    is_moderated = job is not None and job.policy is not None
+    status = "decision" if is_moderated else "status"
+    before += [*_names(rows, job), _Column(status, [row[status] for row in rows])]
     after = [_Column("error", [_error(row) for row in rows])]
     sets = [] if job is None else [_label_set(label_set, rows) for label_set in job.named_label_sets]
     heads = [] if job is None else [_head(head, rows) for head in job.heads]
     answers, more = [] if sets else _answers(rows, job), [*sets, *heads]
+    if is_moderated:
+        answers = [_Column("why", [_why(row) for row in rows])]
     room = width - 1 - sum(column.width for column in (*before, *answers, *after))
     fitting = [sum(column.width for column in more[: count + 1]) <= room for count in range(len(more))]
     shown = max(0 if answers else 1, sum(fitting))
@@ -300,6 +305,10 @@ def _enumerated(labels: Sequence[str]) -> str:
 
 def _score(score: float | None) -> str:
     return "" if score is None else f"{score:.3f}"
+
+
+def _why(row: dict[str, Any]) -> str:
+    return "" if row["error_code"] else reasons_words(row["decision_reasons"] or ())
 
 
 def _error(row: dict[str, Any]) -> str:

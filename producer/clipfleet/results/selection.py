@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, label_columns
+from clipfleet.contract.columns import ACCEPTED_COLUMN, DECISION_COLUMNS, label_columns
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import ACCEPTED_TYPE, ItemStatus
+from clipfleet.contract.policies import DecisionStatus
 from clipfleet.errors import UsageError
 from clipfleet.results.rows import RowReader, RowStream
+
+_DECISION = DECISION_COLUMNS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Selection:
 
     failed: bool = False  # failed rows only
     label: str | None = None  # rows with this label, or that accept it, of any label set or head
+    decision: DecisionStatus | None = None  # rows of a moderation job with this decision
     sort: str | None = None  # by this column; rows without a value come last
     descending: bool = False
     columns: tuple[str, ...] = ()  # in this order; none: all
@@ -41,6 +45,8 @@ class Selection:
             if name not in stored.schema.names:
                 known = ", ".join(stored.schema.names)
                 raise UsageError(f"the rows have no column {name!r}; their columns are {known}")
+        if self.decision is not None and _DECISION not in stored.schema.names:
+            raise UsageError(f"{reader.uri}: its rows have no decisions, which `clipfleet moderate` makes")
         labels = _label_names(reader.job(), stored.schema) if self.label is not None else []
         batches: Iterator[pa.RecordBatch] = (self._chosen(batch, labels) for batch in stored.batches)
         if self.sort is not None:
@@ -55,6 +61,8 @@ class Selection:
     def _chosen(self, batch: pa.RecordBatch, labels: Sequence[str]) -> pa.RecordBatch:
         if self.failed:
             batch = batch.filter(pc.equal(batch["status"], pa.scalar(ItemStatus.FAILED.value)))
+        if self.decision is not None:
+            batch = batch.filter(pc.equal(batch[_DECISION], pa.scalar(self.decision.value)))
         if self.label is not None:
             is_labelled = pa.array([False] * batch.num_rows, pa.bool_())
             for name in labels:

@@ -56,6 +56,8 @@ class Asker:
     async def rows(self, asked: Asked) -> list[Row]:
         """The rows of all items, in their order; they must be admitted.
 
+        A row on which a policy has decided is no failure, whatever came of its input.
+
         Raises:
             ApiError: one of them failed, or workers are away.
         """
@@ -96,7 +98,9 @@ class Asker:
         positions: dict[Kind, list[int]] = {}
         hashed = asked.label_set.hash if asked.label_set else ""
         for position, item in enumerate(asked.items):
-            kind = Kind(asked.task, asked.model, asked.label_set, hashed, _host(item))
+            kind = Kind(
+                asked.task, asked.model, asked.label_set, hashed, _host(item), asked.policy, asked.owner
+            )
             positions.setdefault(kind, []).append(position)
         shares = []
         for kind, some in positions.items():

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipfleet.contract.jobs import (
     REDIS_OUTPUT,
+    DecodeRoute,
     ErrorCode,
+    Exif,
     ItemError,
     Job,
     JobState,
@@ -23,6 +25,7 @@ from clipfleet.contract.jobs import (
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import INLINE_COLUMN, item_schema
+from clipfleet.contract.policies import DecisionLog
 from clipfleet.contract.versions import lowest_version
 from clipfleet.errors import usage_errors
 from clipfleet.hints import Hints, make_app
@@ -33,6 +36,8 @@ from clipfleet.settings import Settings
 from clipfleet.submit.small_jobs import chunk_size_of
 from clipfleet_gateway.asking.work_hints import WorkHints
 from clipfleet_gateway.inputs.asked import Item
+from clipfleet_gateway.policies.logs import DecisionLogs
+from clipfleet_gateway.policies.stored import StoredPolicy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +57,11 @@ class Kind:
     label_set: LabelSet | None = None
     label_set_hash: str = ""
     host: str = ""  # of URLs: a slow one delays no others
+    policy: StoredPolicy | None = None  # of a moderation job,
+    owner: str = ""  # which belongs to one key
 
     def __hash__(self) -> int:
-        return hash((self.task, self.model, self.label_set_hash, self.host))
+        return hash((self.task, self.model, self.label_set_hash, self.host, self.policy, self.owner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class Row:
     labels: Sequence[str] = ()
     scores: Sequence[float] = ()
     error: ItemError | None = None
+    decided: Mapping[str, Any] | None = None  # all columns, of a moderation job
 
 
 def new_job_id() -> str:
@@ -75,8 +83,9 @@ def new_job_id() -> str:
 class RequestJobs:
     """Submits jobs and reads their rows. Thread-safe. Raises `RedisUnavailableError` if Redis is away."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, logs: DecisionLogs) -> None:
         self._opened = ExitStack()
+        self._logs = logs
         url, broker_url = settings.require_redis_url(), settings.require_broker_url()
         self.ledger = Ledger(url)
         self._opened.callback(self.ledger.close)
@@ -98,10 +107,14 @@ class RequestJobs:
         Raises:
             UsageError: the model's name is wrong.
             QuotaExceededError: too much waits in Redis.
+            OutputUnavailableError: the log of decisions cannot be begun.
         """
         from clipfleet.submit.staging import staged_bytes
 
-        job = _job(job_id, kind, len(items))
+        log = None if kind.policy is None else self._logs.log_of(kind.owner)
+        job = _job(job_id, kind, len(items), log)
+        if kind.policy is not None:
+            self._logs.begin(job, kind.policy, kind.owner)
         staged = staged_bytes(_rows(kind, items), job)
         self._store.submit_whole(job, staged, _RETENTION, self._quota)
         self._hints.want(staged.chunks)
@@ -128,14 +141,23 @@ class RequestJobs:
         self.ledger.cancel(job_id, ttl_seconds=_RETENTION.job_seconds)
 
 
-def _job(job_id: str, kind: Kind, count: int) -> Job:
-    label_sets = () if kind.label_set is None else (kind.label_set,)
+def _job(job_id: str, kind: Kind, count: int, log: DecisionLog | None) -> Job:
+    label_sets: tuple[LabelSet, ...] = () if kind.label_set is None else (kind.label_set,)
+    policy = None if kind.policy is None else kind.policy.policy
+    by_policy: dict[str, Any] = {}
+    if kind.policy is not None and policy is not None:
+        label_sets = policy.label_sets
+        by_policy = {
+            "heads": policy.heads, "policy": kind.policy.of_job, "decisions": log,
+            "decode": DecodeRoute(policy.decode), "exif": Exif(policy.exif),
+        }  # fmt: skip
     text_column = _TEXT if kind.task is Task.EMBED_TEXT else None
     with usage_errors():
         return Job(
             schema_version=lowest_version(
-                output_is_redis=True, applies_exif=False,
+                output_is_redis=True, applies_exif=by_policy.get("exif") is Exif.APPLY,
                 has_newer_label_sets=any(one.needs_version_3 for one in label_sets),
+                has_heads_or_vectors=bool(by_policy.get("heads")), has_a_policy=policy is not None,
             ),
             job_id=job_id,
             task=kind.task,
@@ -150,6 +172,7 @@ def _job(job_id: str, kind: Kind, count: int) -> Job:
             ),
             output=REDIS_OUTPUT,
             created_at=datetime.now(UTC),
+            **by_policy,
         )  # fmt: skip
 
 
@@ -179,6 +202,8 @@ def _rows(kind: Kind, items: Sequence[Item]) -> pa.Table:
 
 
 def _row(row: Mapping[str, Any], vector: np.ndarray | None) -> Row:
+    if row.get("decision"):
+        return Row(decided=row)
     if row.get("error_code"):
         return Row(error=ItemError(ErrorCode(row["error_code"]), row.get("error_detail") or ""))
     return Row(vector, row.get("labels") or (), row.get("scores") or ())

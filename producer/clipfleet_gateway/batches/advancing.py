@@ -6,6 +6,7 @@ survives a kill between any two of them. A lock only avoids that two gateways do
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -14,6 +15,7 @@ from datetime import datetime
 from typing import Protocol
 
 from clipfleet.contract.jobs import JobState
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import JobConflictError, OutputDamagedError, QuotaExceededError, UsageError
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.ledger.locks import Alive, LockLostError, LockTakenError
@@ -30,6 +32,7 @@ from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.ring import KeyRing, now_in_utc
 from clipfleet_gateway.known_models import KnownModels
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.shapes.batches import BatchError, BatchStatus
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +52,13 @@ class Spend(Protocol):
         """Count images and texts; raises `ApiError` if they exceed the quota."""
 
 
+class Publish(Protocol):
+    """See `Outbox.publish`."""
+
+    def __call__(self, event_id: str, event_type: EventType, data: str, /) -> bool:
+        """Add an event for all endpoints that want it, unless it was added."""
+
+
 @dataclass(frozen=True)
 class Advancing:
     """Takes batches as far as they can go now. Thread-safe."""
@@ -58,7 +68,9 @@ class Advancing:
     keys: KeyRing
     jobs: BatchJobs
     models: KnownModels
+    policies: PolicyShelf
     spend: Spend
+    publish: Publish
     hold: Callable[[str], AbstractContextManager[Alive]]  # a lock by name; raises `LockTakenError`
     most_requests: int
     now: Callable[[], datetime] = now_in_utc
@@ -108,9 +120,16 @@ class Advancing:
         """Clean up after a batch that has ended, or that was never completely made."""
         if batch is not None and batch.status.is_final:
             self.jobs.cancel(batch_id)  # a gateway that was frozen may have submitted it after the end
+            self._announce(batch)
             self.store.end(owner, batch_id)
         elif batch is None and made_at(batch_id) < self._seconds() - DAY_SECONDS:
             self.store.end(owner, batch_id)
+
+    def _announce(self, batch: BatchRecord) -> None:
+        """Publish the end of a batch to webhooks; once, however often it is repeated."""
+        self.publish(
+            f"evt-{batch.id}-{batch.status}", EventType(f"batch.{batch.status}"), json.dumps({"id": batch.id})
+        )
 
     def coming_files(self) -> set[str]:
         """Ids of files that are written, and are found once their batches end."""
@@ -160,7 +179,9 @@ class Advancing:
 
     def _validate(self, batch: BatchRecord, alive: Alive) -> BatchRecord | None:
         key = self._key(batch)
-        validation = Validation(batch, key, self.files, self.most_requests, self.models.served())
+        validation = Validation(
+            batch, key, self.files, self.most_requests, self.models.served(), self.policies
+        )
         try:
             checked = validation.run(self.store, alive)
         except NoModelYetError:
@@ -275,8 +296,9 @@ class Advancing:
                 self._require_overtaken(batch)
                 return None
             stack.enter_context(closing(requests))
-            rows = self.jobs.rows(batch.checked.task, self.store.job_output(batch.id))
-            write_answers(batch, batch.checked, ending, requests, rows, done, failed, alive)
+            rows = self.jobs.rows(batch.checked, self.store.job_output(batch.id))
+            policy = self.jobs.policy(batch.checked)
+            write_answers(batch, batch.checked, ending, requests, rows, done, failed, alive, policy)
             output, error = self._kept(batch, done, "output"), self._kept(batch, failed, "error")
         changed = self.store.change(
             batch, has_files=True, output_file=output, error_file=error, counts=(done.count, failed.count)

@@ -14,7 +14,9 @@ from clipfleet_gateway.batches.validation import KeptRequest
 from clipfleet_gateway.errors import ApiError, words_of_failure
 from clipfleet_gateway.files.store import Received
 from clipfleet_gateway.inputs.embeddings import embedding_answer
+from clipfleet_gateway.inputs.moderations import moderation_answer
 from clipfleet_gateway.inputs.zero_shot import zero_shot_answer
+from clipfleet_gateway.policies.stored import StoredPolicy
 from clipfleet_gateway.shapes.batches import AnsweredLine, Endpoint, LineError, LineResponse
 from clipfleet_gateway.shapes.embeddings import EmbeddingsRequest
 
@@ -57,6 +59,7 @@ def write_answers(
     done: Lines,
     failed: Lines,
     alive: Callable[[], object],
+    policy: StoredPolicy | None = None,
 ) -> None:
     """Write each request into one of two files: that with answers if all of its inputs have one."""
     first, ahead = 0, next(rows, None)
@@ -69,7 +72,7 @@ def write_answers(
             own.append(ahead)
             ahead = next(rows, None)
         answered = _answered(
-            f"{batch.id}-{number}", batch.endpoint, checked.model, ending, request, own, first
+            f"{batch.id}-{number}", batch.endpoint, checked.model, ending, request, own, first, policy
         )
         (failed if answered.response is None else done).add(answered)
         first = end
@@ -85,6 +88,7 @@ def _answered(
     request: KeptRequest,
     rows: Sequence[Row],
     first: int,
+    policy: StoredPolicy | None,
 ) -> AnsweredLine:
     """A line of the output or error file."""
     named = {"id": f"batch_req_{request_id}", "custom_id": request.custom_id}
@@ -98,7 +102,10 @@ def _answered(
         code, message = _NOT_RUN[ending]
         return AnsweredLine(**named, error=LineError(code=code, message=message))
     try:
-        body = _body(endpoint, model, request, rows)
+        if policy is not None and rows[0].decided is not None:
+            body: BaseModel = moderation_answer(policy, rows[0].decided)
+        else:
+            body = _body(endpoint, model, request, rows)
     except ApiError as error:
         wrong = LineError(code=error.code or "invalid_request", message=error.message, param=error.param)
         return AnsweredLine(**named, error=wrong)

@@ -14,11 +14,14 @@ from clipfleet.sources.lists.lines import BOM
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.inputs.asked import Asked
 from clipfleet_gateway.inputs.embeddings import asked_of_embedding
+from clipfleet_gateway.inputs.moderations import asked_of_moderation, by_policy
 from clipfleet_gateway.inputs.zero_shot import asked_of_zero_shot
 from clipfleet_gateway.keys.key import Key
+from clipfleet_gateway.policies.stored import StoredPolicy
 from clipfleet_gateway.shapes.batches import BatchError, Endpoint
 from clipfleet_gateway.shapes.bodies import problem_of, require_few_values
 from clipfleet_gateway.shapes.embeddings import EmbeddingsRequest, EncodingFormat
+from clipfleet_gateway.shapes.moderations import ModerationRequest
 from clipfleet_gateway.shapes.zero_shot import ZeroShotRequest
 
 MOST_LINE_BYTES = 64 << 20  # as much as the body of a request
@@ -48,6 +51,16 @@ class Request:
     dimensions: int | None = None  # that the vectors must have
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Whose lines are read, and what names in them mean."""
+
+    endpoint: Endpoint  # of the batch
+    key: Key  # of its owner
+    default_model: str | None  # of requests that need not name one; None: they must
+    policy_of: Callable[[str | None], StoredPolicy]  # of a model that is a policy; raises `ApiError`
+
+
 def lines_of(content: pa.NativeFile) -> Iterator[bytes]:
     """The lines of a file, without their ends and a byte order mark; one that is too long is the last one."""
     rest, piece = b"", content.read(_READ_BYTES).removeprefix(BOM)
@@ -61,14 +74,8 @@ def lines_of(content: pa.NativeFile) -> Iterator[bytes]:
         yield rest
 
 
-def request_of(line: bytes, endpoint: Endpoint, key: Key, default_model: str | None) -> Request:
+def request_of(line: bytes, reading: Reading) -> Request:
     """What a line asks for.
-
-    Args:
-        line: of the input file.
-        endpoint: of the batch.
-        key: of its owner.
-        default_model: of requests that need not name one; None: they must.
 
     Raises:
         LineError: the line is wrong.
@@ -83,12 +90,12 @@ def request_of(line: bytes, endpoint: Endpoint, key: Key, default_model: str | N
         )
     if found.get("method") != "POST":
         raise LineError("invalid_method", "method must be POST", "method")
-    if found.get("url") != endpoint:
-        raise LineError("invalid_url", f"url must be that of the batch, {endpoint}", "url")
+    if found.get("url") != reading.endpoint:
+        raise LineError("invalid_url", f"url must be that of the batch, {reading.endpoint}", "url")
     if not isinstance(found.get("body"), dict):
         raise LineError("invalid_body", "body must be a JSON object", "body")
     try:
-        return _PARSERS[endpoint](custom_id, found["body"], key, default_model)
+        return _PARSERS[reading.endpoint](custom_id, found["body"], reading)
     except ValidationError as error:
         problem = problem_of(error)
     except ApiError as error:
@@ -120,20 +127,27 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _embedding(custom_id: str, body: dict[str, Any], key: Key, _: str | None) -> Request:
+def _embedding(custom_id: str, body: dict[str, Any], reading: Reading) -> Request:
     parsed = EmbeddingsRequest.model_validate(body)
-    asked = asked_of_embedding(parsed, key)
+    asked = asked_of_embedding(parsed, reading.key)
     return Request(custom_id, asked, parsed.encoding_format, parsed.dimensions)
 
 
-def _zero_shot(custom_id: str, body: dict[str, Any], key: Key, default_model: str | None) -> Request:
+def _zero_shot(custom_id: str, body: dict[str, Any], reading: Reading) -> Request:
     parsed = ZeroShotRequest.model_validate(body)
     if parsed.model is None:
-        parsed = parsed.model_copy(update={"model": default_model})
-    return Request(custom_id, asked_of_zero_shot(parsed, key))
+        parsed = parsed.model_copy(update={"model": reading.default_model})
+    return Request(custom_id, asked_of_zero_shot(parsed, reading.key))
 
 
-_PARSERS: dict[Endpoint, Callable[[str, dict[str, Any], Key, str | None], Request]] = {
+def _moderation(custom_id: str, body: dict[str, Any], reading: Reading) -> Request:
+    parsed = ModerationRequest.model_validate(body)
+    asked = asked_of_moderation(parsed, reading.key)
+    return Request(custom_id, by_policy(asked, reading.policy_of(parsed.model)))
+
+
+_PARSERS: dict[Endpoint, Callable[[str, dict[str, Any], Reading], Request]] = {
     Endpoint.EMBEDDINGS: _embedding,
     Endpoint.ZERO_SHOT: _zero_shot,
+    Endpoint.MODERATIONS: _moderation,
 }

@@ -42,6 +42,13 @@ class Ending(StrEnum):
         return BatchStatus(self.value)
 
 
+class PolicyName(FrozenModel):
+    """A policy that decides on all lines, whatever its name means later."""
+
+    name: str
+    sha256: str
+
+
 class Checked(FrozenModel):
     """What the validation has found in the input file."""
 
@@ -50,6 +57,12 @@ class Checked(FrozenModel):
     requests: int  # lines
     inputs: int  # items of the job
     top_k: int = 1  # most labels of a line
+    policy: PolicyName | None = None  # of moderations
+
+    @property
+    def shown_model(self) -> str:
+        """What clients call the model: of moderations the policy."""
+        return self.model if self.policy is None else self.policy.name
 
 
 class BatchRecord(FrozenModel):
@@ -95,7 +108,7 @@ class BatchRecord(FrozenModel):
         values = self.model_dump(include=set(Batch.model_fields) - {"errors"})
         return Batch(
             **values,
-            model=self.checked.model if self.checked else None,
+            model=self.checked.shown_model if self.checked else None,
             errors=BatchErrors(data=self.errors) if self.errors else None,
             output_file_id=self.output_file.id if self.is_out and self.output_file else None,
             error_file_id=self.error_file.id if self.is_out and self.error_file else None,

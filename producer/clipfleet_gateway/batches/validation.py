@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import cache
 from hashlib import blake2b
 from typing import BinaryIO
 
@@ -13,8 +14,8 @@ from pydantic import BaseModel, TypeAdapter
 from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.model_names import normalise_model
-from clipfleet_gateway.batches.lines import LineError, Request, lines_of, request_of
-from clipfleet_gateway.batches.record import BatchRecord, Checked
+from clipfleet_gateway.batches.lines import LineError, Reading, Request, lines_of, request_of
+from clipfleet_gateway.batches.record import BatchRecord, Checked, PolicyName
 from clipfleet_gateway.batches.store import BatchStore
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.files.store import FileStore
@@ -23,7 +24,8 @@ from clipfleet_gateway.inputs.images import own_file_id
 from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, OwnFiles
 from clipfleet_gateway.inputs.zero_shot import MODEL_MISSING
 from clipfleet_gateway.keys.key import Key
-from clipfleet_gateway.shapes.batches import BatchError
+from clipfleet_gateway.policies.shelf import PolicyShelf
+from clipfleet_gateway.shapes.batches import BatchError, Endpoint
 from clipfleet_gateway.shapes.embeddings import EncodingFormat
 
 MOST_ERRORS = 100  # that a batch lists
@@ -51,13 +53,21 @@ class Validation:
     """Checks the lines of one batch, in order."""
 
     def __init__(
-        self, batch: BatchRecord, key: Key, files: FileStore, most: int, served: frozenset[str]
+        self,
+        batch: BatchRecord,
+        key: Key,
+        files: FileStore,
+        most: int,
+        served: frozenset[str],
+        policies: PolicyShelf,
     ) -> None:
         self._batch = batch
-        self._key = key
         self._files = files
         self._most = most  # lines, and inputs
         self._served = served  # models; the only one is that of lines that name none
+        only = next(iter(served)) if len(served) == 1 else None
+        # A name means one policy in all lines, even if another one is made current meanwhile.
+        self._reading = Reading(batch.endpoint, key, only, cache(policies.require))
         self._ids: set[bytes] = set()
         self._own_files = OwnFiles(files, key.name, MOST_BATCH_BYTES)
         self._label_sets: dict[str, LabelSet] = {}
@@ -85,8 +95,13 @@ class Validation:
         store.place.replace(store.label_sets_file(batch.id), label_sets)
         return Checked(
             task=self._first.task, model=self._first.model, requests=len(self._ids), inputs=self._inputs,
-            top_k=max(1, self._top_k),
+            top_k=max(1, self._top_k), policy=self._policy,
         )  # fmt: skip
+
+    @property
+    def _policy(self) -> PolicyName | None:
+        stored = self._first.policy
+        return None if stored is None else PolicyName(name=stored.name, sha256=stored.sha256)
 
     def _errors(
         self, content: pa.NativeFile, kept: BinaryIO, alive: Callable[[], object]
@@ -130,11 +145,11 @@ class Validation:
         kept.write(known.model_dump_json().encode() + b"\n")
 
     def _request(self, data: bytes) -> Request:
-        only = next(iter(self._served)) if len(self._served) == 1 else None
         try:
-            return request_of(data, self._batch.endpoint, self._key, only)
+            return request_of(data, self._reading)
         except LineError as error:
-            if error.code == MODEL_MISSING and not self._served:
+            is_of_a_model = self._batch.endpoint is not Endpoint.MODERATIONS
+            if error.code == MODEL_MISSING and is_of_a_model and not self._served:
                 raise NoModelYetError from None
             raise
 
@@ -145,6 +160,10 @@ class Validation:
             except ValueError as error:
                 raise LineError("invalid_model", str(error), "model") from None
             self._first = asked
+        elif asked.policy != self._first.policy:
+            first = self._first.policy.full_name if self._first.policy else ""
+            one = f"A batch has one policy, and an earlier line has {first}"
+            raise LineError("mismatched_model", one, "model")
         elif asked.model != self._first.model:
             one = f"A batch has one model, and an earlier line has {self._first.model}"
             raise LineError("mismatched_model", one, "model")

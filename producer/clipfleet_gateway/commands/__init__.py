@@ -5,6 +5,7 @@ from __future__ import annotations
 from clipfleet.terminal.help import add_command
 from clipfleet.terminal.program import new_app, run_program
 from clipfleet_gateway.commands.keys import keys_app
+from clipfleet_gateway.commands.policies import policies_app
 from clipfleet_gateway.commands.serve import serve
 from clipfleet_gateway.settings import GatewaySettings
 
@@ -14,6 +15,7 @@ app = new_app(
 )
 add_command(app, "clipfleet-gateway serve --host 0.0.0.0 --port 8080")(serve)
 app.add_typer(keys_app, name="keys")
+app.add_typer(policies_app, name="policies")
 
 
 def main() -> None:

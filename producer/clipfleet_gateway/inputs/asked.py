@@ -8,6 +8,7 @@ from typing import Any
 
 from clipfleet.contract.jobs import DEFAULT_MODEL, Task
 from clipfleet.contract.label_sets import LabelSet
+from clipfleet_gateway.policies.stored import StoredPolicy
 
 # A text, {"url": ...} or {"bytes": ...}, as `Client` takes them; but a url may be the id of an own file.
 Item = str | Mapping[str, Any]
@@ -22,6 +23,8 @@ class Asked:
     label_set: LabelSet | None  # of a classify task
     items: tuple[Item, ...]
     params: tuple[str, ...]  # of each item: its place in the body, such as `input[3]`
+    policy: StoredPolicy | None = None  # that decides on the items
+    owner: str = ""  # name of the key whose decisions these are
 
 
 def full_model(name: str) -> str:

@@ -70,12 +70,13 @@ class Jobs:
             if found is not None:
                 return found
         require_allowed(request, key, self.submitting.files)
+        policy = self.submitting.policy_named(request.policy)
         if request.items is not None:
             self.spend(key, len(request.items), once=job_id)
         asked = JobBody(**{name: getattr(request, name) for name in JobBody.model_fields})
         job = JobRecord(
             id=job_id, owner=key.name, created_at=int(now.timestamp()), asked=asked, source=request.source,
-            digest=digest,
+            digest=digest, policy=policy,
         )  # fmt: skip
         return self.store.keep(job, request.items)
 

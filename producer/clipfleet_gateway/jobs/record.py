@@ -13,6 +13,7 @@ from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.label_sets import FrozenModel
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet_gateway.errors import NOT_RUN, WAITS, ApiError, why_not_submitted
+from clipfleet_gateway.policies.stored import SHOWN_DIGITS
 from clipfleet_gateway.shapes.jobs import JobBody, JobError, JobObject
 
 JOB_VERSION = 1
@@ -63,6 +64,19 @@ def _reason(status: JobStatus) -> str | None:
             return WAITS
 
 
+class PolicyName(FrozenModel):
+    """The policy of a job."""
+
+    name: str
+    sha256: str
+    model: str
+
+    @property
+    def full_name(self) -> str:
+        """What requests call it."""
+        return f"{self.name}@{self.sha256[:SHOWN_DIGITS]}"
+
+
 class JobRecord(FrozenModel):
     """A job. Every change has a higher `revision`: the place tells versions apart by their bytes."""
 
@@ -74,6 +88,7 @@ class JobRecord(FrozenModel):
     asked: JobBody
     source: str | None  # None: its items lie beside it
     digest: str  # of the whole request
+    policy: PolicyName | None = None  # of a task moderate, whatever its name means later
     is_submitted: bool = False  # all items are known to the ledger
     is_cancelled: bool = False  # by its owner
     error: JobError | None = None  # why it was not submitted
@@ -88,7 +103,9 @@ class JobRecord(FrozenModel):
         """
         now = self.end or counts or Counts(state=JobState.SUBMITTING)
         return JobObject(
-            id=self.id, created_at=self.created_at, task=self.asked.task, model=self.asked.model,
+            id=self.id, created_at=self.created_at, task=self.asked.task,
+            model=self.asked.model if self.policy is None else self.policy.model,
+            policy=None if self.policy is None else self.policy.full_name,
             lane=lane, source=self.source, error=self.error, **now.model_dump(),
         )  # fmt: skip
 

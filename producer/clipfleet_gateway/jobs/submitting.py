@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract.jobs import Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.errors import SourceError, UsageError, usage_errors
 from clipfleet.labels.sets import LabelSetSpec, label_sets_of
 from clipfleet.sources import ReadOptions, Source, source_of
-from clipfleet_gateway.errors import invalid
+from clipfleet_gateway.errors import ApiError, invalid
 from clipfleet_gateway.files.record import is_file_id
 from clipfleet_gateway.files.store import FileStore
 from clipfleet_gateway.inputs.own_files import MOST_ITEMS_BYTES, OwnFiles
-from clipfleet_gateway.jobs.record import JobRecord
+from clipfleet_gateway.jobs.record import JobRecord, PolicyName
 from clipfleet_gateway.jobs.sources import DATA, CheckedSource, own_list, place_of_key, require_place
 from clipfleet_gateway.keys.key import Key
 from clipfleet_gateway.keys.sources import require_readable
-from clipfleet_gateway.shapes.jobs import ItemBody, JobBody, JobRequest
+from clipfleet_gateway.policies.logs import DecisionLogs
+from clipfleet_gateway.policies.shelf import PolicyShelf
+from clipfleet_gateway.shapes.jobs import ItemBody, JobBody, JobRequest, JobTask
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class Submitting:
 
     client: Client
     files: FileStore
+    policies: PolicyShelf
+    logs: DecisionLogs
+
+    def policy_named(self, model: str | None) -> PolicyName | None:
+        """The policy that a request names, if it does. Raises `ApiError` if there is no such one."""
+        if model is None:
+            return None
+        try:
+            found = self.policies.require(model)
+        except ApiError as error:
+            raise replace(error, param="policy") from None
+        return PolicyName(name=found.name, sha256=found.sha256, model=found.policy.model)
 
     def run(
         self,
@@ -59,9 +72,12 @@ class Submitting:
         asked = job.asked
         source = self._source(job, key, items, count, alive)
         options = job_options(asked, job_id=job.id, lane=key.lane, output=output)
-        if asked.task is Task.EMBED_TEXT:
+        if job.policy is not None:
+            policy = self.policies.file_of(self.policies.load(job.policy.name, job.policy.sha256))
+            self.client.moderate(source, policy, decisions=self.logs.place_of(job.owner), options=options)
+        elif asked.task is JobTask.EMBED_TEXT:
             self.client.embed_text(source, text_column=asked.text_column, options=options)
-        elif asked.task is Task.EMBED:
+        elif asked.task is JobTask.EMBED:
             self.client.embed(source, options=options)
         else:
             self.client.classify(
@@ -77,7 +93,7 @@ class Submitting:
         count: Callable[[int], object],
         alive: Callable[[], object],
     ) -> Source:
-        asked, holds_texts = job.asked, job.asked.task is Task.EMBED_TEXT
+        asked, holds_texts = job.asked, job.asked.task is JobTask.EMBED_TEXT
 
         def check(address: str) -> None:
             require_readable(address, key, None)
@@ -102,7 +118,7 @@ class Submitting:
         field = content_field(asked)
         columns: dict[str, Any] = {field: item} if isinstance(item, str) else dict(item)
         address = columns[field]
-        if asked.task is Task.EMBED_TEXT or not is_file_id(address):
+        if asked.task is JobTask.EMBED_TEXT or not is_file_id(address):
             return columns
         alive()
         data = self.files.read(owner, address)
@@ -113,7 +129,7 @@ class Submitting:
 
 def content_field(asked: JobBody) -> str:
     """The field of an item with its text or its address."""
-    return (asked.text_column or "text") if asked.task is Task.EMBED_TEXT else (asked.url_column or "url")
+    return (asked.text_column or "text") if asked.task is JobTask.EMBED_TEXT else (asked.url_column or "url")
 
 
 def require_allowed(request: JobRequest, key: Key, files: FileStore) -> None:
@@ -126,7 +142,7 @@ def require_allowed(request: JobRequest, key: Key, files: FileStore) -> None:
         normalise_model(request.model)
     except ValueError as error:
         raise invalid(f"model: {error}", "model") from None
-    if request.task is Task.CLASSIFY:
+    if request.task is JobTask.CLASSIFY:
         label_sets(request)
     if request.source is not None:
         if is_file_id(request.source):
@@ -145,7 +161,7 @@ def _require_item(item: ItemBody, asked: JobBody, key: Key, own_files: OwnFiles,
     address = item if isinstance(item, str) else item.get(field)
     if not isinstance(address, str):
         raise invalid(f"{param} has no {field!r} with a text", param)
-    if asked.task is Task.EMBED_TEXT or address[: len(DATA)].lower() == DATA:
+    if asked.task is JobTask.EMBED_TEXT or address[: len(DATA)].lower() == DATA:
         return
     if is_file_id(address):
         own_files.add(address, param)

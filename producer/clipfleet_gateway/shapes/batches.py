@@ -32,6 +32,7 @@ class Endpoint(StrEnum):
 
     EMBEDDINGS = "/v1/embeddings"
     ZERO_SHOT = "/v1/zero-shot"
+    MODERATIONS = "/v1/moderations"
 
 
 class BatchStatus(StrEnum):

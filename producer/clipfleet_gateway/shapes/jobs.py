@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -17,7 +18,6 @@ from clipfleet.contract.jobs import (
     Lane,
     PartFormat,
     Precision,
-    Task,
 )
 from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, Certificate, LabelKind, Preset
 from clipfleet.labels.sets import LabelSpec
@@ -28,8 +28,19 @@ MOST_JOBS = 100  # of a list
 _DEFAULT_JOBS = 20
 _MOST_LABELS = 100_000
 
+_OF_POLICIES = ("model", "top_k", "decode", "exif", "label_set_column", "templates", "multi", "none")
+
 ItemBody: TypeAlias = str | dict[str, str | int | float | bool | None]
 _Prompts = Annotated[tuple[str, ...], Field(max_length=1000, fail_fast=True)]
+
+
+class JobTask(StrEnum):
+    """What to do with every item."""
+
+    CLASSIFY = "classify"
+    EMBED = "embed"
+    EMBED_TEXT = "embed_text"
+    MODERATE = "moderate"  # decide by a policy, which has labels, heads and the model
 
 
 class LabelSetBody(StrictShape):
@@ -57,8 +68,12 @@ class LabelSetBody(StrictShape):
 class JobBody(StrictShape):
     """What to compute, and how."""
 
-    task: Annotated[Task, Field(description="what to compute for every item")]
+    task: Annotated[JobTask, Field(description="what to do with every item")]
     model: ModelName = DEFAULT_MODEL
+    policy: Annotated[
+        ModelName | None,
+        Field(description="of a task moderate: a policy, as in `/v1/moderations`; it has the model"),
+    ] = None
     labels: Annotated[
         Annotated[tuple[str, ...], Field(fail_fast=True)] | None,
         Field(max_length=_MOST_LABELS, description="names, of a task classify"),
@@ -104,11 +119,16 @@ class JobBody(StrictShape):
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
         has_labels = self.labels is not None, self.label_sets is not None
-        if self.task is Task.CLASSIFY and has_labels.count(True) != 1:
+        if (self.task is JobTask.MODERATE) != (self.policy is not None):
+            raise ValueError("a task moderate needs a policy, and no other task takes one")
+        for name in _OF_POLICIES if self.task is JobTask.MODERATE else ():
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise ValueError(f"a task moderate takes no {name}: the policy decides it")
+        if self.task is JobTask.CLASSIFY and has_labels.count(True) != 1:
             raise ValueError("a task classify needs one of labels and label_sets")
-        if self.task is not Task.CLASSIFY and any(has_labels):
+        if self.task is not JobTask.CLASSIFY and any(has_labels):
             raise ValueError(f"a task {self.task} takes no labels")
-        if self.text_column is not None and self.task is not Task.EMBED_TEXT:
+        if self.text_column is not None and self.task is not JobTask.EMBED_TEXT:
             raise ValueError("text_column is for a task embed_text")
         return self
 
@@ -160,8 +180,9 @@ class JobObject(Shape):
         Field(description="`submitting` until all items are known; `completed`, `completed_with_errors`, "
                           "`cancelled` and `failed` are final"),
     ]  # fmt: skip
-    task: Task
+    task: JobTask
     model: str
+    policy: Annotated[str | None, Field(description="`NAME@DIGITS` of a task moderate")]
     lane: Lane
     source: Annotated[str | None, Field(description="as it was submitted; null: items")]
     total: Annotated[int, Field(description="items known so far")]

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.keys.known import KnownKeys
+from clipfleet_gateway.policies.known import KnownPolicies
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web import guards
 from clipfleet_gateway.web.about.health import HealthRoutes
@@ -17,13 +18,14 @@ from clipfleet_gateway.web.about.metrics import MetricsRoutes
 from clipfleet_gateway.web.about.openapi import OpenApiRoutes
 from clipfleet_gateway.web.asking import AskingRoutes
 from clipfleet_gateway.web.batches import BatchRoutes
-from clipfleet_gateway.web.body_guard import bodies, expect_later
 from clipfleet_gateway.web.callers import Callers
 from clipfleet_gateway.web.connections import most_connections
+from clipfleet_gateway.web.decisions import DecisionRoutes
 from clipfleet_gateway.web.files import FileRoutes
-from clipfleet_gateway.web.held_bodies import HELD, HeldBodies
 from clipfleet_gateway.web.jobs import JobRoutes
 from clipfleet_gateway.web.operations import Served
+from clipfleet_gateway.web.received.body_guard import bodies, expect_later
+from clipfleet_gateway.web.received.held_bodies import HELD, HeldBodies
 from clipfleet_gateway.web.tending import Tending
 
 _SHARE_OF_A_KEY = 0.25  # of all connections, so that one key leaves room for others
@@ -42,9 +44,16 @@ def routes_of(services: Services, batches: Tending, jobs: Tending) -> Iterable[R
     models = ServedModels(
         partial(services.ask, services.client.workers), partial(services.call, services.models.has_served)
     )
-    yield HealthRoutes(services, models)
+    shelf = services.policies
+    policies = KnownPolicies(
+        partial(services.look, shelf.names),
+        partial(services.look, shelf.versions),
+        partial(services.look, shelf.load),
+    )
+    yield HealthRoutes(services, models, policies)
     yield FileRoutes(services)
-    yield AskingRoutes(services, models)
+    yield AskingRoutes(services, models, policies)
+    yield DecisionRoutes(services)
     yield BatchRoutes(services, batches)
     yield JobRoutes(services, jobs)
 

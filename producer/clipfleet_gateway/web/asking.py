@@ -1,4 +1,4 @@
-"""`/v1/embeddings` and `/v1/zero-shot`: a request waits for its answer."""
+"""`/v1/embeddings`, `/v1/zero-shot` and `/v1/moderations`: a request waits for its answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from aiohttp import web
 from clipfleet_gateway.asking.asker import Asker, kept_bytes
 from clipfleet_gateway.asking.jobs import RequestJobs, Row
 from clipfleet_gateway.asking.served import ServedModels
-from clipfleet_gateway.errors import invalid, unavailable
+from clipfleet_gateway.errors import MODEL_NOT_FOUND, ApiError, invalid, unavailable
 from clipfleet_gateway.inputs.asked import Asked, Item
 from clipfleet_gateway.inputs.embeddings import all_asked_of_embedding, embedding_answer
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES, own_file_id
+from clipfleet_gateway.inputs.moderations import asked_of_moderation, by_policy, moderation_answer
 from clipfleet_gateway.inputs.zero_shot import asked_of_zero_shot, zero_shot_answer
 from clipfleet_gateway.keys.key import Key
+from clipfleet_gateway.policies.known import KnownPolicies
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.embeddings import EmbeddingsAnswer, EmbeddingsRequest
+from clipfleet_gateway.shapes.moderations import ModerationAnswer, ModerationRequest
 from clipfleet_gateway.shapes.zero_shot import ZeroShotAnswer, ZeroShotRequest
-from clipfleet_gateway.web.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
+from clipfleet_gateway.web.received.bodies import read_json
 
 _EMBEDDINGS = Operation(
     "POST", "/v1/embeddings", "createEmbeddings", "Embed texts and images; all or none are answered.",
@@ -34,6 +37,10 @@ _EMBEDDINGS = Operation(
 _ZERO_SHOT = Operation(
     "POST", "/v1/zero-shot", "classifyImage", "Score labels for an image.",
     answers={200: ZeroShotAnswer}, body=ZeroShotRequest, errors=(403, 404),
+)  # fmt: skip
+_MODERATIONS = Operation(
+    "POST", "/v1/moderations", "createModeration", "Decide on an image by a policy.",
+    answers={200: ModerationAnswer}, body=ModerationRequest, errors=(403, 404),
 )  # fmt: skip
 _DEFAULT = ""  # in place of a model that is not named; workers say which it is
 _FEW_VECTORS = 16  # are written at once; more in a thread
@@ -44,10 +51,11 @@ _Parts = tuple[tuple[Asked, tuple[int, ...]], ...]
 class AskingRoutes:
     """The routes."""
 
-    def __init__(self, services: Services, served: ServedModels) -> None:
+    def __init__(self, services: Services, served: ServedModels, policies: KnownPolicies) -> None:
         self._services = services
         self._models = served
-        jobs = RequestJobs(services.settings)
+        self._policies = policies
+        jobs = RequestJobs(services.settings, services.logs)
         services.closing(jobs.close)
         self._asker = Asker(services, jobs, served)
         services.closing(self._asker.close)
@@ -56,6 +64,7 @@ class AskingRoutes:
         """The routes."""
         yield _EMBEDDINGS, self._embed
         yield _ZERO_SHOT, self._zero_shot
+        yield _MODERATIONS, self._moderate
 
     async def _embed(self, request: web.Request) -> web.Response:
         key = request[CALLER]
@@ -83,6 +92,21 @@ class AskingRoutes:
             asked = replace(asked, model=await self._models.only())
         ((row,),) = await self._rows(key, [asked])
         return _json(zero_shot_answer(row.labels, row.scores).model_dump_json())
+
+    async def _moderate(self, request: web.Request) -> web.Response:
+        key = request[CALLER]
+        named, asked = await read_json(request, self._services, partial(_moderation, key))
+        stored = await self._policies.require(named)
+        try:
+            ((row,),) = await self._rows(key, [by_policy(asked, stored)])
+        except ApiError as error:
+            if error.code != MODEL_NOT_FOUND:
+                raise
+            # The client has named a policy, which there is.
+            raise unavailable(f"No worker serves {stored.policy.model}, the model of this policy") from None
+        if row.decided is None:
+            raise unavailable("The decision is missing: try again")
+        return _json(moderation_answer(stored, row.decided).model_dump_json())
 
     async def _rows(self, key: Key, parts: Sequence[Asked]) -> list[list[Row]]:
         """The rows of each part. What is refused is not counted, and no content is read for it."""
@@ -144,6 +168,11 @@ def _labelling(key: Key, body: bytes) -> Asked:
     if request.model is None:
         request = request.model_copy(update={"model": _DEFAULT})
     return asked_of_zero_shot(request, key)
+
+
+def _moderation(key: Key, body: bytes) -> tuple[str | None, Asked]:
+    request = parsed(ModerationRequest, body)
+    return request.model, asked_of_moderation(request, key)
 
 
 async def _all(asking: Sequence[Coroutine[Any, Any, list[Row]]]) -> list[list[Row]]:

@@ -17,10 +17,10 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.batches import Batch, BatchesQuery, BatchList, BatchRequest, BatchStatus
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.web.answers import answer
-from clipfleet_gateway.web.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Served
 from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, query_of
+from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.tending import Tending
 
 _ID = {"batch_id": "such as `batch_019a...`"}

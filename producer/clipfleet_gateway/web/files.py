@@ -16,7 +16,7 @@ from clipfleet_gateway.web.answers import answer, stream
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Form, Operation, Raw, Served
 from clipfleet_gateway.web.queries import query_of
-from clipfleet_gateway.web.uploads import Upload
+from clipfleet_gateway.web.received.uploads import Upload
 
 _PIECE_BYTES = 1 << 18
 _ID = {"file_id": "such as `file-019a...`"}

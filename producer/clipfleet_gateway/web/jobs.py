@@ -18,10 +18,10 @@ from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.bodies import parsed
 from clipfleet_gateway.shapes.jobs import JobList, JobObject, JobRequest, JobsQuery, RowsQuery
 from clipfleet_gateway.web.answers import answer, stream
-from clipfleet_gateway.web.bodies import read_json
 from clipfleet_gateway.web.callers import CALLER
 from clipfleet_gateway.web.operations import Operation, Raw, Served
 from clipfleet_gateway.web.queries import IDEMPOTENCY_KEY, idempotency_key, query_of
+from clipfleet_gateway.web.received.bodies import read_json
 from clipfleet_gateway.web.tending import Tending
 
 COMPLETE = "x-clipfleet-complete"

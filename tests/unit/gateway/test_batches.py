@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract.jobs import JobState, Lane, Task
+from clipfleet.contract.jobs import JobState, Lane
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -25,7 +26,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.objects import JOB_FILE
 from clipfleet_gateway.batches.jobs import Row
 from clipfleet_gateway.batches.lines import LineError
-from clipfleet_gateway.batches.record import BatchRecord, Ending
+from clipfleet_gateway.batches.record import BatchRecord, Checked, Ending
 from clipfleet_gateway.errors import NOT_RUN, NOT_SUBMITTED, limited
 from clipfleet_gateway.shapes.batches import BatchStatus, Endpoint
 from tests.support.batches import DIMENSION, Desk, FakeJobs, KilledError, jsonl, line, mortal, worker
@@ -499,14 +500,14 @@ def test_a_gateway_that_was_frozen_changes_nothing(desk: Desk, is_late: bool) ->
         desk.advance(batch)
 
     class Frozen(FakeJobs):
-        def rows(self, task: Task, output: str) -> Iterator[Row]:
-            rows = [*desk.jobs.rows(task, output)]
+        def rows(self, checked: Checked, output: str) -> Iterator[Row]:
+            rows = [*desk.jobs.rows(checked, output)]
             end()
             return iter(rows)
 
     if is_late:
         end()
-    assert desk.advancing(jobs=Frozen(desk.files))._step(stale, lambda: None) is None
+    assert desk.advancing(jobs=Frozen(desk.files, desk.jobs.policies))._step(stale, lambda: None) is None
 
     done, failed = files_of(desk, desk.found(batch))
     assert (ids(done), ids(failed)) == (["a", "b", "c"], ["d"])
@@ -533,7 +534,7 @@ def test_a_gateway_that_was_frozen_in_a_submit_leaves_no_job(
             desk.jobs.cancel(job_id)
 
     with pytest.raises(LockLostError) if stops_with else nullcontext():
-        desk.advancing(jobs=Frozen(desk.files)).advance("mine", batch.id)
+        desk.advancing(jobs=Frozen(desk.files, desk.jobs.policies)).advance("mine", batch.id)
 
     assert desk.found(batch).status is BatchStatus.CANCELLED
     assert desk.jobs.states == {batch.id: JobState.CANCELLED}
@@ -573,3 +574,24 @@ def test_records_are_json(desk: Desk) -> None:
 
     data = desk.place.read(f"batches/mine/{batch.id}.json")
     assert data is not None and json.loads(data)["revision"] == 2
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "expired", "cancelled"])
+def test_each_end_is_announced_once(desk: Desk, ending: str) -> None:
+    batch = desk.begin(LINES if ending != "failed" else b"no line")
+    if ending != "failed":
+        batch = desk.advance(batch)
+    assert not desk.published or ending == "failed"
+    if ending == "cancelled":
+        desk.advancing().cancel(batch)
+    elif ending == "expired":
+        desk.now.later(hours=25)
+    elif ending == "completed":
+        desk.jobs.end(batch.id)
+
+    for _ in range(3):
+        desk.advance(batch)
+
+    assert desk.found(batch).status == ending
+    data = json.dumps({"id": batch.id})
+    assert desk.published == {f"evt-{batch.id}-{ending}": (EventType(f"batch.{ending}"), data)}

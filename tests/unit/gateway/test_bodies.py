@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from clipfleet_gateway.batches.lines import LineError, request_of
+from clipfleet_gateway.batches.lines import LineError, Reading, request_of
 from clipfleet_gateway.errors import ApiError
 from clipfleet_gateway.keys.key import made_key
 from clipfleet_gateway.shapes.batches import Endpoint
@@ -86,7 +86,7 @@ def test_values_are_bounded_before_they_are_read(value: bytes) -> None:
     assert (error.status, error.code) == (413, "too_many_values")
     with pytest.raises(LineError) as caught:
         line = b'{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": ' + body + b"}"
-        request_of(line, Endpoint.EMBEDDINGS, key(), None)
+        request_of(line, Reading(Endpoint.EMBEDDINGS, key(), None, pytest.fail))
     assert caught.value.code == "too_many_values"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from clipfleet_gateway.web import body_guard, connections, guards
-from clipfleet_gateway.web.body_guard import Pace, bodies, expect_later
+from clipfleet_gateway.web import connections, guards
 from clipfleet_gateway.web.connections import connection_factory
+from clipfleet_gateway.web.received import body_guard
+from clipfleet_gateway.web.received.body_guard import Pace, bodies, expect_later
 
 MOST_FILE_BYTES, MOST_BODY_BYTES = 5_000_000, 1000
 HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\n"

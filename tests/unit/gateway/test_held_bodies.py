@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from clipfleet_gateway.errors import ApiError
-from clipfleet_gateway.web import held_bodies
-from clipfleet_gateway.web.held_bodies import HeldBodies, HeldBody
+from clipfleet_gateway.web.received import held_bodies
+from clipfleet_gateway.web.received.held_bodies import HeldBodies, HeldBody
 from tests.support.gateway_app import asking, gateway_services
 
 SMALL, SHARE, MOST = 10, 40, 100

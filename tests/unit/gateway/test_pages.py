@@ -10,6 +10,7 @@ from clipfleet_gateway.asking.room import MOST_REQUEST_BYTES
 from clipfleet_gateway.inputs.images import MOST_IMAGE_BYTES
 from clipfleet_gateway.inputs.own_files import MOST_BATCH_BYTES, MOST_ITEMS_BYTES
 from clipfleet_gateway.looks import KEPT_SECONDS
+from clipfleet_gateway.policies.shelf import MOST_POLICY_BYTES
 from clipfleet_gateway.server import LAST_ANSWERS_SECONDS
 from clipfleet_gateway.settings import GatewaySettings
 from clipfleet_gateway.shapes.bodies import MOST_VALUES
@@ -17,9 +18,9 @@ from clipfleet_gateway.shapes.embeddings import MOST_INPUTS
 from clipfleet_gateway.shapes.zero_shot import MOST_LABELS
 from clipfleet_gateway.web.about.health import PROBE_SECONDS
 from clipfleet_gateway.web.app import MOST_BODY_BYTES, make_app
-from clipfleet_gateway.web.body_guard import DEFAULT_PACE
 from clipfleet_gateway.web.connections import MOST_CONNECTIONS
 from clipfleet_gateway.web.jobs import MOST_DESCRIPTION_BYTES
+from clipfleet_gateway.web.received.body_guard import DEFAULT_PACE
 from tests.support.documents import ROOT, table
 from tests.support.gateway_app import gateway_services
 
@@ -47,6 +48,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of all images of one request; a file counts each time it is named": MOST_REQUEST_BYTES,
         "inputs that wait at a time, per gateway": MOST_WAITING_INPUTS,
         "labels of `/v1/zero-shot`": MOST_LABELS,
+        "bytes of a policy, labels and certificates before all": MOST_POLICY_BYTES,
         "bytes of a job of `/v1/jobs` but its `items`, labels before all": MOST_DESCRIPTION_BYTES,
         "time of a request": ANSWER_SECONDS,
         "connections of a gateway": MOST_CONNECTIONS,

@@ -22,6 +22,8 @@ from clipfleet_gateway.jobs.advancing import Jobs
 from clipfleet_gateway.jobs.store import JobStore
 from clipfleet_gateway.jobs.submitting import Submitting
 from clipfleet_gateway.known_models import PATIENCE_SECONDS, KnownModels
+from clipfleet_gateway.policies.logs import DecisionLogs
+from clipfleet_gateway.policies.shelf import PolicyShelf
 from clipfleet_gateway.shapes.jobs import JobRequest
 from tests.support.batches import Desk, KilledError, jsonl, line, mortal, no_lock, saved, worker
 from tests.support.gateway_app import gateway_services
@@ -59,12 +61,22 @@ class Kind(Protocol):
         """Code, message and param of why it has failed."""
 
 
+def _batch_jobs(desk: Desk, client: Client, ledger: Ledger) -> BatchJobs:
+    shelf = PolicyShelf(desk.place)
+    return BatchJobs(client, ledger, desk.files, shelf, DecisionLogs(desk.place, shelf, None))
+
+
+def _submitting(desk: Desk, client: Client) -> Submitting:
+    shelf = PolicyShelf(desk.place)
+    return Submitting(client, desk.files, shelf, DecisionLogs(desk.place, shelf, None))
+
+
 class OneBatch:
     def __init__(
         self, desk: Desk, client: Client, ledger: Ledger, lines: list[dict[str, Any]] | None = None
     ) -> None:
         self._desk = desk
-        self._advancing: Advancing = desk.advancing(jobs=BatchJobs(client, ledger, desk.files))
+        self._advancing: Advancing = desk.advancing(jobs=_batch_jobs(desk, client, ledger))
         lines = lines or [line(f"{number}") for number in range(ITEMS)]
         self.id = desk.begin(jsonl(*lines)).id
 
@@ -110,7 +122,7 @@ class OneJob:
     ) -> None:
         self._desk = desk
         self._jobs = Jobs(
-            JobStore(place or desk.place), Submitting(client, desk.files), ledger,
+            JobStore(place or desk.place), _submitting(desk, client), ledger,
             KnownModels(desk.place, lambda: desk.workers), desk.keys, desk._spend, no_lock,
             desk.now,
         )  # fmt: skip

@@ -66,6 +66,11 @@ class JobContext:
         return Decisions(self.job, self.decision_log)
 
     @property
+    def head_places(self) -> tuple[Output, ...]:
+        """Where the files of its heads may lie: jobs of a gateway's requests bring none of their own."""
+        return (self.output,) if self.decision_log is None else (self.output, self.decision_log)
+
+    @property
     def layout(self) -> Layout:
         """Names in the output."""
         return layout_of(self.job.schema_version)

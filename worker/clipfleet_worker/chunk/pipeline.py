@@ -288,7 +288,7 @@ class Pipeline:
 
     def _heads(self, context: JobContext, model: LoadedModel, outcomes: Outcomes) -> list[DeviceHead]:
         try:
-            return self.heads.get(context.output, context.job, model)
+            return self.heads.get(context.head_places, context.job, model)
         except BaseException as error:
             outcomes.interrupt(error)  # ends the items
             raise

@@ -76,7 +76,7 @@ class Relabelling:
             ]
         except ItemFailure as failure:  # a label without a vector: no score is possible
             return Relabelled(items.all_failing(failure.error), {}, model)
-        heads = self.heads.get(context.output, job, model)
+        heads = self.heads.get(context.head_places, job, model)
         lease.enter(Step.SCORE, ENCODE_LIMIT_SECONDS, longest_seconds=QUEUED_LIMIT_SECONDS)
         caller: Caller = self.scoring_threads if model.device == "cpu" else self.batcher
         labels = label_items(caller, job, encoded, heads, items.features, model, choices, lane=job.lane)

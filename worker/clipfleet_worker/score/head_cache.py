@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from clipfleet.contract.heads import JobHead
 from clipfleet.contract.jobs import Job
@@ -27,8 +28,13 @@ class HeadCache:
         self._kept: OrderedDict[tuple[str, str], DeviceHead] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
-    def get(self, output: Output, job: Job, model: LoadedModel) -> list[DeviceHead]:
+    def get(self, places: Sequence[Output], job: Job, model: LoadedModel) -> list[DeviceHead]:
         """The heads of a job, in its order.
+
+        Args:
+            places: where their files may lie; the first is that of the output.
+            job: see above.
+            model: that makes the vectors.
 
         Raises:
             ModelMismatchError: a head is of another model.
@@ -36,16 +42,16 @@ class HeadCache:
             OutputDamagedError: it has another content.
             MemoryError: the device has no room now.
         """
-        return [self._get(output, job, one, model) for one in job.heads]
+        return [self._get(places, job, one, model) for one in job.heads]
 
-    def _get(self, output: Output, job: Job, one: JobHead, model: LoadedModel) -> DeviceHead:
+    def _get(self, places: Sequence[Output], job: Job, one: JobHead, model: LoadedModel) -> DeviceHead:
         _require_fit(one, job, model)
         key = (one.sha256, model.device)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                return _as_told(self._kept[key], one, output)
-        made = _as_told(_read(output, one, model.device), one, output)
+                return _as_told(self._kept[key], one, places[0])
+        made = _as_told(_read(places, one, model.device), one, places[0])
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > 1 and (len(self._kept) > _KEPT or self._nbytes() > _KEPT_BYTES):
@@ -82,9 +88,10 @@ def _as_told(found: DeviceHead, one: JobHead, output: Output) -> DeviceHead:
     return found
 
 
-def _read(output: Output, one: JobHead, device: str) -> DeviceHead:
+def _read(places: Sequence[Output], one: JobHead, device: str) -> DeviceHead:
     name = objects.head_file(one.sha256)
-    data = output.read(name)
+    found = ((output, data) for output in places if (data := output.read(name)) is not None)
+    output, data = next(found, (places[0], None))
     if data is None:
         raise OutputUnavailableError(
             f"{output.uri}/{name}: the head {one.name!r} is missing (not visible yet?)"

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -21,6 +21,7 @@ from clipfleet.commands.options import job_ids, not_empty
 from clipfleet.contract.policies import DecisionStatus
 from clipfleet.submit.options import JobOptions
 from clipfleet.terminal.console import print_table, printable, say, say_trouble
+from clipfleet.terminal.decisions import reasons_words
 from clipfleet.terminal.help import OUTPUT, SOURCE
 from clipfleet.terminal.progress import JobProgress
 from clipfleet.terminal.up_around import afterwards
@@ -162,31 +163,11 @@ def _changes(found: Replayed) -> Table:
             row["item_id"],
             row["old"],
             row["new"],
-            _reasons(row["old_reasons"]),
-            _reasons(row["new_reasons"]),
+            reasons_words(row["old_reasons"], _SHOWN_REASONS),
+            reasons_words(row["new_reasons"], _SHOWN_REASONS),
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
-
-
-def _reasons(reasons: list[dict[str, Any]]) -> str:
-    """The first reasons: `weapons: weapon 0.831 >= 0.5`."""
-    if not reasons:
-        return "no rule"
-    more = len(reasons) - _SHOWN_REASONS
-    shown = "; ".join(map(_reason, reasons[:_SHOWN_REASONS]))
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _reason(one: Mapping[str, Any]) -> str:
-    what = f"{one['rule']}: {' '.join(filter(None, (one['head'], one['label'])))}"
-    sign = {"below": "<", "at_least": ">="}.get(one["test"])
-    if one["score"] is None:
-        bound = "" if sign is None else f", {one['test'].replace('_', ' ')} {one['threshold']:g}"
-        return f"{what} without a score{bound}"
-    return f"{what} {one['score']:.3f}" + (
-        f", {one['test']}" if sign is None else f" {sign} {one['threshold']:g}"
-    )
 
 
 def _failed_words(found: Replayed) -> str:

@@ -19,8 +19,6 @@ from clipfleet.wording import counted
 if TYPE_CHECKING:
     from clipfleet.labels.marks import MarkVerdict
 
-_SHOWN = 10  # decisions that are still to be judged
-
 DecisionName = Annotated[
     str, typer.Argument(metavar="DECISION_ID", help="as rows, records and webhooks have it")
 ]
@@ -109,28 +107,29 @@ def verdicts(
         typer.Option(
             metavar="PLACE",
             callback=not_empty,
-            help="where the decisions are recorded (default: the output itself)",
+            help="where the decisions are recorded (default: where their job says)",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:
-    """Fill a sample with reviewers' verdicts on its decisions, for `calibrate` and `certify`."""
+    """Fill a sample with reviewers' verdicts; with -o, print the decisions that are still to be judged."""
     from clipfleet.commands.results import row_reader
     from clipfleet.marking.files import to_mark_text, write_text
-    from clipfleet.moderation.marked_samples import marked_sample
+    from clipfleet.moderation.marked_samples import log_of, marked_sample
     from clipfleet.outputs import open_output
 
     with row_reader(rows) as reader:
-        found = marked_sample(reader, open_output(place or reader.uri), sample, set_name)
+        log = log_of(reader) if place is None else open_output(place)
+        found = marked_sample(reader, log, sample, set_name)
     text = to_mark_text(found.rows, as_json=output is not None and output.suffix.lower() == ".jsonl")
     if output is None:
         typer.echo(text, nl=False)
     else:
         write_text(output, text)
+        for decision_id in found.missing:
+            typer.echo(decision_id)
     marked = sum(bool(row.get("verdict")) for row in found.rows)
     say(f"{counted(marked, 'mark')}, {counted(len(found.missing), 'decision')} still to be judged")
-    for decision_id in found.missing[:_SHOWN]:
-        say(f"  {decision_id}")
 
 
 def prune(

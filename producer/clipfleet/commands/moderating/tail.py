@@ -15,6 +15,7 @@ from clipfleet.contract.policies import DecisionStatus
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import printable, say, say_trouble
+from clipfleet.terminal.decisions import reasons_words
 from clipfleet.terminal.help import GENERAL, ROWS
 from clipfleet.terminal.program import EXIT_INTERRUPTED
 
@@ -121,17 +122,12 @@ def _print(
 
 
 def _line(one: StreamedDecision) -> str:
-    """`flag  uploads  cats/1.jpg  weapons: weapon 0.93  dec-...`."""
+    """`flag  uploads  cats/1.jpg  weapons: weapon 0.93 >= 0.5  dec-...`."""
     record = one.record
-    reasons = [_reason(reason) for reason in record.get("reasons") or () if isinstance(reason, dict)]
     error = record.get("error")
     if isinstance(error, dict):
-        reasons = [f"{error.get('code')}: {error.get('detail')}"]
-    words = [one.status.value, one.policy, str(record.get("item_id")), "; ".join(reasons) or "no rule"]
-    return "  ".join([*words, str(record.get("decision_id"))])
-
-
-def _reason(reason: dict[str, object]) -> str:
-    score = reason.get("score")
-    what = " ".join(str(reason[name]) for name in ("head", "label") if reason.get(name) is not None)
-    return f"{reason.get('rule')}: {what}" + (f" {score:.3f}" if isinstance(score, float) else "")
+        why = f"{error.get('code')}: {error.get('detail')}"
+    else:
+        why = reasons_words([reason for reason in record.get("reasons") or () if isinstance(reason, dict)])
+    words = (one.status.value, one.policy, str(record.get("item_id")), why, str(record.get("decision_id")))
+    return "  ".join(words)

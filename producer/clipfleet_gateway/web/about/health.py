@@ -12,9 +12,10 @@ from clipfleet.errors import ClipfleetError
 from clipfleet_gateway.asking.served import ServedModels
 from clipfleet_gateway.errors import ApiError, model_not_found
 from clipfleet_gateway.looks import Look
+from clipfleet_gateway.policies.known import KnownPolicies
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.shapes.health import Health, Readiness
-from clipfleet_gateway.shapes.models import ModelList, ModelObject
+from clipfleet_gateway.shapes.models import POLICY, ModelList, ModelObject
 from clipfleet_gateway.web.answers import answer
 from clipfleet_gateway.web.operations import Operation, Served
 
@@ -26,10 +27,14 @@ _READYZ = Operation(
     answers={200: Readiness, 503: Readiness},
 )  # fmt: skip
 _MODELS = Operation(
-    "GET", "/v1/models", "listModels", "List the models that workers serve now.", answers={200: ModelList}
+    "GET",
+    "/v1/models",
+    "listModels",
+    "List the models that workers serve now, and the policies.",
+    answers={200: ModelList},
 )
 _MODEL = Operation(
-    "GET", "/v1/models/{model:.+}", "getModel", "Find a model that workers serve now.",
+    "GET", "/v1/models/{model:.+}", "getModel", "Find a model that workers serve now, or a policy.",
     answers={200: ModelObject}, path_parameters={"model": "its id"}, errors=(404,),
 )  # fmt: skip
 
@@ -37,8 +42,9 @@ _MODEL = Operation(
 class HealthRoutes:
     """`/healthz`, `/readyz` and `/v1/models`."""
 
-    def __init__(self, services: Services, models: ServedModels) -> None:
+    def __init__(self, services: Services, models: ServedModels, policies: KnownPolicies) -> None:
         self._served = models
+        self._policies = policies
         self._place = Look(partial(services.look, services.keys.probe), "The gateway's place")
 
     def operations(self) -> Iterable[Served]:
@@ -60,15 +66,20 @@ class HealthRoutes:
         return answer(Readiness(status="ok", redis=_OK, place=_OK))
 
     async def _models(self, _: web.Request) -> web.Response:
-        names = sorted(await self._served.models())
-        return answer(ModelList(data=[ModelObject(id=name) for name in names]))
+        served, policies = await self._served.models(), await self._policies.names()
+        models = [ModelObject(id=name) for name in sorted(served)]
+        models += [ModelObject(id=name, owned_by=POLICY) for name in sorted(policies)]
+        return answer(ModelList(data=models))
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
         served = await self._served.models()
-        if name not in served:
+        if name in served:
+            return answer(ModelObject(id=name))
+        policies = await self._policies.names()
+        if name not in policies:
             raise model_not_found(name, served)
-        return answer(ModelObject(id=name))
+        return answer(ModelObject(id=name, owned_by=POLICY))
 
 
 async def _trouble(look: Awaitable[object]) -> str | None:

@@ -136,3 +136,12 @@ def test_mistakes(run: Run, folder: Path, words: list[str], problem: str) -> Non
 
     assert code == 2
     assert problem in err
+
+
+def test_a_report_of_a_store_lists_its_rows(place: StorePlace, run: Run, folder: Path) -> None:
+    code, out, err = run("report", "./vectors", "-o", "page.html", "--json")
+
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["rows"], found["failed"]) == (len(ITEMS), 0)
+    assert "cat 3" in (folder / "page.html").read_text()

@@ -22,15 +22,18 @@ from clipfleet.contract.columns import LABEL_COLUMNS
 from clipfleet.contract.heads import HeadKind
 from clipfleet.contract.jobs import JobState, SourceDescription, Task
 from clipfleet.contract.label_sets import LabelKind, LabelSet
+from clipfleet.contract.parts import part_schema
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger.status import EarlyEnd
+from clipfleet.moderation.deciding import with_decisions
 from clipfleet.outputs import objects
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
 from clipfleet.results.rows import rows
 from tests.support.heads import head_file
 from tests.support.jobs import JOB_ID, make_job, place_job
+from tests.support.policies import make_policy, moderation_job
 from tests.support.rows import accepting, add_part, classified, embedded, failed, note_manifest, row
 
 FINISHED_AT = datetime(2026, 11, 24, 13, 0, 30, 250_000, tzinfo=UTC)
@@ -561,6 +564,38 @@ class TestTheFolder:
         with pytest.raises(ResultsNotReadyError):
             export(PartRows(output), Layout.CSV, to)
         assert list(to.parent.iterdir()) == []
+
+
+class TestDecisions:
+    """Of a moderation job."""
+
+    @pytest.fixture
+    def moderated(self, output: FolderOutput) -> FolderOutput:
+        job = moderation_job(make_policy(), output.uri)
+        place_job(output, job)
+        schema = part_schema(None, accepted_columns=["accepted"], has_decisions=True)
+        scored = {**accepting(0, "cat"), "model_fingerprint": "f00d"}
+        empty = pa.Table.from_pylist([{name: scored.get(name) for name in schema.names}], schema)
+        rows_of = with_decisions(empty, job, 0, FINISHED_AT)
+        footer = {"job_id": job.job_id, "chunk_id": "0", "ok": "1", "failed": "0"}
+        with output.scratch() as path:
+            pq.write_table(rows_of.replace_schema_metadata(footer), path)
+            output.publish(path, objects.LAYOUT.part(0))
+        return output
+
+    def test_a_line_of_a_batch_has_its_decision(self, moderated: FolderOutput, to: Path) -> None:
+        export(PartRows(moderated), Layout.OPENAI_BATCH, to)
+
+        (line,) = lines(to / "output.jsonl")
+        assert line["response"]["body"]["decision"]["decision"] == "flag"
+        assert not [name for name in line["response"]["body"]["item"] if name.startswith("deci")]
+
+    def test_the_card_says_what_they_are(self, moderated: FolderOutput, to: Path) -> None:
+        export(PartRows(moderated), Layout.HUGGING_FACE, to)
+
+        card = (to / "README.md").read_text()
+        assert "| `decision` | string | `flag`, `review`, `allow`, or `undecided`" in card
+        assert "| `decision_reasons` | list of struct | the conditions that counted" in card
 
 
 def test_when_a_job_was_finished(finished: FolderOutput) -> None:

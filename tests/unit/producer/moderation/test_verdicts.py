@@ -15,9 +15,7 @@ from clipfleet.moderation.verdicts import (
     ReviewerVerdict,
     add_verdict,
     implied_marks,
-    latest_marks,
     verdicts_of,
-    verdicts_on_day,
 )
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.decision_logs import decision_id, logged_job, make_record, reason
@@ -86,7 +84,7 @@ def test_given_labels_stand_beside_and_above_the_implied_ones(output: FolderOutp
     assert stored.content_hash == record["content_hash"]
 
 
-def test_an_appeal_stands_beside_the_first_verdict_and_has_the_last_word(output: FolderOutput) -> None:
+def test_an_appeal_stands_beside_the_first_verdict(output: FolderOutput) -> None:
     job = logged_job(output, make_policy())
     record = make_record(job)
     first = ReviewerVerdict(verdict=UPHELD, by="ann", at=datetime(2026, 12, 3, 11, tzinfo=UTC))
@@ -101,29 +99,15 @@ def test_an_appeal_stands_beside_the_first_verdict_and_has_the_last_word(output:
     assert [(one.verdict, one.by, one.is_appeal) for one in found] == [
         (UPHELD, "ann", False), (OVERTURNED, "bob", True),
     ]  # fmt: skip
-    assert latest_marks(found) == {"things/cat": (NO, found[1])}
+    assert [one.marks for one in found] == [{"things/cat": YES}, {"things/cat": NO}]
 
 
-def test_the_last_word_is_by_label(output: FolderOutput) -> None:
-    job = logged_job(output, make_policy())
-    add_verdict(output, make_record(job), ReviewerVerdict(verdict=UPHELD))
-    add_verdict(output, make_record(job), ReviewerVerdict(verdict=UPHELD, labels={"dog": YES}))
-
-    found = latest_marks(verdicts_of(output, decision_id(job)))
-
-    assert {key: mark for key, (mark, _) in found.items()} == {"things/cat": YES, "things/dog": YES}
-
-
-def test_verdicts_of_a_day_are_grouped_by_decision(output: FolderOutput) -> None:
+def test_verdicts_are_of_one_decision(output: FolderOutput) -> None:
     job = logged_job(output, make_policy())
     for index in (1, 10, 1):
         add_verdict(output, make_record(job, index), ReviewerVerdict(verdict=UPHELD))
 
-    found = list(verdicts_on_day(output, "20261203"))
-
-    assert sorted(len(verdicts) for verdicts in found) == [1, 2]
-    assert verdicts_of(output, decision_id(job, 0)) == []
-    assert len(verdicts_of(output, decision_id(job, 1))) == 2
+    assert [len(verdicts_of(output, decision_id(job, index))) for index in (0, 1, 10)] == [0, 2, 1]
 
 
 @pytest.mark.parametrize("status", ["allow", "undecided"])

@@ -61,6 +61,8 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "read tmp", lambda: output.read(f"{objects.TMP}/kept")
     yield "open", lambda: output.open("part-1").read()
     yield "names", lambda: list(output.names("part-"))
+    yield "folders", lambda: list(output.folders(objects.INTERNAL))
+    yield "create deeper", lambda: output.create("_decisions/records/20261203/x.jsonl", b"x")
     yield "version", lambda: output.version("part-1")
     yield "remove", lambda: output.remove("part-1")
     yield "sweep", lambda: output.sweep([])
@@ -150,3 +152,32 @@ def test_no_descriptor_is_left_open(output: BoundFolderOutput) -> None:
                 call()
 
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+@pytest.mark.parametrize("linked", ["_decisions", "_decisions/records", "_decisions/records/20261203"])
+def test_no_folder_is_made_behind_a_link(
+    root: Path, output: BoundFolderOutput, outside: Path, linked: str
+) -> None:
+    link = root / "job" / linked
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+
+    with pytest.raises(OutputUnreachableError, match="outside this worker's output roots"):
+        output.create("_decisions/records/20261203/x.jsonl", b"x")
+
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_folders_are_made_step_by_step(output: BoundFolderOutput) -> None:
+    assert output.create("_decisions/records/20261203/x.jsonl", b"x")
+    assert output.create("_decisions/records/20261203/y.jsonl", b"y")
+
+    assert list(output.folders("_decisions/records")) == ["20261203"]
+
+
+def test_no_folder_is_made_where_the_output_is_missing(root: Path) -> None:
+    with pytest.raises(OutputUnavailableError):
+        BoundFolderOutput(root / "unmounted", [root]).create("_decisions/records/20261203/x.jsonl", b"x")
+
+    assert not (root / "unmounted").exists()

@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from clipfleet.contract.columns import VectorType
-from clipfleet.contract.jobs import UNNAMED_JOB_ID_PATTERN, Job, JobState
+from clipfleet.contract.job_names import UNNAMED_JOB_ID_PATTERN
+from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.contract.policies import Policy
 from clipfleet.errors import JobNotFoundError, TooManyItemsError, UsageError

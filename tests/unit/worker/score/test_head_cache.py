@@ -46,7 +46,7 @@ class Bench:
 
     def get_told(self, *heads: JobHead, decode: DecodeRoute = DecodeRoute.FAST) -> list[str]:
         job = make_job(self.output.uri, task=Task.CLASSIFY, heads=heads, decode=decode)
-        return [one.head.name for one in self.cache.get(self.output, job, cast(LoadedModel, Model()))]
+        return [one.head.name for one in self.cache.get((self.output,), job, cast(LoadedModel, Model()))]
 
     def place(self, *files: HeadFile) -> None:
         for one in files:
@@ -121,6 +121,16 @@ def test_a_file_that_is_missing_may_come(bench: Bench) -> None:
 
     bench.place(head_file(4, 2))
     assert bench.get(head_file(4, 2)) == ["taste"]
+
+
+def test_the_first_place_that_has_the_file_is_read(bench: Bench, tmp_path: Path) -> None:
+    file, log = head_file(4, 2), FolderOutput(tmp_path / "log")
+    log.create(objects.head_file(file.of_job.sha256), file.data)
+    job = make_job(bench.output.uri, task=Task.CLASSIFY, heads=(file.of_job,))
+
+    (found,) = bench.cache.get((bench.output, log), job, cast(LoadedModel, Model()))
+
+    assert found.head == file.of_job.head
 
 
 def test_another_content_is_refused(bench: Bench) -> None:

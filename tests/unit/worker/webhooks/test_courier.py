@@ -253,6 +253,8 @@ class TestEndpoints:
 
         assert bench.told()[0][:2] == ("retry", "evt-2"), "not known yet"
         bench.outbox.known.append(second)
+        reads = bench.outbox.reads
+        wait_until(lambda: bench.outbox.reads >= reads + 2, "the endpoints are read again")
         bench.outbox.due = [delivery(3, second)]
         wait_until(lambda: ("delivered", "evt-3") in bench.outbox.told, "it is known")
 

@@ -13,7 +13,7 @@ from clipfleet_gateway.errors import invalid
 from clipfleet_gateway.keys.prefixes import has_folders
 from clipfleet_gateway.services import Services
 from clipfleet_gateway.web.callers import CALLER
-from clipfleet_gateway.web.held_bodies import HELD
+from clipfleet_gateway.web.received.held_bodies import HELD
 
 T = TypeVar("T")
 _LARGE_BYTES = 256 << 10

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from aiohttp import web
 
 from clipfleet_gateway.errors import limited, unavailable
-from clipfleet_gateway.web.body_guard import body_too_large
+from clipfleet_gateway.web.received.body_guard import body_too_large
 
 _MOST_BYTES = 256 << 20  # of the large bodies of all keys
 _SHARE_BYTES = 64 << 20  # of those of a key: one of the largest; and of its small ones
