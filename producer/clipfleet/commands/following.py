@@ -61,7 +61,8 @@ def follow(
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
     estimate = _estimate(job) if wait else None
-    decisions = _decisions(job) if snapshot.state.is_final else None
+    has_rows = snapshot.state.is_final and snapshot.done_chunks > 0
+    decisions = _decisions(job) if has_rows else None
     if as_json:
         summary = {
             "job_id": job.job_id,

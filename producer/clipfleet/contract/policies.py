@@ -100,7 +100,7 @@ class JobPolicy(FrozenModel):
 
     def rule_name(self, position: int) -> str:
         """The name of a rule, or `rule 3`."""
-        return self.rules[position].name or f"rule {position + 1}"
+        return rule_name(self.rules, position)
 
 
 class Policy(FrozenModel):
@@ -134,6 +134,10 @@ class Policy(FrozenModel):
                 raise ValueError(f"label set {label_set.name!r} has more than {MAX_POLICY_LABELS} labels")
         for problem in rule_problems(self.rules, self.label_sets, self.heads):
             raise ValueError(problem)
+        names = [rule_name(self.rules, position) for position in range(len(self.rules))]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:  # reasons and verdicts name rules
+            raise ValueError(f"two rules are named {twice[0]!r}: rename one of them")
         return self
 
     @classmethod
@@ -166,6 +170,11 @@ class Policy(FrozenModel):
     def most_labels(self) -> int:
         """Labels of its largest set: so many scores are in each row."""
         return max((len(one.labels) for one in self.label_sets), default=1)
+
+
+def rule_name(rules: Sequence[Rule], position: int) -> str:
+    """The name of a rule, or `rule 3`."""
+    return rules[position].name or f"rule {position + 1}"
 
 
 class DecisionLog(FrozenModel):

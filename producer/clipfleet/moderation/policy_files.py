@@ -140,4 +140,5 @@ def _rule(path: Path, number: int, spec: _RuleSpec, label_sets: list[LabelSet]) 
             conditions.append(Condition.model_validate(values))
         except ValidationError as error:
             raise UsageError(f"{path}: rule {number}: {first_problem(error)}") from None
-    return Rule(name=spec.name, when=tuple(conditions), action=spec.action)
+    with usage_errors(f"{path}: rule {number}: "):
+        return Rule(name=spec.name, when=tuple(conditions), action=spec.action)

@@ -37,11 +37,11 @@ def prune(output: Output, today: date, *, is_dry: bool = False) -> Pruned:
     now, files, verdicts = f"{today:%Y%m%d}", 0, 0
     for day in days(output):
         found = list(record_files(output, day))
-        over = [file for file in found if file.until is not None and file.until < now]
+        over = {file: None for file in found if file.until is not None and file.until < now}
         if not over:
             continue
         # A chunk that was recorded on two days, as those of Redis may be, has a file that is kept longer.
-        stale, kept = _Decisions(over), _Decisions([file for file in found if file not in {*over}])
+        stale, kept = _Decisions([*over]), _Decisions([file for file in found if file not in over])
         names = [one for one in output.names(f"{VERDICTS}/{day}/") if stale.has(one) and not kept.has(one)]
         files, verdicts = files + len(over), verdicts + len(names)
         if is_dry:

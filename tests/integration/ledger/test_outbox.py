@@ -343,6 +343,28 @@ class TestPlanted:
                 outbox.delivered(delivery)
             ledger.cancel(f"job-{number}", ttl_seconds=60)
 
+    def test_an_endpoint_whose_lists_hold_anything_harms_no_job(
+        self, outbox: Outbox, ledger: Ledger, add: Add, client: Any
+    ) -> None:
+        add()
+        client.hset(keys.WEBHOOKS, "whe-000000000000", '{"events": [NaN, null, {}], "policies": [1e999]}')
+        add_job(ledger, "plain")
+
+        ledger.cancel("plain", ttl_seconds=60)
+
+        assert ledger.status("plain").state == "cancelled"
+        assert [json.loads(one.data)["job_id"] for one in take(outbox)] == ["plain"]
+
+    @pytest.mark.parametrize("suffix", [keys.PENDING, keys.BODIES])
+    def test_an_event_is_not_lost_with_a_key_that_is_repaired(
+        self, outbox: Outbox, add: Add, client: Any, suffix: str
+    ) -> None:
+        endpoint = add()
+        client.set(keys.webhook(endpoint.endpoint_id, suffix), "x")
+
+        assert outbox.publish("evt-1", DONE, "{}")
+        assert ids(take(outbox)) == ["evt-1"]
+
     def test_what_cannot_be_read_blocks_nothing(self, outbox: Outbox, add: Add, client: Any) -> None:
         endpoint = add()
         client.hset(keys.WEBHOOKS, "whe-000000000000", "[1, 2")

@@ -143,10 +143,16 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove records of decisions whose --keep-decisions is over, with the verdicts on them."""
+    from clipfleet.moderation.log import POLICIES
     from clipfleet.moderation.retention import prune as remove_old
     from clipfleet.outputs import open_output
 
-    found = remove_old(open_output(place), datetime.now(UTC).date(), is_dry=dry_run)
+    output = open_output(place)
+    if not any(output.names(f"{POLICIES}/")):
+        raise UsageError(
+            f"{output.uri} holds no decisions: give the output of a moderation job, or its --decisions"
+        )
+    found = remove_old(output, datetime.now(UTC).date(), is_dry=dry_run)
     if as_json:
         typer.echo(json.dumps({"record_files": found.record_files, "verdicts": found.verdicts}))
         return

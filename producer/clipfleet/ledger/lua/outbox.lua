@@ -61,7 +61,9 @@ local function all_endpoints()
   local function set_of(list)
     if type(list) ~= 'table' or #list == 0 then return nil end
     local set = {}
-    for _, name in ipairs(list) do set[name] = true end
+    for _, name in ipairs(list) do
+      if type(name) == 'string' then set[name] = true end
+    end
     return set
   end
   for i = 1, #flat, 2 do
