@@ -18,6 +18,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.webhooks.schedule import DELAYS_SECONDS, MAX_ATTEMPTS
 from clipfleet.webhooks.signing import verify
+from clipfleet_worker.webhooks import courier
 from clipfleet_worker.webhooks.courier import Courier
 from clipfleet_worker.webhooks.poster import Answer
 from tests.support.waiting import wait_until
@@ -228,7 +229,7 @@ class TestEnds:
         assert "Traceback" in caplog.text
 
     def test_no_secret_is_logged(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.DEBUG)
+        caplog.set_level(logging.DEBUG, logger=courier.__name__)
         to, gone = endpoint(1), endpoint(2)
         bench.poster.answers[gone.url] = Answer("gone", 410)
         bench.outbox.due = [delivery(1, to), delivery(2, gone)]
