@@ -34,7 +34,7 @@ def complete(program: str, module: str, line: str, **environment: str) -> list[s
 
 def test_commands_are_offered() -> None:
     assert complete("clipfleet", "clipfleet", "clipfleet re") == [
-        "relabel", "results", "resume", "retry", "rebuild",
+        "relabel", "results", "report", "resume", "retry", "rebuild",
     ]  # fmt: skip
     assert complete("clipfleet-worker", "clipfleet_worker", "clipfleet-worker models p") == ["pull"]
 
