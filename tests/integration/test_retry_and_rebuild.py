@@ -30,6 +30,7 @@ from clipfleet.submit.submission import Submission
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support import ledger as steps
 from tests.support.hints import CountedHints
+from tests.support.policies import make_policy, moderation_job
 
 ITEMS, CHUNK = 12, 2
 CHUNKS = ITEMS // CHUNK
@@ -266,6 +267,27 @@ class TestRetry:
         assert scene.work() == [2, 3, 4, 5]
         assert scene.finish() == "completed"
         assert scene.ends() == [("0", "cancelled"), ("1", "completed")]
+
+    def test_a_part_whose_decisions_were_not_announced_runs_again(self, plain: Scene) -> None:
+        """Chunk 0 is complete; chunk 1 was cut off after its part was written, in two generations."""
+        job = moderation_job(make_policy(), plain.output.uri)
+        own = ("task", "label_sets", "policy", "top_k", "schema_version")
+        plain.job = plain.job.model_copy(update={name: getattr(job, name) for name in own})
+        plain.submit()
+        first = plain.claim()
+        plain.write(first)
+        plain.ledger.complete(first, ok=CHUNK, failed=0, codes={}, work_seconds={}, decisions=[])
+
+        for generation in range(2):
+            second = plain.claim()
+            assert (second.chunk_id, second.generation) == (1, generation)
+            plain.write(second)
+            plain.ledger.cancel("job", ttl_seconds=1000)
+            assert plain.retry()
+
+        assert plain.status.ok == CHUNK
+        assert plain.work() == [1, 2, 3, 4, 5]
+        assert plain.finish() == "completed"
 
     def test_a_job_that_was_cancelled_during_its_submit_is_submitted_to_its_end(self, plain: Scene) -> None:
         plain.submit(items=6)

@@ -8,6 +8,7 @@ import pytest
 
 from clipfleet.contract.bottleneck import NO_METERS, Meters
 from clipfleet.contract.jobs import JobState
+from clipfleet.contract.webhooks import DecisionEvent
 from clipfleet.ledger.jobs import MAX_FAILURES, MAX_LOSSES, Claim, Lease, LeaseReport, Ledger
 from tests.promises.conftest import PassTime
 from tests.support.ledger import add_job, claim, complete, lease_of, try_claim
@@ -185,6 +186,17 @@ class TestComplete:
         status = ledger.status("job")
         assert status.meters == Meters({"write": 2.5, "on cpu, fp32": 0.25, "fetching": 7.0})
         assert status.ran == 30
+
+    def test_the_last_generation_that_announced_its_decisions_is_known(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=3)
+        event = DecisionEvent("flag", "evt-1", "uploads", "{}")
+
+        for decisions in ([event], [], None):
+            ledger.complete(claim(ledger), ok=1, failed=0, codes={}, work_seconds={}, decisions=decisions)
+
+        assert [ledger.decided("job", chunk) for chunk in range(4)] == [0, 0, -1, -1]
+        assert ledger.decided_chunks("job") == {0: 0, 1: 0}
+        assert ledger.decided_chunks("other") == {}
 
     def test_the_last_chunk_makes_a_sealed_job_finishing(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=2)

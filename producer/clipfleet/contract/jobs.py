@@ -357,6 +357,11 @@ class Job(FrozenModel):
         return self.output == REDIS_OUTPUT
 
     @property
+    def announces_decisions(self) -> bool:
+        """Whether its decisions are recorded and announced, beside its rows."""
+        return self.policy is not None and not self.policy.is_dry
+
+    @property
     def keeps_embeddings(self) -> bool:
         """Whether the parts contain embeddings."""
         return self.store_embeddings or self.task is not Task.CLASSIFY

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.brief import JobBrief
 from clipfleet.contract.jobs import Job
+from clipfleet.contract.webhooks import DecisionEvent
 
 _SHORT_SPEC = 4096  # characters
 
@@ -38,3 +39,11 @@ def measured_argument(work_seconds: Mapping[str, float], meters: Meters) -> str:
     if meters.seconds:
         measured["meters"] = meters.to_facts()
     return json.dumps(measured, separators=(",", ":")) if measured else ""
+
+
+def decisions_arguments(decisions: Sequence[DecisionEvent] | None) -> list[str | int]:
+    """How many decisions there are, `""` for a job that announces none, and what is announced of each."""
+    if decisions is None:
+        return [""]
+    facts = (part for one in decisions for part in (one.status, one.event_id, one.policy, one.record))
+    return [len(decisions), *facts]

@@ -19,7 +19,7 @@ from clipfleet.ledger.answers import (
     ReleaseAnswer,
     RenewAnswer,
 )
-from clipfleet.ledger.arguments import flat, measured_argument
+from clipfleet.ledger.arguments import decisions_arguments, flat, measured_argument
 from clipfleet.ledger.drafts import DRAFT_SCRIPTS
 from clipfleet.ledger.scripts import LuaScripts
 from clipfleet.ledger.values import (
@@ -30,7 +30,7 @@ from clipfleet.ledger.values import (
     LeaseReport,
     WorkerFacts,
 )
-from clipfleet.redis.connection import connect, redis_errors
+from clipfleet.redis.connection import connect, damage_of, redis_errors
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "report", "complete", "release", "reconcile", "claim_finish",
@@ -124,7 +124,7 @@ class ChunkLedger:
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
-        decisions: Sequence[DecisionEvent] = (),
+        decisions: Sequence[DecisionEvent] | None = None,
     ) -> CompleteAnswer:
         """Mark a chunk complete and add its counts, once its part is in place. Idempotent.
 
@@ -138,17 +138,26 @@ class ChunkLedger:
                 default all rows of the part.
             meters: where the time of the chunk went.
             ttl_seconds: how long the job is kept if this call ends it.
-            decisions: those of the rows that were run for it, of a job that announces them.
+            decisions: those to announce; None for a job that announces none.
         """
         return CompleteAnswer(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, int(claim.has_history),
-                measured_argument(work_seconds, meters), len(decisions),
-                *(part for one in decisions for part in (one.status, one.event_id, one.policy, one.record)),
-                *flat(codes),
+                measured_argument(work_seconds, meters), *decisions_arguments(decisions), *flat(codes),
             )
         )  # fmt: skip
+
+    def decided(self, job_id: str, chunk: int) -> int:
+        """The last generation in which the decisions of a chunk were announced; -1 if none were."""
+        with damage_of(job_id), redis_errors(self._url):
+            return _generation(self._redis.hget(keys.job(job_id, keys.DECIDED), str(chunk)))
+
+    def decided_chunks(self, job_id: str) -> dict[int, int]:
+        """`decided` of each chunk for which it is not -1."""
+        with damage_of(job_id), redis_errors(self._url):
+            found = self._redis.hgetall(keys.job(job_id, keys.DECIDED))
+        return {int(chunk): _generation(text) for chunk, text in found.items() if str(chunk).isdecimal()}
 
     def release(
         self,
@@ -237,3 +246,9 @@ class ChunkLedger:
             with suppress(ValueError):  # not written by a worker
                 workers.append(WorkerFacts.of_json(text, silent_seconds=int(silent_ms) / 1000))
         return workers
+
+
+def _generation(noted: str | bytes | None) -> int:
+    """A generation as `complete.lua` notes it; -1 for none, and for what it cannot have noted."""
+    text = str(noted)
+    return int(text) if text.isdecimal() and len(text) < 10 else -1

@@ -115,6 +115,8 @@ STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
 # Hash: token of a lease -> "<chunk> <settled items> <what is done now>", for people who watch.
 SETTLED = ":settled"
+# Hash: chunk -> the last generation whose decisions were announced, of a moderation job. It outlives a retry.
+DECIDED = ":decided"
 ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of a head, or of staged items
 
 # The draft of a retry or rebuild, before it is put in place.
@@ -123,7 +125,7 @@ DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
 JOB_SUFFIXES = (
-    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, SETTLED, ITEMS,
+    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, SETTLED, DECIDED, ITEMS,
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
@@ -147,8 +149,8 @@ def lua_prelude() -> str:
     names = (
         "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "SWEEPS",
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
-        "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "ITEMS", "ROWS",
-        "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED", "DECISIONS",
+        "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "DECIDED", "ITEMS",
+        "ROWS", "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED", "DECISIONS",
         "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "WEBHOOK_TURNS", "PENDING", "FAILED", "BODIES",
         "ATTEMPTS", "HOLDERS", "ERRORS",
     )  # fmt: skip

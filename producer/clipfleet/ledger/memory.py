@@ -457,7 +457,7 @@ class MemoryLedger(Ledger):
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
-        decisions: Sequence[DecisionEvent] = (),
+        decisions: Sequence[DecisionEvent] | None = None,
     ) -> CompleteAnswer:
         job, now = self._job(claim.job_id), self._now()
         if job is None or claim.chunk_id >= job.next_chunk:
@@ -474,6 +474,8 @@ class MemoryLedger(Ledger):
             job.note_writer(chunk.owner, chunk.deadline)
         chunk.put_back(None)
         chunk.is_done = True
+        if decisions is not None:
+            chunk.decided = claim.generation
         chunk.troubles.clear()
         job.ok, job.failed, job.progress = job.ok + ok, job.failed + failed, job.progress + 1
         run, run_failed = ran or (ok + failed, failed)
@@ -488,6 +490,18 @@ class MemoryLedger(Ledger):
             self._end(job, JobState.CANCELLED, reason, ttl_seconds)
             return CompleteAnswer.STOPPED
         return CompleteAnswer.DONE
+
+    @override
+    @_atomic
+    def decided(self, job_id: str, chunk: int) -> int:
+        return self.decided_chunks(job_id).get(chunk, -1)
+
+    @override
+    @_atomic
+    def decided_chunks(self, job_id: str) -> dict[int, int]:
+        job = self._job(job_id)
+        chunks = enumerate(job.chunks) if job else ()
+        return {number: chunk.decided for number, chunk in chunks if chunk.decided >= 0}
 
     @override
     @_atomic

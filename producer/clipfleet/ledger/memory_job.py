@@ -30,6 +30,7 @@ class MemoryChunk:
     troubles: Counter[str] = field(default_factory=Counter)
     settled: int = 0  # of the present lease, see `LeaseReport`
     doing: str = ""
+    decided: int = -1  # the last generation whose decisions were announced
 
     def put_back(self, due: int | None) -> None:
         """End the lease."""

@@ -108,15 +108,22 @@ def write_records(
         return
     keep_days = job.decisions.keep_days
     until = None if keep_days is None else f"{today + timedelta(days=keep_days):%Y%m%d}"
-    indexes = [record["item_index"] for record in records]
     day, digest = decision_day(job.created_at), job_digest(job.job_id, job.created_at)
-    name = RecordFile(day, digest, generation, min(indexes), max(indexes), until).name
+    name = RecordFile(day, digest, generation, *_span(records), until).name
     lines = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records)
     data = "".join(f"{line}\n" for line in lines).encode()
     if may_replace:
         output.replace(name, data, confirm=confirm)
     else:
         output.create(name, data, confirm=confirm)
+
+
+def has_records(output: Output, job: Job, generation: int, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a file has these records of a generation, which may be only some of a chunk's."""
+    first, last = _span(records)
+    prefix = f"{job_digest(job.job_id, job.created_at)}-{generation}-"
+    files = record_files(output, decision_day(job.created_at), prefix)
+    return any(file.first <= first and last <= file.last for file in files)
 
 
 def record_files(output: Output, day: str, digest: str = "") -> Iterator[RecordFile]:
@@ -196,6 +203,12 @@ def read_policy(output: Output, sha256: str) -> Policy | None:
     if found.sha256 != sha256:
         raise OutputDamagedError(f"{output.uri}/{name}: its content has another hash: it was changed")
     return found
+
+
+def _span(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """The first and the last item_index."""
+    indexes = [record["item_index"] for record in records]
+    return min(indexes), max(indexes)
 
 
 def _of_id(records: Iterable[dict[str, Any]], decision_id: str) -> list[dict[str, Any]]:

@@ -21,12 +21,12 @@ _STATUS, _ID, _AT, _REASONS = DECISION_COLUMNS
 _THIN_REASONS = 20  # in an announcement; all are in the record
 
 
-def decided_in(rows: pa.Table, generation: int) -> pa.Table:
-    """The rows that this generation has decided: a retry keeps others."""
-    if generation == 0:
+def decided_after(rows: pa.Table, generation: int) -> pa.Table:
+    """The rows that later generations have decided; -1: all of them."""
+    if generation < 0:
         return rows
-    mine = [DecisionId.of_text(text).generation == generation for text in rows[_ID].to_pylist()]
-    return rows.filter(pa.array(mine, pa.bool_()))
+    later = [DecisionId.of_text(text).generation > generation for text in rows[_ID].to_pylist()]
+    return rows.filter(pa.array(later, pa.bool_()))
 
 
 def records(rows: pa.Table, job: Job) -> Iterator[dict[str, Any]]:

@@ -195,8 +195,23 @@ class Retry:
             raise OutputConflictError(
                 f"{self.output.uri} no longer contains job {self.job.job_id}: nothing to retry"
             )
-        parts = self.parts(status.chunks)
-        return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
+        is_told = self._is_told(status)
+        return take_inventory(
+            self.parts(status.chunks),
+            status.chunks,
+            lambda identity, counts: not has_failed(counts, codes) and is_told(identity),
+        )
+
+    def _is_told(self, status: JobStatus) -> Callable[[PartIdentity], bool]:
+        """Whether the decisions of a part were announced, or need not be.
+
+        A worker that was cut off may have left a part without that. Rows in Redis become visible, and an
+        ended job complete, only with the announcement.
+        """
+        if not self.job.announces_decisions or self.job.output_is_redis or status.state in _COMPLETED:
+            return lambda _: True
+        decided = self.ledger.decided_chunks(self.job.job_id)
+        return lambda identity: decided.get(identity.chunk_id, -1) >= identity.generation
 
     def _lost_to_another(self, before: JobStatus) -> bool:
         status = self.ledger.status(self.job.job_id)

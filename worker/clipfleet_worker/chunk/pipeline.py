@@ -90,7 +90,7 @@ class ChunkResult:
     work_seconds: dict[str, float]  # working time, summed over threads
     ran: PartCounts | None = None  # rows that a retry has run; None: all rows
     meters: Meters = NO_METERS  # for the limit of the job
-    decisions: Sequence[DecisionEvent] = ()  # of a moderation job: those that the ledger announces
+    decisions: Sequence[DecisionEvent] | None = None  # those to announce; None for a job that announces none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class Pipeline:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before the chunk was complete
                 ran = PartCounts(0, 0, {}) if claim.generation > 0 else None
-                return ChunkResult(found, {}, ran, decisions=_recorded(claim, context, lease))
+                return ChunkResult(found, {}, ran, decisions=self._recorded(claim, context, lease))
         if claim.losses >= _LAST_LOSS:
             raise ChunkLostError(f"chunk {claim.chunk_id} has cost {claim.losses} workers")
         if claim.is_exhausted:
@@ -140,10 +140,10 @@ class Pipeline:
         lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
         if job.vectors is not None:
             items = given_up_items(work.items, job.vectors, error)
-            return _write(claim, context, lease, work, lambda: stored_part_table(items, job))
+            return self._write(claim, context, lease, work, lambda: stored_part_table(items, job))
         outcomes = Outcomes(work.items.num_rows)
         outcomes.fail_all(error)
-        return _write(claim, context, lease, work, lambda: _rows(job, work.items, outcomes))
+        return self._write(claim, context, lease, work, lambda: _rows(job, work.items, outcomes))
 
     def _run_items(
         self, claim: Claim, context: JobContext, lease: HeldLease, work: ChunkWork, before: StepsBusy
@@ -167,7 +167,7 @@ class Pipeline:
             )
         lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
         rows = partial(_rows, job, work.items, outcomes, model, made_by, labels)
-        result = _write(claim, context, lease, work, rows)
+        result = self._write(claim, context, lease, work, rows)
         meanwhile = self.item_path.busy().since(before)
         meters = chunk_meters(meanwhile, lease.step_seconds, model, outcomes.seconds, outcomes.waits)
         return replace(result, work_seconds={**outcomes.seconds, **result.work_seconds}, meters=meters)
@@ -197,7 +197,7 @@ class Pipeline:
             done = self.relabelling.run(context, items, lease)
             lease.note_settled(work.items.num_rows)
             lease.enter(Step.WRITE, PREPARE_WRITE_LIMIT_SECONDS)
-            result = _write(
+            result = self._write(
                 claim, context, lease, work, lambda: stored_part_table(done.items, job, done.labels)
             )
         meanwhile = self.item_path.busy().since(before)
@@ -293,40 +293,46 @@ class Pipeline:
             outcomes.interrupt(error)  # ends the items
             raise
 
+    def _write(
+        self,
+        claim: Claim,
+        context: JobContext,
+        lease: HeldLease,
+        work: ChunkWork,
+        make_rows: Callable[[], pa.Table],
+    ) -> ChunkResult:
+        """Write the part of a chunk, with the rows that a retry keeps."""
+        started = time.monotonic()
+        fresh = context.decisions.filled_in(make_rows(), claim.generation)
+        rows = work.all_rows(fresh)
+        counts = context.sink.write(
+            _identity(claim),
+            rows,
+            count_rows(rows),
+            over=work.older,
+            token=claim.token,
+            confirm=lease.confirm,
+        )
+        decisions = self._recorded(claim, context, lease, rows)
+        seconds = {"write": time.monotonic() - started}
+        ran = None if work.older is None else count_rows(fresh)
+        return ChunkResult(counts, seconds, ran, decisions=decisions)
 
-def _write(
-    claim: Claim, context: JobContext, lease: HeldLease, work: ChunkWork, make_rows: Callable[[], pa.Table]
-) -> ChunkResult:
-    """Write the part of a chunk, with the rows that a retry keeps."""
-    started = time.monotonic()
-    fresh = context.decisions.filled_in(make_rows(), claim.generation)
-    rows = work.all_rows(fresh)
-    counts = context.sink.write(
-        _identity(claim),
-        rows,
-        count_rows(rows),
-        over=work.older,
-        token=claim.token,
-        confirm=lease.confirm,
-    )
-    decisions = _recorded(claim, context, lease, rows)
-    seconds = {"write": time.monotonic() - started}
-    ran = None if work.older is None else count_rows(fresh)
-    return ChunkResult(counts, seconds, ran, decisions=decisions)
+    def _recorded(
+        self, claim: Claim, context: JobContext, lease: HeldLease, rows: pa.Table | None = None
+    ) -> Sequence[DecisionEvent] | None:
+        """Record the decisions in the part in place; `rows` where the sink shows none before `complete`."""
 
+        def stored() -> pa.Table:
+            found = context.sink.stored(_identity(claim))
+            if found is None and rows is None:
+                raise OutputUnavailableError(f"Redis has lost rows of chunk {claim.chunk_id}")
+            return rows if found is None else found
 
-def _recorded(
-    claim: Claim, context: JobContext, lease: HeldLease, rows: pa.Table | None = None
-) -> Sequence[DecisionEvent]:
-    """Record the decisions in the part in place; `rows` where the sink shows none before `complete`."""
+        def decided() -> int:
+            return self.ledger.decided(claim.job_id, claim.chunk_id) if claim.generation > 0 else -1
 
-    def stored() -> pa.Table:
-        found = context.sink.stored(_identity(claim))
-        if found is None and rows is None:
-            raise OutputUnavailableError(f"Redis has lost rows of chunk {claim.chunk_id}")
-        return rows if found is None else found
-
-    return context.decisions.recorded(stored, _identity(claim), lease.confirm)
+        return context.decisions.recorded(stored, _identity(claim), decided, lease.confirm)
 
 
 def _rows(

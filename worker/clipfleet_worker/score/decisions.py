@@ -6,18 +6,21 @@ done twice has one decision per item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import PartIdentity
+from clipfleet.contract.policies import DecisionId
 from clipfleet.contract.webhooks import DecisionEvent
 from clipfleet.moderation.deciding import with_decisions
-from clipfleet.moderation.log import write_records
-from clipfleet.moderation.records import decided_in, records, thin
+from clipfleet.moderation.log import has_records, write_records
+from clipfleet.moderation.records import decided_after, records, thin
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm
 
@@ -35,29 +38,28 @@ class Decisions:
         return rows if self.job.policy is None else with_decisions(rows, self.job, generation, self.now())
 
     def recorded(
-        self, stored: Callable[[], pa.Table], identity: PartIdentity, confirm: Confirm
-    ) -> Sequence[DecisionEvent]:
+        self,
+        stored: Callable[[], pa.Table],
+        identity: PartIdentity,
+        decided: Callable[[], int],
+        confirm: Confirm,
+    ) -> Sequence[DecisionEvent] | None:
         """Record the decisions of rows in place; return what is to be announced. Idempotent.
 
         Args:
-            stored: reads the rows; called for jobs that announce their decisions only.
+            stored: reads the rows. Like `decided`, called for jobs that announce their decisions only.
             identity: of the chunk.
+            decided: the last generation whose decisions were announced. Those of later ones are new: the
+                worker of an earlier generation may have been cut off before it had announced them.
             confirm: called before each write.
         """
         policy = self.job.policy
-        if policy is None or policy.is_dry:
-            return ()
-        found = list(records(decided_in(stored(), identity.generation), self.job))
+        if policy is None or not self.job.announces_decisions:
+            return None
+        found = list(records(decided_after(stored(), decided()), self.job))
         if self.log is not None:
-            write_records(
-                self.log,
-                self.job,
-                identity.generation,
-                found,
-                self.now().date(),
-                may_replace=self.job.output_is_redis,
-                confirm=confirm,
-            )
+            for generation, some in groupby(sorted(found, key=_generation), _generation):
+                self._record(self.log, generation, identity, list(some), confirm)
         return [
             DecisionEvent(
                 status=one["status"],
@@ -67,3 +69,27 @@ class Decisions:
             )
             for one in found
         ]
+
+    def _record(
+        self,
+        log: Output,
+        generation: int,
+        identity: PartIdentity,
+        found: Sequence[Mapping[str, Any]],
+        confirm: Confirm,
+    ) -> None:
+        if generation < identity.generation and has_records(log, self.job, generation, found):
+            return  # its worker was cut off later; its file has those that are run again, too
+        write_records(
+            log,
+            self.job,
+            generation,
+            found,
+            self.now().date(),
+            may_replace=self.job.output_is_redis,
+            confirm=confirm,
+        )
+
+
+def _generation(record: Mapping[str, Any]) -> int:
+    return DecisionId.of_text(record["decision_id"]).generation

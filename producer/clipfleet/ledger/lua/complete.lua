@@ -1,6 +1,7 @@
 -- Mark a chunk complete: its part is in place. ARGV: job, chunk, token, generation, ok, failed, rows that were run for
 -- it, how many of those failed, ttl_ms of a job that ends, '1' if the chunk was claimed before, what was measured ('' for
--- nothing, see measured.lua), how many decisions, then of each its status, event id, policy and record; code, count, ...
+-- nothing, see measured.lua), how many decisions ('' for a job that announces none), then of each its status, event id,
+-- policy and record; code, count, ...
 -- The decisions are announced in the same step. No lease is needed: there is exactly one part, whoever wrote or found it.
 -- Rows that `write_rows` has stored under this token become visible, all at once.
 -- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'stopped' (too
@@ -9,7 +10,7 @@
 -- A job that cannot be read fails instead, see guard.lua: everything is checked before the first write, and the writes
 -- begin with the keys that may be of another kind.
 local job, chunk, token, decisions = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[12])
-local FIRST_CODE = 13 + 4 * decisions
+local FIRST_CODE = 13 + 4 * (decisions or 0)
 at_hand = job
 local state, next_chunk, generation, sealed, staged_chunks, done_chunks, ok, failed, ran, ran_failed, measured,
   result_ttl_ms, outage_since, max_error_rate, has_troubles = unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk',
@@ -65,7 +66,10 @@ if not refused then
     if owner and owner ~= token then note_writer(job, owner, redis.call('ZSCORE', LEASES, lease_name(job, chunk)) or now_ms()) end
   end
   redis.call('ZREM', LEASES, lease_name(job, chunk))
-  if decisions > 0 then announce_decisions(13, FIRST_CODE - 1) end
+  if decisions then
+    redis.call('HSET', job_key(job, DECIDED), chunk, generation)
+    if decisions > 0 then announce_decisions(13, FIRST_CODE - 1) end
+  end
   local was_leased = redis.call('HDEL', job_key(job, OWNERS), chunk) == 1
   -- Else the chunk is in none of these: it was leased, so not due, and never released or lost.
   if has_troubles or ARGV[10] == '1' or not was_leased then

@@ -10,7 +10,8 @@ local LASTING = {generation = true, chunk_size = true, created_ms = true, staged
   job_ttl_ms = true, result_ttl_ms = true, spec = true, fingerprint = true, model = true, lane = true, sealed = true}
 local KINDS = {[SPEC] = 'string', [STAGED] = 'zset', [DUE] = 'zset', [OWNERS] = 'hash', [WRITERS] = 'zset', [TROUBLES] = 'hash',
   [CODES] = 'hash',
-  [STREAM] = 'stream', [DONE] = 'string', [SETTLED] = 'hash', [ITEMS] = 'hash', [ROWS] = 'hash', [VECTORS] = 'hash', [IDS] = 'hash',
+  [STREAM] = 'stream', [DONE] = 'string', [SETTLED] = 'hash', [DECIDED] = 'hash',
+  [ITEMS] = 'hash', [ROWS] = 'hash', [VECTORS] = 'hash', [IDS] = 'hash',
   [CHUNKS] = 'hash', [DRAFT] = 'string', [DRAFT_DONE] = 'string', [DRAFT_DUE] = 'zset', [DRAFT_STAGED] = 'zset'}
 local MOST_CHUNK_DIGITS = 4
 local MOST_CODES = 1000  -- there are some thirty
@@ -78,7 +79,7 @@ local function check(job)
   local wrong = unreadable_fields(job, facts)[1]
   if wrong then damaged('field ' .. wrong) end
   -- Each of these raises where the key is of another kind.
-  for _, suffix in ipairs({OWNERS, TROUBLES, ITEMS}) do redis.call('HLEN', job_key(job, suffix)) end
+  for _, suffix in ipairs({OWNERS, TROUBLES, ITEMS, DECIDED}) do redis.call('HLEN', job_key(job, suffix)) end
   redis.call('ZCARD', job_key(job, DUE))
   redis.call('GETBIT', job_key(job, DONE), 0)
   if facts.result_ttl_ms then

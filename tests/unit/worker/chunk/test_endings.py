@@ -232,7 +232,7 @@ def test_the_ledger_hears_what_a_chunk_has_cost_and_measured(bench: Bench) -> No
     assert bench.ledger.keywords("complete") == [
         {
             "ok": 9, "failed": 3, "codes": {"timeout": 3}, "work_seconds": {"encode": 0.5}, "ran": (3, 1),
-            "meters": meters, "ttl_seconds": 60, "decisions": (),
+            "meters": meters, "ttl_seconds": 60, "decisions": None,
         }
     ]  # fmt: skip
 

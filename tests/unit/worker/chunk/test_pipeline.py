@@ -1024,15 +1024,15 @@ class TestDecisions:
         result = bench.run(self.submit(bench, uris))
 
         expected = ["flag" if colour == "red" else "allow" for colour in COLOUR_OF[:5]] + ["undecided"]
-        assert bench.column("decision") == [event.status for event in result.decisions] == expected
+        assert bench.column("decision") == [event.status for event in result.decisions or ()] == expected
         ids = bench.column("decision_id")
-        assert [event.event_id for event in result.decisions] == [f"evt-{one}" for one in ids]
+        assert [event.event_id for event in result.decisions or ()] == [f"evt-{one}" for one in ids]
         (records,) = self.records(bench)
         assert [(record["decision_id"], record["status"]) for record in records] == [
             *zip(ids, expected, strict=True)
         ]
         assert records[5]["error"]["code"] == "not_an_image"
-        announced = [json.loads(event.record) for event in result.decisions]
+        announced = [json.loads(event.record) for event in result.decisions or ()]
         assert announced == [
             {name: value for name, value in record.items() if name not in ("scores", "heads", "owner")}
             for record in records
@@ -1049,20 +1049,21 @@ class TestDecisions:
 
         assert again.decisions == first.decisions
         assert [record["status"] for (*records,) in self.records(bench) for record in records] == [
-            event.status for event in first.decisions
+            event.status for event in first.decisions or ()
         ]
 
-    def test_a_retry_decides_only_what_it_runs(self, bench: Bench) -> None:
+    def test_a_retry_decides_only_what_it_runs(self, bench: Bench, monkeypatch: Any) -> None:
         uris = bench.colours(4)
         healthy, bench.places.contents[uris[2]] = bench.places.contents[uris[2]], b"<html>"
         job = self.submit(bench, uris)
         first = bench.run(job)
         bench.places.contents[uris[2]] = healthy
+        monkeypatch.setattr(bench.ledger, "decided", lambda *_: 0)
 
         second = bench.run(job, generation=1)
 
-        before = [event.event_id for event in first.decisions]
-        (event,) = second.decisions
+        before = [event.event_id for event in first.decisions or ()]
+        (event,) = second.decisions or ()
         assert event.status != "undecided"
         assert event.event_id == before[2].replace("-0-2", "-1-2")
         assert [f"evt-{one}" for one in bench.column("decision_id")] == [
@@ -1071,19 +1072,40 @@ class TestDecisions:
         assert [len(records) for records in self.records(bench)] == [4, 1]
         assert bench.run(job, generation=1, losses=1).decisions == second.decisions
 
+    @pytest.mark.parametrize("is_recorded", [True, False])
+    def test_a_retry_announces_what_was_cut_off(self, bench: Bench, *, is_recorded: bool) -> None:
+        """The job was cancelled after the part was written, and before the decisions were announced."""
+        uris = bench.colours(4)
+        healthy, bench.places.contents[uris[3]] = bench.places.contents[uris[3]], b"<html>"
+        job = self.submit(bench, uris)
+        first = bench.run(job)
+        for file in record_files(bench.context.output, "20261124") if not is_recorded else ():
+            bench.context.output.remove(file.name)
+        bench.places.contents[uris[3]] = healthy
+
+        second = bench.run(job, generation=1)
+
+        assert second.decisions is not None
+        assert second.decisions[:3] == (first.decisions or ())[:3]
+        assert [event.event_id for event in second.decisions] == [
+            f"evt-{one}" for one in bench.column("decision_id")
+        ]
+        assert [len(records) for records in self.records(bench)] == [4 if is_recorded else 3, 1]
+        assert bench.run(job, generation=1, losses=1).decisions == second.decisions
+
     def test_a_chunk_that_is_given_up_is_undecided(self, bench: Bench) -> None:
         job = self.submit(bench, bench.colours(3))
 
         result = bench.run(job, failures=MAX_FAILURES)
 
         assert bench.column("decision") == ["undecided"] * 3
-        assert [event.status for event in result.decisions] == ["undecided"] * 3
+        assert [event.status for event in result.decisions or ()] == ["undecided"] * 3
 
     def test_a_dry_run_has_its_decisions_in_the_rows_only(self, bench: Bench) -> None:
         result = bench.run(self.submit(bench, bench.colours(3), is_dry=True))
 
         assert set(bench.column("decision")) == {"flag", "allow"}
-        assert result.decisions == ()
+        assert result.decisions is None
         assert self.records(bench) == []
 
 
