@@ -25,7 +25,7 @@ _WRITES = (
 _READS = (
     "BITCOUNT", "EXISTS", "GET", "GETBIT", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET",
     "HRANDFIELD", "LRANGE", "MEMORY", "MGET", "PTTL", "STRLEN", "TIME", "TYPE", "XLEN", "XRANGE",
-    "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE",
+    "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE",
 )  # fmt: skip
 _ANSWERS_OK = ("RENAME", "SET")
 # What stands before a call of which the result is used.

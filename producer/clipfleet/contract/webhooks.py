@@ -170,4 +170,3 @@ class FailedDelivery:
     attempts: int
     error: str  # of the last attempt, or why there was none
     failed_at: datetime
-    has_data: bool  # whether it can be replayed

@@ -88,11 +88,18 @@ def webhook(endpoint_id: str, suffix: str) -> str:
 
 PENDING = ":pending"  # zset: event id -> time from which it may be delivered, or the end of its lease, ms
 FAILED = ":failed"  # zset: event id -> when its last attempt failed, ms
-BODIES = ":bodies"  # hash: event id -> type, newline, time of the event in ms[, newline, data as JSON]
 ATTEMPTS = ":attempts"  # hash: event id -> failed attempts
 HOLDERS = ":holders"  # hash: event id -> token of its lease
 ERRORS = ":errors"  # hash: event id -> error of its last attempt
-WEBHOOK_SUFFIXES = (PENDING, FAILED, BODIES, ATTEMPTS, HOLDERS, ERRORS)
+WEBHOOK_SUFFIXES = (PENDING, FAILED, ATTEMPTS, HOLDERS, ERRORS)
+
+
+def event(event_id: str) -> str:
+    """Name of the hash of an event that endpoints have yet to get, or failed to get.
+
+    `body` is its type, its time in ms and its data as JSON, a line each; `held` is for how many endpoints.
+    """
+    return f"{PREFIX}:event:{event_id}"
 
 
 # --- Redis: per job (the braces avoid clashes with the names above, whatever the job is called) ---
@@ -151,7 +158,7 @@ def lua_prelude() -> str:
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
         "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "SETTLED", "DECIDED", "ITEMS",
         "ROWS", "VECTORS", "IDS", "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED", "DECISIONS",
-        "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "WEBHOOK_TURNS", "PENDING", "FAILED", "BODIES",
+        "WEBHOOKS", "WEBHOOKS_OFF", "WEBHOOK_TROUBLE", "WEBHOOK_TURNS", "PENDING", "FAILED",
         "ATTEMPTS", "HOLDERS", "ERRORS",
     )  # fmt: skip
     lines = [f"local {name} = '{globals()[name]}'" for name in names]
@@ -168,6 +175,7 @@ def lua_prelude() -> str:
         f"local function published_key(event_id) return '{published(_spliced('event_id'))}' end",
         f"local function deliveries_key(token) return '{deliveries(_spliced('token'))}' end",
         f"local function webhook_key(id, suffix) return '{webhook(_spliced('id'), _spliced('suffix'))}' end",
+        f"local function event_key(id) return '{event(_spliced('id'))}' end",
         f"local WEBHOOK_SUFFIXES = {_lua_list(WEBHOOK_SUFFIXES)}",
         f"local UNNAMED = {_lua_list(UNNAMED_PREFIXES)}",
         f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",

@@ -88,13 +88,13 @@ class TestEndpoints:
         self, outbox: Outbox, add: Add, client: Any
     ) -> None:
         endpoint = add()
-        publish(outbox, "1", "2")
+        publish(outbox, *map(str, range(2100)))
         outbox.fail(take(outbox, 1)[0], "HTTP status 500")
 
         assert outbox.remove_endpoint(endpoint.endpoint_id)
         assert not outbox.remove_endpoint(endpoint.endpoint_id)
         assert outbox.endpoints() == take(outbox) == outbox.failures() == []
-        assert [key for key in client.scan_iter() if "webhook" in key] == []
+        assert [key for key in client.scan_iter() if "webhook" in key or ":event:" in key] == []
 
     def test_there_is_a_bound(self, outbox: Outbox, add: Add, client: Any) -> None:
         client.hset(keys.WEBHOOKS, mapping={f"whe-{n:012x}": "{}" for n in range(MAX_ENDPOINTS - 1)})
@@ -151,9 +151,48 @@ class TestPublishing:
         publish(outbox, "1")
 
         (failure,) = outbox.failures(endpoint.endpoint_id)
-        assert (failure.event_id, failure.has_data) == ("evt-1", False)
-        assert failure.error == "too many deliveries were pending"
-        assert outbox.replay(endpoint.endpoint_id) == 0
+        assert (failure.event_id, failure.error) == ("evt-1", "too many deliveries were pending")
+        client.unlink(key)
+        assert outbox.replay(endpoint.endpoint_id) == 1
+        assert ids(take(outbox)) == ["evt-1"]
+
+    def test_its_data_stands_once_until_the_last_endpoint_has_it(
+        self, outbox: Outbox, add: Add, client: Any
+    ) -> None:
+        endpoints = [add("a"), add("b"), add("c")]
+        outbox.disable(endpoints[2].endpoint_id, "HTTP status 410")
+        publish(outbox, "1", "2")
+        assert sorted(client.scan_iter(keys.event("*"))) == [keys.event("evt-1"), keys.event("evt-2")]
+
+        one, *others = [delivery for delivery in take(outbox) if delivery.event_id == "evt-1"]
+        outbox.delivered(one)
+        outbox.delivered(one)
+        assert [delivery.data for delivery in others] == ['{"id": "1"}']
+        outbox.delivered(others[0])
+        outbox.put_endpoint(endpoints[2])
+        assert outbox.replay(endpoints[2].endpoint_id, ["evt-1"]) == 1
+        (last,) = take(outbox)
+        assert last.data == '{"id": "1"}'
+        outbox.delivered(last)
+
+        assert list(client.scan_iter(keys.event("*"))) == [keys.event("evt-2")]
+        for endpoint in endpoints:
+            outbox.remove_endpoint(endpoint.endpoint_id)
+        assert list(client.scan_iter(keys.event("*"))) == []
+
+    def test_an_event_that_comes_again_is_not_held_twice(self, outbox: Outbox, add: Add, client: Any) -> None:
+        endpoint = add()
+        for _ in range(2):
+            publish(outbox, "1")
+            client.unlink(keys.published("evt-1"))
+        outbox.fail(take(outbox)[0], "HTTP status 400")
+        publish(outbox, "1")
+
+        (delivery,) = take(outbox)
+        assert (delivery.attempts, outbox.failures()) == (0, [])
+        outbox.delivered(delivery)
+        assert list(client.scan_iter(keys.event("*"))) == []
+        assert outbox.backlog() == {endpoint.endpoint_id: 0}
 
 
 class TestClaims:
@@ -248,9 +287,7 @@ class TestFailures:
         assert outbox.failure_counts() == {endpoint.endpoint_id: 3}
         found = outbox.failures(limit=2)
         assert len(found) == 2
-        assert {(one.attempts, one.error, one.has_data, one.type) for one in found} == {
-            (1, "HTTP status 400", True, DONE)
-        }
+        assert {(one.attempts, one.error, one.type) for one in found} == {(1, "HTTP status 400", DONE)}
         assert outbox.replay(endpoint.endpoint_id, ["evt-2", "evt-unknown"]) == 1
         assert [(one.event_id, one.attempts, one.data) for one in take(outbox)] == [
             ("evt-2", 0, '{"id": "2"}')
@@ -281,7 +318,7 @@ class TestFailures:
         assert outbox.failures() == []
         self.fail(outbox, "new")
         assert client.zrange(key, 0, -1) == ["evt-new"]
-        assert client.hkeys(keys.webhook(endpoint.endpoint_id, keys.BODIES)) == ["evt-new"]
+        assert list(client.scan_iter(keys.event("*"))) == [keys.event("evt-new")]
 
     def test_an_endpoint_that_is_disabled_gets_nothing_until_it_is_enabled(
         self, outbox: Outbox, add: Add
@@ -355,12 +392,12 @@ class TestPlanted:
         assert ledger.status("plain").state == "cancelled"
         assert [json.loads(one.data)["job_id"] for one in take(outbox)] == ["plain"]
 
-    @pytest.mark.parametrize("suffix", [keys.PENDING, keys.BODIES])
+    @pytest.mark.parametrize("suffix", [keys.PENDING, keys.FAILED, None])
     def test_an_event_is_not_lost_with_a_key_that_is_repaired(
-        self, outbox: Outbox, add: Add, client: Any, suffix: str
+        self, outbox: Outbox, add: Add, client: Any, suffix: str | None
     ) -> None:
         endpoint = add()
-        client.set(keys.webhook(endpoint.endpoint_id, suffix), "x")
+        client.set(keys.webhook(endpoint.endpoint_id, suffix) if suffix else keys.event("evt-1"), "x")
 
         assert outbox.publish("evt-1", DONE, "{}")
         assert ids(take(outbox)) == ["evt-1"]
@@ -370,7 +407,7 @@ class TestPlanted:
         client.hset(keys.WEBHOOKS, "whe-000000000000", "[1, 2")
         for name, body in {"a": "x", "b": "no.type\n1\n{}", "c": "batch.completed\nsoon\n{}"}.items():
             client.zadd(keys.webhook(endpoint.endpoint_id, keys.PENDING), {f"evt-{name}": 1})
-            client.hset(keys.webhook(endpoint.endpoint_id, keys.BODIES), f"evt-{name}", body)
+            client.hset(keys.event(f"evt-{name}"), "body", body)
         publish(outbox, "good")
 
         assert ids(take(outbox)) == ["evt-good"]
@@ -405,7 +442,7 @@ class TestPlanted:
 
         assert ids(take(outbox)) == ["evt-b"]
         (failure,) = outbox.failures()
-        assert (failure.event_id, failure.attempts, failure.has_data) == ("evt-a", 1, True)
+        assert (failure.event_id, failure.attempts) == ("evt-a", 1)
         assert outbox.replay(endpoint.endpoint_id) == 1
         assert [one.attempts for one in take(outbox)] == [0]
 

@@ -63,7 +63,6 @@ def failure_object(failure: FailedDelivery) -> dict[str, Any]:
     return {
         "endpoint_id": failure.endpoint_id, "event_id": failure.event_id, "type": failure.type,
         "attempts": failure.attempts, "error": failure.error, "failed_at": failure.failed_at.isoformat(),
-        "can_be_replayed": failure.has_data,
     }  # fmt: skip
 
 

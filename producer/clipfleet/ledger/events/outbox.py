@@ -62,7 +62,10 @@ class Outbox:
 
     def remove_endpoint(self, endpoint_id: str) -> bool:
         """Remove an endpoint with its deliveries and failures; False if there was none."""
-        return bool(self._run("endpoint_remove", endpoint_id))
+        was_there, has_more = self._run("endpoint_remove", endpoint_id, _SLICE)
+        while has_more:
+            _, has_more = self._run("endpoint_remove", endpoint_id, _SLICE)
+        return bool(was_there)
 
     def publish(self, event_id: str, event_type: EventType, data: str, policy: str = "") -> bool:
         """Add an event (`data`: JSON) for every endpoint that wants it; False if it was, within 7 days."""
@@ -124,7 +127,7 @@ class Outbox:
         found = [
             failure
             for one in ids
-            for values in _in_groups(self._run("delivery_failures", one, limit), 6)
+            for values in _in_groups(self._run("delivery_failures", one, limit), 5)
             if (failure := _failure(one, *values)) is not None
         ]
         return sorted(found, key=lambda one: one.failed_at, reverse=True)[:limit]
@@ -158,7 +161,7 @@ class Outbox:
             until: latest time of failure.
 
         Returns:
-            Number of deliveries that are due again; those whose data was not kept cannot be.
+            Number of deliveries that are due again.
 
         Raises:
             UsageError: the endpoint is unknown or disabled.
@@ -219,13 +222,11 @@ def _delivery(endpoint_id: str, event_id: str, body: str, attempts: str, token: 
 
 
 def _failure(
-    endpoint_id: str, event_id: str, failed_ms: str, kind: str, attempts: str, error: str, has_data: str
+    endpoint_id: str, event_id: str, failed_ms: str, kind: str, attempts: str, error: str
 ) -> FailedDelivery | None:
     try:
         at = datetime.fromtimestamp(float(failed_ms) / 1000, UTC)
-        return FailedDelivery(
-            endpoint_id, event_id, EventType(kind), int(attempts), error, at, has_data == "1"
-        )
+        return FailedDelivery(endpoint_id, event_id, EventType(kind), int(attempts), error, at)
     except (ValueError, OverflowError):
         return None
 

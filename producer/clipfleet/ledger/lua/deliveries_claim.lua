@@ -10,7 +10,7 @@ redis.call('PEXPIRE', WEBHOOKS_OFF, ENDPOINTS_KEPT_MS)
 local function add(id, event)
   answer[#answer + 1] = id
   answer[#answer + 1] = event
-  answer[#answer + 1] = redis.call('HGET', webhook_key(id, BODIES), event) or ''
+  answer[#answer + 1] = body_of(event)
   answer[#answer + 1] = redis.call('HGET', webhook_key(id, ATTEMPTS), event) or '0'
 end
 
@@ -40,7 +40,7 @@ for _, endpoint in ipairs(all_endpoints()) do
     local due = redis.call('ZRANGEBYSCORE', webhook_key(id, PENDING), '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
     if due[1] then
       lines[#lines + 1] = {id = id, turn = turn_of(id), since = tonumber(due[2]), due = due}
-      trim_failures(id, now)
+      trim_failures(id, now, 0)
     end
   end
 end

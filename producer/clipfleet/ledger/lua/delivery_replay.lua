@@ -7,13 +7,12 @@ local events, again, now = {}, 0, now_ms()
 for i = 6, #ARGV do events[#events + 1] = ARGV[i] end
 if not events[1] then events = redis.call('ZRANGEBYSCORE', webhook_key(id, FAILED), since, till, 'LIMIT', skip, most) end
 for _, event in ipairs(events) do
-  local body = redis.call('HGET', webhook_key(id, BODIES), event) or ''
-  local has_data = string.match(body, '^[^\n]*\n[^\n]*\n')
-  if has_data and redis.call('ZSCORE', webhook_key(id, FAILED), event) then
+  if body_of(event) ~= '' and redis.call('ZSCORE', webhook_key(id, FAILED), event) then
     redis.call('ZREM', webhook_key(id, FAILED), event)
     redis.call('HDEL', webhook_key(id, ATTEMPTS), event)
     redis.call('HDEL', webhook_key(id, ERRORS), event)
     redis.call('ZADD', webhook_key(id, PENDING), now, event)
+    keep(event_key(event))
     again = again + 1
   end
 end

@@ -1,6 +1,7 @@
 -- Events for webhooks, shared by several scripts; prepended before transitions.lua. Server time only.
--- An event stands once for each endpoint that wants it, under its id: among the pending ones (due, waiting for its next
--- attempt, or leased) or among the failed ones. Anything may be planted in these keys: what cannot be read is left out.
+-- The id of an event stands once for each endpoint that wants it: among the pending ones (due, waiting for its next
+-- attempt, or leased) or among the failed ones. Its data stands once, as long as an endpoint holds the event. Anything may
+-- be planted in these keys: what cannot be read is left out.
 
 -- Unfinished jobs and the shared keys expire this long after the last script that wrote them, within an hour.
 local KEEP_MS = 30 * 86400 * 1000
@@ -23,19 +24,31 @@ local function keep_webhook(id)
   for _, suffix in ipairs(WEBHOOK_SUFFIXES) do keep(webhook_key(id, suffix)) end
 end
 
--- Forget an event of an endpoint.
-local function forget_event(id, event)
-  redis.call('ZREM', webhook_key(id, PENDING), event)
-  redis.call('ZREM', webhook_key(id, FAILED), event)
-  for _, suffix in ipairs({BODIES, ATTEMPTS, HOLDERS, ERRORS}) do redis.call('HDEL', webhook_key(id, suffix), event) end
+-- The type of an event, its time in ms and its data, a line each; empty if it is gone or cannot be read.
+local function body_of(event)
+  local body = redis.pcall('HGET', event_key(event), 'body')
+  return type(body) == 'string' and body or ''
 end
 
--- Forget failures that are a week old or too many, a few at a time.
-local function trim_failures(id, now)
-  local key = webhook_key(id, FAILED)
-  local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - FAILURES_KEPT_MS, 'LIMIT', 0, TRIMMED_AT_A_TIME)
+-- An endpoint needs the data of an event no more. A count that cannot be read has been planted.
+local function drop_event(event)
+  local left = redis.pcall('HINCRBY', event_key(event), 'held', -1)
+  if type(left) == 'table' or left <= 0 then redis.call('UNLINK', event_key(event)) end
+end
+
+-- Forget an event of an endpoint.
+local function forget_event(id, event)
+  local removed = redis.call('ZREM', webhook_key(id, PENDING), event) + redis.call('ZREM', webhook_key(id, FAILED), event)
+  for _, suffix in ipairs({ATTEMPTS, HOLDERS, ERRORS}) do redis.call('HDEL', webhook_key(id, suffix), event) end
+  if removed > 0 then drop_event(event) end
+end
+
+-- Forget failures that are a week old or too many, a few more at a time than were `added`.
+local function trim_failures(id, now, added)
+  local key, most = webhook_key(id, FAILED), TRIMMED_AT_A_TIME + added
+  local old = redis.call('ZRANGEBYSCORE', key, '-inf', now - FAILURES_KEPT_MS, 'LIMIT', 0, most)
   for _, event in ipairs(old) do forget_event(id, event) end
-  local over = math.min(redis.call('ZCARD', key) - MOST_FAILED, TRIMMED_AT_A_TIME)
+  local over = math.min(redis.call('ZCARD', key) - MOST_FAILED, most)
   if over > 0 then
     for _, event in ipairs(redis.call('ZRANGE', key, 0, over - 1)) do forget_event(id, event) end
   end
@@ -47,7 +60,7 @@ local function list_failed(id, event, why, now)
   redis.call('HDEL', webhook_key(id, HOLDERS), event)
   redis.call('ZADD', webhook_key(id, FAILED), now, event)
   redis.call('HSET', webhook_key(id, ERRORS), event, why)
-  trim_failures(id, now)
+  trim_failures(id, now, 1)
 end
 
 -- Why a delivery to an endpoint that is disabled has failed.
@@ -81,33 +94,87 @@ local function wants(endpoint, kind, policy)
   return policy == '' or not endpoint.policies or endpoint.policies[policy] or false
 end
 
--- Add an event for the endpoints that want it; `policy` is '' unless it is a decision. An event that is pending stays as it
--- is. What comes above the bound is listed as failed, without its data.
-local function put_event(endpoints, event, kind, policy, data, now)
-  for _, endpoint in ipairs(endpoints) do
-    if wants(endpoint, kind, policy) then
-      local id = endpoint.id
-      local head = kind .. '\n' .. string.format('%.0f', now)
-      if redis.call('ZSCORE', webhook_key(id, PENDING), event) then
-        head = nil
-      elseif redis.call('ZCARD', webhook_key(id, PENDING)) >= MOST_PENDING then
-        redis.call('HSET', webhook_key(id, BODIES), event, head)
-        list_failed(id, event, 'too many deliveries were pending', now)
-      else
-        redis.call('ZREM', webhook_key(id, FAILED), event)
-        redis.call('HDEL', webhook_key(id, ATTEMPTS), event)
-        redis.call('HSET', webhook_key(id, BODIES), event, head .. '\n' .. data)
-        if endpoint.off then
-          list_failed(id, event, reason_of(endpoint.off), now)
-        else
-          redis.call('ZADD', webhook_key(id, PENDING), now, event)
-        end
+-- Store the data of an event for some more endpoints; what is stored already stays as it is.
+local function hold_event(event, body, endpoints)
+  local key = event_key(event)
+  local answer = redis.pcall('HSETNX', key, 'body', body)
+  if type(answer) ~= 'table' then answer = redis.pcall('HINCRBY', key, 'held', endpoints) end
+  if type(answer) == 'table' then
+    local is_planted = string.find(answer.err, 'WRONGTYPE', 1, true) or string.find(answer.err, 'integer', 1, true)
+    if not (is_planted or string.find(answer.err, 'overflow', 1, true)) then error(answer) end
+    redis.call('UNLINK', key)
+    redis.call('HSET', key, 'body', body, 'held', endpoints)
+  end
+  keep(key)
+end
+
+local AT_A_TIME = 1000  -- Lua passes a few thousand values to a call at most
+
+-- A call with a list of values for each of some events.
+local function call_for_each(command, key, events, values_of)
+  if not events[1] then return end
+  local flat = {}
+  for _, event in ipairs(events) do
+    for _, value in ipairs(values_of(event)) do flat[#flat + 1] = value end
+  end
+  redis.call(command, key, unpack(flat))
+end
+
+-- Which of some events an endpoint is to get: {id, pending, failed (above the bound), again (they had failed before)}.
+-- What is pending stays as it is.
+local function news_of(endpoint, events)
+  local id, ids = endpoint.id, {}
+  for i, event in ipairs(events) do ids[i] = event.id end
+  local news = {id = id, off = endpoint.off, pending = {}, failed = {}, again = {}}
+  local waiting = redis.call('ZMSCORE', webhook_key(id, PENDING), unpack(ids))
+  local failures = redis.call('ZMSCORE', webhook_key(id, FAILED), unpack(ids))
+  local room = endpoint.off and 0 or MOST_PENDING - redis.call('ZCARD', webhook_key(id, PENDING))
+  for i, event in ipairs(events) do
+    if not waiting[i] then
+      local list = #news.pending < room and news.pending or news.failed
+      list[#list + 1] = event.id
+      if failures[i] then news.again[#news.again + 1] = event.id else event.held = event.held + 1 end
+    end
+  end
+  return news
+end
+
+local function add_news(news, now)
+  local id = news.id
+  if news.again[1] then
+    redis.call('ZREM', webhook_key(id, FAILED), unpack(news.again))
+    redis.call('HDEL', webhook_key(id, ATTEMPTS), unpack(news.again))
+    redis.call('HDEL', webhook_key(id, ERRORS), unpack(news.again))
+  end
+  local why = news.off and reason_of(news.off) or 'too many deliveries were pending'
+  call_for_each('ZADD', webhook_key(id, PENDING), news.pending, function(event) return {now, event} end)
+  call_for_each('HSET', webhook_key(id, ERRORS), news.failed, function(event) return {event, why} end)
+  call_for_each('ZADD', webhook_key(id, FAILED), news.failed, function(event) return {now, event} end)
+  if news.failed[1] then trim_failures(id, now, #news.failed) end
+  keep_webhook(id)
+end
+
+-- Add events for the endpoints that want them: {{id, kind, policy ('' unless it is a decision), data}, ...}. What comes
+-- above the bound is listed as failed. The data comes first: if a key of another kind stops this, it is repaired, and all of
+-- this runs again; an event may then count as held by too many, and expires.
+local function put_events(endpoints, events, now)
+  for first = 1, #events, AT_A_TIME do
+    local some, all_news = {unpack(events, first, math.min(first + AT_A_TIME - 1, #events))}, {}
+    for _, event in ipairs(some) do event.held = 0 end
+    for _, endpoint in ipairs(endpoints) do
+      local wanted = {}
+      for _, event in ipairs(some) do
+        if wants(endpoint, event.kind, event.policy) then wanted[#wanted + 1] = event end
       end
-      if head and not endpoint.is_kept then
-        keep_webhook(id)
-        endpoint.is_kept = true  -- in this call
+      local news = wanted[1] and news_of(endpoint, wanted)
+      if news and (news.pending[1] or news.failed[1]) then all_news[#all_news + 1] = news end
+    end
+    for _, event in ipairs(some) do
+      if event.held > 0 then
+        hold_event(event.id, event.kind .. '\n' .. string.format('%.0f', now) .. '\n' .. event.data, event.held)
       end
     end
+    for _, news in ipairs(all_news) do add_news(news, now) end
   end
 end
 
@@ -127,12 +194,12 @@ local function stream_decision(status, policy, record)
 end
 
 local function announce_decisions(first, last)
-  local now, endpoints = now_ms(), all_endpoints()
+  local events = {}
   for i = first, last, 4 do
     local status, policy, record = ARGV[i], ARGV[i + 2], ARGV[i + 3]
     stream_decision(status, policy, record)
-    put_event(endpoints, ARGV[i + 1], 'decision.' .. status, policy, record, now)
+    events[#events + 1] = {id = ARGV[i + 1], kind = 'decision.' .. status, policy = policy, data = record}
   end
+  put_events(all_endpoints(), events, now_ms())
   keep(DECISIONS)
 end
-

@@ -251,7 +251,7 @@ local function publish_end(job, state, reason)
     ok = tonumber(facts[3]), failed = tonumber(facts[4]), reason = reason,
     output = is_json and type(spec) == 'table' and spec.output or cjson.null})
   local event = 'evt-job-' .. string.sub(redis.sha1hex(job .. ':' .. tostring(facts[5])), 1, 16) .. '-' .. tostring(facts[1])
-  put_event(endpoints, event, JOB_EVENTS[state], '', data, now_ms())
+  put_events(endpoints, {{id = event, kind = JOB_EVENTS[state], policy = '', data = data}}, now_ms())
 end
 
 -- Order sweeps, in which any worker removes the scratch files of killed ones: at once if no finishing has done so, and
