@@ -90,7 +90,7 @@ class DoorWorker:
         rows = decisions.filled_in(rows, claimed.generation)
         found = count_rows(rows)
         sink.write(identity(claimed), rows, found, token=claimed.token)
-        events = decisions.recorded(lambda: rows, identity(claimed), lambda: None)
+        events = decisions.recorded(lambda: rows, identity(claimed), lambda: -1, lambda: None)
         self._ledger.complete(
             claimed, ok=found.ok, failed=found.failed, codes=found.codes, work_seconds={}, decisions=events
         )

@@ -110,14 +110,14 @@ end
 
 local AT_A_TIME = 1000  -- Lua passes a few thousand values to a call at most
 
--- A call with a list of values for each of some events.
-local function call_for_each(command, key, events, values_of)
-  if not events[1] then return end
-  local flat = {}
-  for _, event in ipairs(events) do
-    for _, value in ipairs(values_of(event)) do flat[#flat + 1] = value end
+-- {first[1], second[1], first[2], ...}, where each is a list, or a value that stands for all.
+local function in_turn(first, second)
+  local flat, count = {}, math.max(type(first) == 'table' and #first or 0, type(second) == 'table' and #second or 0)
+  for i = 1, count do
+    flat[2 * i - 1] = type(first) == 'table' and first[i] or first
+    flat[2 * i] = type(second) == 'table' and second[i] or second
   end
-  redis.call(command, key, unpack(flat))
+  return flat
 end
 
 -- Which of some events an endpoint is to get: {id, pending, failed (above the bound), again (they had failed before)}.
@@ -147,10 +147,12 @@ local function add_news(news, now)
     redis.call('HDEL', webhook_key(id, ERRORS), unpack(news.again))
   end
   local why = news.off and reason_of(news.off) or 'too many deliveries were pending'
-  call_for_each('ZADD', webhook_key(id, PENDING), news.pending, function(event) return {now, event} end)
-  call_for_each('HSET', webhook_key(id, ERRORS), news.failed, function(event) return {event, why} end)
-  call_for_each('ZADD', webhook_key(id, FAILED), news.failed, function(event) return {now, event} end)
-  if news.failed[1] then trim_failures(id, now, #news.failed) end
+  if news.pending[1] then redis.call('ZADD', webhook_key(id, PENDING), unpack(in_turn(now, news.pending))) end
+  if news.failed[1] then
+    redis.call('HSET', webhook_key(id, ERRORS), unpack(in_turn(news.failed, why)))
+    redis.call('ZADD', webhook_key(id, FAILED), unpack(in_turn(now, news.failed)))
+    trim_failures(id, now, #news.failed)
+  end
   keep_webhook(id)
 end
 
