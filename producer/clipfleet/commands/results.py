@@ -148,7 +148,7 @@ def export(
         return
     say(f"{counted(counts.rows, 'row')} -> {to}")
     if counts.left_out:
-        say(f"left out: {counted(counts.left_out, 'row')} without an embedding", style="yellow")
+        say(f"left out: {counted(counts.left_out, 'row')} without {counts.lack}", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:

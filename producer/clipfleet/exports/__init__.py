@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
 from clipfleet.exports.hugging_face import export_hugging_face
+from clipfleet.exports.label_studio import export_label_studio
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
 from clipfleet.results.formats import write
@@ -32,6 +33,7 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
     Layout.CLIP_RETRIEVAL: export_clip_retrieval,
     Layout.OPENAI_BATCH: export_openai_batch,
     Layout.HUGGING_FACE: export_hugging_face,
+    Layout.LABEL_STUDIO: export_label_studio,
     Layout.CSV: export_csv,
 }
 

@@ -23,6 +23,7 @@ class ExportCounts:
 
     rows: int  # exported
     left_out: int  # that do not fit the layout
+    lack: str = "an embedding"  # what rows that are left out lack
     notes: tuple[str, ...] = field(default=())  # messages about surprising details
 
 

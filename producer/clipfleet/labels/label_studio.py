@@ -12,9 +12,14 @@ from clipfleet.labels.written_files import read_text_file
 
 _COPIED = ("item_index", "item_id", "inclusion_probability", "content_hash", "threshold")  # of our sample
 _VERDICTS = ("yes", "no", "skip")
+LABEL_SETS_KEY = (
+    "label_sets"  # in the data of a task of our export: the sets that have a control of their name
+)
 
 
-def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def tasks_to_marks(
+    path: Path, labels: Sequence[str], set_name: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where each mark is, and its values, for each annotation and label in question.
 
     A task with `label` in its data, as imported from `clipfleet sample`, asks for this label only: the choice
@@ -26,6 +31,8 @@ def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dic
     Args:
         path: the file.
         labels: of the label set.
+        set_name: of the label set: a task that `clipfleet export` wrote has choices for each set of the job,
+            and is no mark if it does not ask for this one.
 
     Raises:
         UsageError: the file is not such an export, or a choice is neither an answer nor a label.
@@ -45,18 +52,22 @@ def tasks_to_marks(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, dic
             raise UsageError(f"{where}: it has no `annotations`: export in the format JSON, not JSON-MIN")
         for annotation in task["annotations"]:
             try:
-                marks = list(_marks(where, task["data"], annotation, labels))
+                marks = list(_marks(where, task["data"], annotation, labels, set_name))
             except (AttributeError, KeyError, TypeError):
                 raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
             yield from ((where, mark) for mark in marks)
 
 
 def _marks(
-    where: str, data: Mapping[str, Any], annotation: Any, labels: Sequence[str]
+    where: str, data: Mapping[str, Any], annotation: Any, labels: Sequence[str], set_name: str
 ) -> Iterator[dict[str, Any]]:
+    sets = data.get(LABEL_SETS_KEY)
+    if sets and set_name and set_name not in sets:
+        return
+    results = [one for one in annotation["result"] if not (sets and set_name) or one["from_name"] == set_name]
     chosen = [
         str(choice)
-        for result in annotation["result"]
+        for result in results
         if result["type"] == "choices"
         for choice in result["value"]["choices"]
     ]
@@ -74,7 +85,7 @@ def _marks(
     about.setdefault("inclusion_probability", 1.0)
     about["purpose"] = data.get("purpose") or "fit"
     shown = {_named(choice, labels) or choice for choice in chosen}
-    if not is_skipped and annotation["result"] and not chosen:
+    if not is_skipped and results and not chosen:
         raise UsageError(f"{where}: its results are no choices: mark with `Choices`")
     for label in dict.fromkeys((*labels, *sorted(shown))):  # an unknown one is refused by its name later
         verdict = "skip" if is_skipped else "yes" if label in shown else "no"

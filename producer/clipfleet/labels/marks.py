@@ -90,7 +90,7 @@ class Mark(BaseModel):
         return self
 
 
-def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
+def read_marks(paths: Iterable[Path], labels: Sequence[str], set_name: str = "") -> list[Mark]:
     """Read the marks of files, in order: `.csv`, `.jsonl`, or `.json` as Label Studio exports it.
 
     Rows with an empty verdict are no marks, unknown columns are ignored.
@@ -98,6 +98,7 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
     Args:
         paths: the files.
         labels: of the label set; a Label Studio task without a label of its own answers for each.
+        set_name: of the label set, see `tasks_to_marks`.
 
     Raises:
         UsageError: a file cannot be read, or a mark is invalid; the message begins with file and line.
@@ -110,7 +111,7 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
             case ".jsonl":
                 values = _json_rows(path)
             case ".json":
-                values = tasks_to_marks(path, labels)
+                values = tasks_to_marks(path, labels, set_name)
             case _:
                 raise UsageError(
                     f"{path}: neither .csv nor .jsonl with marks, nor .json as Label Studio exports it"
@@ -119,14 +120,15 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str]) -> list[Mark]:
     return found
 
 
-def count_unanswered(paths: Iterable[Path], labels: Sequence[str]) -> int:
+def count_unanswered(paths: Iterable[Path], labels: Sequence[str], set_name: str = "") -> int:
     """Annotations of Label Studio in which nothing is chosen, so that they are no marks.
 
     Raises:
         UsageError: a file cannot be read.
     """
     exports = [path for path in paths if path.suffix.lower() == ".json"]
-    return sum(values["verdict"] == "" for path in exports for _, values in tasks_to_marks(path, labels))
+    found = (values for path in exports for _, values in tasks_to_marks(path, labels, set_name))
+    return sum(values["verdict"] == "" for values in found)
 
 
 def is_marked(path: Path) -> bool:

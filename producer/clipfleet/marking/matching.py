@@ -120,10 +120,10 @@ def read_matched_marks(
     Raises:
         UsageError: a file is not one of marks, or does not match.
     """
-    found = read_marks(paths, label_set.labels)
+    found = read_marks(paths, label_set.labels, label_set.name)
     _require_thresholds(found, label_set, certified)
     matched = match_marks(reader, label_set, found, where)
-    return replace(matched, unanswered=count_unanswered(paths, label_set.labels))
+    return replace(matched, unanswered=count_unanswered(paths, label_set.labels, label_set.name))
 
 
 def _require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequence[str]) -> None:

@@ -20,4 +20,5 @@ class Layout(StrEnum):
     CLIP_RETRIEVAL = "clip-retrieval"
     OPENAI_BATCH = "openai-batch"
     HUGGING_FACE = "huggingface"
+    LABEL_STUDIO = "label-studio"
     CSV = "csv"

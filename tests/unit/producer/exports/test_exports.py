@@ -11,6 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.contract.parts import part_schema
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
+from clipfleet.labels.marks import read_marks
 from clipfleet.ledger.status import EarlyEnd
 from clipfleet.moderation.deciding import with_decisions
 from clipfleet.outputs import objects
@@ -45,7 +47,7 @@ BY_HEADS = {
     "head_taste": "cat", "head_taste_score": 0.75, "head_tags": "a", "head_tags_score": 0.5,
     "head_tags_accepted": ["a"],
 }  # fmt: skip
-LAYOUTS = pytest.mark.parametrize("layout", list(Layout))
+LAYOUTS = pytest.mark.parametrize("layout", [one for one in Layout if one is not Layout.LABEL_STUDIO])
 
 
 @pytest.fixture
@@ -492,6 +494,84 @@ def test_csv_has_all_rows_and_columns(output: FolderOutput, to: Path) -> None:
     assert [one["status"] for one in found] == ["ok", "failed"]
     assert (found[0]["label"], found[0]["source_label"], found[0]["note"]) == ("cat", "mine", note)
     assert json.loads(found[0]["labels"]) == ["cat", "dog"]
+
+
+class TestLabelStudio:
+    def export(self, output: FolderOutput, to: Path) -> tuple[list[dict[str, Any]], str]:
+        export(PartRows(output), Layout.LABEL_STUDIO, to)
+        assert names(to) == ["config.xml", "tasks.json"]
+        return json.loads((to / "tasks.json").read_text()), (to / "config.xml").read_text()
+
+    def test_one_label_of_each_image_is_predicted(self, output: FolderOutput, to: Path) -> None:
+        things = LabelSet(name="things", labels=("cat", 'a "dog" & <more>'))
+        place_job(output, make_job(output.uri, task=Task.CLASSIFY, label_sets=(things,)))
+        facts = {"content_hash": "abc", "model_fingerprint": "f00d", "uri": "https://example.org/0.jpg"}
+        add_part(output, 0, [classified(0) | facts, failed(1), classified(2)])
+
+        tasks, config = self.export(output, to)
+
+        result = {
+            "id": "things", "from_name": "things", "to_name": "image", "type": "choices",
+            "value": {"choices": ["cat"]}, "score": 0.75,
+        }  # fmt: skip
+        assert tasks[0] == {
+            "data": {
+                "image": facts["uri"], "uri": facts["uri"], "item_index": 0, "item_id": "img0",
+                "content_hash": "abc", "label_sets": ["things"],
+            },
+            "predictions": [{"model_version": "f00d", "score": 0.75, "result": [result]}],
+        }  # fmt: skip
+        assert [task["data"]["item_index"] for task in tasks] == [0, 2]
+        assert tasks[1]["data"]["image"] == "/data/local-files/?d=p/2.jpg"
+        view = ElementTree.fromstring(config)  # noqa: S314 - we wrote it
+        assert [one.get("value") for one in view.iter("Choice")] == list(things.labels)
+        assert [one.attrib for one in view.iter("Choices")] == [
+            {"name": "things", "toName": "image", "choice": "single"}
+        ]
+
+    def test_all_accepted_labels_of_each_set_are_predicted(self, output: FolderOutput, to: Path) -> None:
+        sets = tuple(
+            LabelSet(name=name, labels=("cat", "dog"), kind=LabelKind.MULTI) for name in ("first", "second")
+        )
+        job = make_job(output.uri, task=Task.CLASSIFY, label_sets=sets)
+        place_job(output, job)
+        some = [accepting(0, "dog", "cat"), accepting(1)]
+        for one in some:
+            one |= {f"{name}_first": one[name] for name in (*LABEL_COLUMNS, "accepted")}
+            one |= {f"{name}_second": None for name in (*LABEL_COLUMNS, "accepted")}
+        add_part(output, 0, some, label_sets=("first", "second"), accepted=job.accepted_columns)
+
+        tasks, config = self.export(output, to)
+
+        results = [task["predictions"][0]["result"] for task in tasks]
+        assert [[(one["from_name"], one["value"]["choices"]) for one in some] for some in results] == [
+            [("first", ["dog", "cat"])], [],
+        ]  # fmt: skip
+        assert config.count('choice="multiple"') == config.count("<Header") == 2
+
+    def test_what_is_marked_comes_back_as_marks_of_its_set(self, output: FolderOutput, to: Path) -> None:
+        sets = tuple(LabelSet(name=name, labels=("cat", "dog")) for name in ("first", "second"))
+        place_job(output, make_job(output.uri, task=Task.CLASSIFY, label_sets=sets))
+        one = classified(4)
+        one |= {f"{name}_{own.name}": one[name] for own in sets for name in LABEL_COLUMNS}
+        add_part(output, 0, [one], label_sets=("first", "second"))
+        (task,), _ = self.export(output, to)
+        results = task["predictions"][0]["result"]
+        results[1]["value"] = {"choices": ["dog"]}
+        annotation = {"result": results, "completed_by": {"email": "ann@example.org"}}
+        (to.parent / "back.json").write_text(json.dumps([{**task, "annotations": [annotation]}]))
+
+        for name, shown in ("first", "cat"), ("second", "dog"):
+            marks = read_marks([to.parent / "back.json"], ("cat", "dog"), name)
+            assert {(one.label, one.verdict, one.item_index, one.by) for one in marks} == {
+                (label, "yes" if label == shown else "no", 4, "ann@example.org") for label in ("cat", "dog")
+            }
+        assert read_marks([to.parent / "back.json"], ("cat", "dog"), "third") == []
+
+    def test_rows_without_labels_are_refused(self, finished: FolderOutput, to: Path) -> None:
+        with pytest.raises(UsageError, match="no label set has labelled its rows: run `clipfleet relabel`"):
+            export(PartRows(finished), Layout.LABEL_STUDIO, to)
+        assert not to.exists()
 
 
 class TestTheFolder:
