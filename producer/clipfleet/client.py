@@ -6,7 +6,7 @@ Celery and pyarrow are imported by the methods that need them: `clipfleet status
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from clipfleet.errors import JobNotFoundError, JobUnreadableError, OutputConflic
 from clipfleet.job_handle import JobHandle
 from clipfleet.labels.sets import Labels, label_sets_of, require_no_labels_needed
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
+from clipfleet.ledger.status import UnfinishedJobs
 from clipfleet.redis.connection import connect
 from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.settings import Settings, checked
@@ -546,6 +547,10 @@ class Client:
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """List jobs, newest first; `brief` of each says what it does."""
         return self._ledger.jobs(limit)
+
+    def unfinished(self, also: Collection[str] = ()) -> UnfinishedJobs:
+        """List the newest 100 unfinished jobs, newest first, then those `also` that are not among them."""
+        return self._ledger.unfinished(also=also)
 
     def workers(self) -> list[WorkerFacts]:
         """List workers with a heartbeat in the last 30 s."""

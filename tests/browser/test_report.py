@@ -193,7 +193,10 @@ def test_axe_finds_no_serious_violation(
     browser.press("Escape")
     open_mark(browser, "fit dog")
     assert violations() == []
+    browser.press("Escape")
     assert browser.script("return document.documentElement.scrollWidth") <= width
+    wider = "one => one.scrollWidth > one.clientWidth"
+    assert browser.script(f"return [...document.querySelectorAll('.scroller')].filter({wider}).length") == 0
 
 
 def test_hostile_texts_stay_texts(browser: Browser, hostile_page: Path) -> None:
@@ -245,8 +248,12 @@ def test_the_theme_is_chosen_and_kept(browser: Browser, page: Path) -> None:
 
 
 def test_it_prints_without_controls(browser: Browser, page: Path) -> None:
-    browser.open(page)
+    browser.open(page, width=720)  # about that of A4
     browser.command("Emulation.setEmulatedMedia", media="print")
 
     assert not browser.all("header.bar")[0].is_displayed()
     assert browser.all("#labels table")[0].is_displayed()
+    assert browser.script("return document.documentElement.scrollWidth") <= 720
+    assert browser.script(
+        "return [...document.querySelectorAll('.scroller')].every(one => one.scrollWidth <= one.clientWidth)"
+    )

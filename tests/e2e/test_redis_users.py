@@ -153,6 +153,7 @@ def test_each_command_works_with_its_user(site: Site) -> None:
 
     for user in ("producer", "reader"):
         assert done["job_id"] in site.text(user, "jobs")
+        assert site.text(user, "watch", "--all") == ""
         assert site.run(user, "status", in_redis["job_id"])["ok"] == 4
         assert site.run(user, "watch", done["job_id"])["state"] == "completed"
         for where in (in_redis["job_id"], done["job_id"], str(out)):

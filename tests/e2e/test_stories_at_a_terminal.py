@@ -142,6 +142,23 @@ def test_a_job_is_named_by_its_output(user: User) -> None:
     assert "no job has this output" in user.types("clipfleet status results/a", code=2)
 
 
+def test_all_jobs_are_watched_until_ctrl_c(user: User) -> None:
+    for name in ("one", "two"):
+        user.types(f"{CLASSIFY} -o out-{name} --job-id {user.folder.name}-{name} --model a:b --no-wait")
+    with PseudoTerminal("clipfleet watch --all", user.folder, user.environment) as terminal:
+        for name in ("two", "one"):
+            terminal.wait_for(f"{user.folder.name}-{name} +a:b")
+        terminal.wait_for("no connected worker serves a:b")
+        terminal.press_ctrl_c()
+        seen = terminal.ends(130)
+
+    assert "Watch them again with `clipfleet watch --all`" in seen
+    assert "Traceback" not in seen
+    for name in ("one", "two"):
+        user.types(f"clipfleet cancel {user.folder.name}-{name}")
+    assert "no job is running; submit one with " in user.types("clipfleet watch --all")
+
+
 def test_python_says_which_option_is_wrong_and_shows_a_job_by_name(user: User) -> None:
     lines = (
         "from clipfleet.client import Client, JobOptions",

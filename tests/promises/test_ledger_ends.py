@@ -214,6 +214,43 @@ def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
     ]
 
 
+def test_unfinished_jobs_are_listed_newest_first_and_others_on_request(
+    ledger: Ledger, pass_time: PassTime
+) -> None:
+    for number in range(6):
+        add_job(ledger, f"job-{number}", sealed=number != 4)
+        pass_time(1)
+    ledger.pause("job-3", "by request")
+    ledger.cancel("job-2", ttl_seconds=600)
+    steps.complete(ledger, claim(ledger), ok=10)  # of job-0, which is finishing
+
+    all_jobs, three = ledger.unfinished(), ledger.unfinished(3, also=["job-5", "job-2", "job-0", "nobody"])
+
+    assert [(one.job_id, one.state) for one in all_jobs.jobs] == [
+        ("job-5", JobState.RUNNING), ("job-4", JobState.SUBMITTING), ("job-3", JobState.PAUSED),
+        ("job-1", JobState.RUNNING), ("job-0", JobState.FINISHING),
+    ]  # fmt: skip
+    assert all_jobs.left_out == 0
+    assert [one.job_id for one in three.jobs[:3]] == ["job-5", "job-4", "job-3"]
+    assert {one.job_id: one.state for one in three.jobs[3:]} == {
+        "job-2": JobState.CANCELLED, "job-0": JobState.FINISHING,
+    }  # fmt: skip
+    assert three.left_out == 2
+    assert three.jobs[0].brief == JobBrief("embed", "/images", "/out", "")
+
+
+def test_a_retried_job_is_unfinished_again(ledger: Ledger) -> None:
+    add_job(ledger)
+    steps.complete(ledger, claim(ledger), ok=8, failed=2)
+    ledger.finish(steps.claim_finish(ledger), ttl_seconds=600)
+    assert ledger.unfinished().jobs == ()
+
+    ledger.drafts.begin("job", "token")
+    ledger.drafts.retry("job", "token", steps.draft(1), generation=1)
+
+    assert [one.job_id for one in ledger.unfinished().jobs] == ["job"]
+
+
 def test_workers_starve_while_all_that_was_submitted_is_claimed(ledger: Ledger, pass_time: PassTime) -> None:
     def starved_seconds() -> int:
         return round(ledger.status("job").starved_ms / 1000)

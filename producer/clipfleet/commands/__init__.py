@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.commands import following, jobs, marking, results, submitting
+from clipfleet.commands import jobs, marking, results, submitting, watching
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
 from clipfleet.commands.moderating import reviewing
@@ -41,7 +41,7 @@ for _function, _example in (
     (jobs.status, "clipfleet status last"),
     (jobs.jobs, "clipfleet jobs --limit 10"),
     (jobs.workers, "clipfleet workers"),
-    (following.watch, "clipfleet watch nightly-2026-11-30"),
+    (watching.watch, "clipfleet watch nightly-2026-11-30"),
     (results.results, "clipfleet results results/photos --label cat --sort score --desc"),
     (results.show, "clipfleet show cats/1.jpg --job results/photos"),
     (report, "clipfleet report results/photos -o report.html"),

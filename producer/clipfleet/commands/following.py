@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from clipfleet.commands.connecting import open_client
 from clipfleet.commands.estimates import estimate_words
-from clipfleet.commands.interrupted import words_after_watching
-from clipfleet.commands.naming import find_job
-from clipfleet.commands.options import AsJson, JobOrOutput
 from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger.status import JobStatus
 from clipfleet.terminal.console import say, say_trouble
+from clipfleet.terminal.interrupted import words_after_watching
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words
 from clipfleet.terminal.summary import earlier_headline, headline, limit_lines, reason_is_said, reason_lines
@@ -31,12 +28,6 @@ if TYPE_CHECKING:
     from clipfleet.results.estimate import Estimate
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
-
-
-def watch(job: JobOrOutput, as_json: AsJson = False) -> None:
-    """Follow a job until it ends; the exit code reports how."""
-    with open_client() as client:
-        follow(client, find_job(client, job), wait=True, as_json=as_json)
 
 
 def follow(
@@ -87,7 +78,7 @@ def follow(
             say(", ".join(f"{status} {count:,}" for status, count in decisions.items()))
         if estimate is not None:
             say(estimate_words(estimate))
-    raise typer.Exit(_exit_code(snapshot) if wait else 0)
+    raise typer.Exit(exit_code(snapshot) if wait else 0)
 
 
 @contextmanager
@@ -145,7 +136,8 @@ def _say_summary(
         say(f"  {code}: {count:,}{example}")
 
 
-def _exit_code(snapshot: JobStatus) -> int:
+def exit_code(snapshot: JobStatus) -> int:
+    """The exit code for how a job has ended."""
     match snapshot.state:
         case JobState.COMPLETED:
             return 0

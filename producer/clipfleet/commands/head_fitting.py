@@ -21,7 +21,6 @@ from clipfleet.commands.evaluating.command import (
 )
 from clipfleet.commands.following import interruptible
 from clipfleet.commands.head_options import HeadFile, HeadName, Overwrite, say_written
-from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Labels, Template, not_empty
 from clipfleet.commands.results import row_reader
 from clipfleet.commands.stores.arguments import AsOf
@@ -31,6 +30,7 @@ from clipfleet.labels.extra import require_fit
 from clipfleet.labels.sets import label_sets_of
 from clipfleet.terminal.console import printable, say
 from clipfleet.terminal.help import GENERAL, LABELS, OUTPUT, SOURCE
+from clipfleet.terminal.interrupted import words_after_evaluating
 from clipfleet.wording import counted
 
 if TYPE_CHECKING:

@@ -34,6 +34,10 @@ def _named(value: str) -> str:
     return value
 
 
+def _named_if_given(value: str | None) -> str | None:
+    return None if value is None else _named(value)
+
+
 def _folder(value: str | None) -> str | None:
     """Refuse an empty value, and `-`, which would become a folder."""
     if value == "-":
@@ -217,6 +221,15 @@ JobOrOutput = Annotated[
     typer.Argument(
         metavar="JOB|OUTPUT",
         callback=_named,
+        help="job id, `last` for the newest job, or the folder or S3 prefix of the results",
+        autocompletion=job_ids,
+    ),
+]
+SomeJobOrOutput = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="JOB|OUTPUT",
+        callback=_named_if_given,
         help="job id, `last` for the newest job, or the folder or S3 prefix of the results",
         autocompletion=job_ids,
     ),

@@ -16,7 +16,6 @@ import typer
 
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import follow, interruptible
-from clipfleet.commands.interrupted import words_after_submitting
 from clipfleet.commands.naming import is_file, job_or_output
 from clipfleet.commands.options import (
     JOB_OPTIONS,
@@ -48,6 +47,7 @@ from clipfleet.labels.sets import (
 )
 from clipfleet.submit.options import OF_IMAGES, OF_THE_VECTORS, JobOptions, read_job_spec
 from clipfleet.terminal.help import OUTPUT, SCHEDULING, SOURCE
+from clipfleet.terminal.interrupted import words_after_submitting
 
 if TYPE_CHECKING:
     from clipfleet.client import Client, JobHandle

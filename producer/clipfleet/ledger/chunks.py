@@ -34,8 +34,8 @@ from clipfleet.redis.connection import connect, damage_of, redis_errors
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "report", "complete", "release", "reconcile", "claim_finish",
-    "finish", "postpone_finish", "cancel", "pause", "status", "jobs", "heartbeat", "farewell", "workers",
-    "backlog", "writers", "pin_model", *DRAFT_SCRIPTS,
+    "finish", "postpone_finish", "cancel", "pause", "status", "jobs", "unfinished", "heartbeat", "farewell",
+    "workers", "backlog", "writers", "pin_model", *DRAFT_SCRIPTS,
 )  # fmt: skip
 
 

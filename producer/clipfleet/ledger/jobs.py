@@ -6,7 +6,7 @@ over. Times are the server's. Nothing here depends on Celery, outputs or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,7 @@ from clipfleet.ledger.arguments import brief_argument, rate_argument
 from clipfleet.ledger.chunks import ChunkLedger
 from clipfleet.ledger.drafts import Drafts
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
-from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.status import JobStatus, UnfinishedJobs
 from clipfleet.ledger.values import (
     DEFAULT_RETENTION,
     FINISH,
@@ -230,6 +230,16 @@ class Ledger(ChunkLedger):
             rank, *names = self._run("jobs", rank, min(limit - len(found), _LISTED_AT_A_TIME))
             found += self._snapshots(list(map(str, names)))
         return found
+
+    def unfinished(self, limit: int = 100, also: Collection[str] = ()) -> UnfinishedJobs:
+        """The newest unfinished jobs first, then those of `also` that are not among them.
+
+        Takes two round trips. Jobs of `also` may have ended; those that have expired are left out.
+        """
+        left_out, *names = self._run("unfinished", limit)
+        newest = [str(name) for name in names]
+        jobs = self._snapshots([*newest, *(job_id for job_id in also if job_id not in newest)])
+        return UnfinishedJobs(tuple(jobs), int(left_out))
 
     def _snapshots(self, job_ids: Sequence[str]) -> list[JobStatus]:
         found = []

@@ -6,9 +6,10 @@ It answers as `Ledger` does, but stores no rows: those of a `redis://` job count
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -40,7 +41,7 @@ from clipfleet.ledger.memory_job import (
     back_off,
 )
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
-from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.status import JobStatus, UnfinishedJobs
 from clipfleet.ledger.values import (
     DEFAULT_RETENTION,
     FINISH,
@@ -271,6 +272,15 @@ class MemoryLedger(Ledger):
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         newest = sorted(self._all(), key=lambda job: (job.created, job.job.job_id), reverse=True)
         return [replace(job.status(self._now()), brief=JobBrief.of(job.job)) for job in newest[:limit]]
+
+    @override
+    @_atomic
+    def unfinished(self, limit: int = 100, also: Collection[str] = ()) -> UnfinishedJobs:
+        listed = self.jobs(sys.maxsize)
+        unfinished = [status for status in listed if not status.state.is_final]
+        newest = unfinished[:limit]
+        others = [status for status in listed if status.job_id in also and status not in newest]
+        return UnfinishedJobs((*newest, *others), len(unfinished) - len(newest))
 
     @override
     @_atomic

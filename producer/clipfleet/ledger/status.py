@@ -170,6 +170,14 @@ class JobStatus:
         return EarlyEnd(self.state, self.finished_at)
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedJobs:
+    """What is to be done on this Redis, as one look shows it."""
+
+    jobs: tuple[JobStatus, ...]  # the newest first, each with its brief
+    left_out: int  # older unfinished jobs
+
+
 def _starved_ms(facts: Mapping[str, str], now_ms: int) -> int:
     ended_ms = int(facts.get("finished_ms", now_ms))
     starving_ms = ended_ms - int(facts["starved_since"]) if "starved_since" in facts else 0

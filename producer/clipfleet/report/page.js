@@ -650,7 +650,7 @@ const marks = {
     const plan = sample.plan.length ? h("details", { class: "small" }, h("summary", {}, "How many marks prove it"), h("p", { class: "faint" }, "Marks in all, by how many of them are wrong: ",
       sample.plan.map((one) => `${one.wrong} wrong: ${n(one.marks)}`).join("; "), ". Mark the whole sample: to stop where it would pass voids the confidence.")) : null;
     const limit = sample.threshold == null ? null : h("span", { class: "faint small" }, `threshold ${fixed(sample.threshold, 4)}`);
-    return h("li", {}, h("div", { class: "sample" }, h("div", {}, h("b", {}, own(sample.label, 100)), " ", limit, sample.note ? h("span", { class: "faint small" }, ` ${sample.note}`) : null), bar(marked / sample.items.length),
+    return h("li", {}, h("div", { class: "sample" }, h("div", {}, h("b", {}, own(sample.label, 100)), " ", limit, sample.note ? h("span", { class: "faint small" }, `${limit ? ", " : ""}${sample.note}`) : null), bar(marked / sample.items.length),
       h("span", { class: "figure", "data-left": left }, left ? `${n(left)} of ${n(sample.items.length)} still needed` : `all ${n(sample.items.length)} marked`),
       h("button", { type: "button", class: left ? "primary" : "quiet", "data-sample": marking.samples.indexOf(sample), "data-mark": `${sample.purpose} ${shortened(sample.label, 60)}`, "aria-label": `Mark ${visible(sample.label).slice(0, 80)}, ${PURPOSES[sample.purpose]}`, onclick: () => marker.open(sample) }, marked && left ? "Go on" : left ? "Mark" : "Look again")), plan);
   },

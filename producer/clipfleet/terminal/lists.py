@@ -18,7 +18,7 @@ from clipfleet.ledger.values import WorkerFacts
 from clipfleet.terminal.console import printable, with_options
 from clipfleet.terminal.progress import duration_words
 
-_GAP = 2  # terminal columns between two columns of a table
+GAP = 2  # terminal columns between two columns of a table
 _LEAST = 12  # width to which a cell is shortened, at least
 _SHARE_OF_MODELS = 0.5  # of the room for sources and models, where both are too long
 _MOST_NUMBERS = 32  # of a list that is shown whole
@@ -86,7 +86,7 @@ def job_table(statuses: Sequence[JobStatus], width: int | None) -> Table:
     cells = [_in_two_lines(status) for status in statuses]
     columns = [[_JOB_HEADINGS[number], *(row[number] for row in cells)] for number in range(6)]
     natural = [max(cell_len(line) for pair in column for line in pair) for column in columns]
-    room = width - sum(natural) + natural[1] + natural[2] - _GAP * (len(columns) - 1)
+    room = width - sum(natural) + natural[1] + natural[2] - GAP * (len(columns) - 1)
     widths = [natural[0], *_shared(room, natural[1], natural[2]), *natural[3:]]
     table = new_table()
     for number, (first, second) in enumerate(_JOB_HEADINGS):
@@ -196,7 +196,7 @@ def _shared(room: int, first: int, second: int) -> tuple[int, int]:
 
 def new_table(*headings: str) -> Table:
     """An empty table in the house's style."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right" if heading in _RIGHT else "left")
     return table

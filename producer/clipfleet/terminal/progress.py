@@ -19,9 +19,9 @@ from clipfleet.ledger.values import WorkerFacts
 from clipfleet.terminal.console import printable, say, stderr, with_options
 from clipfleet.terminal.pace import Pace
 
-_PLAIN_SECONDS = 10.0
-_NO_WORKER_SECONDS = 3.0  # grace period for a worker that starts with the job
-_REPEAT_SECONDS = 60.0
+PLAIN_SECONDS = 10.0
+NO_WORKER_SECONDS = 3.0  # grace period for a worker that starts with the job
+REPEAT_SECONDS = 60.0
 _NAMED_CODES = 3
 _WHOLE_FROM = 10.0  # rows a second
 _UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
@@ -67,10 +67,10 @@ class JobProgress:
         self.latest = status
         self._pace.note(now, status)
         if self._bar is not None:
-            self._bar.show(status, _pace_words(self._pace, now, status), self._pace.limit(status))
-        elif not self._quiet and now - self._said >= _PLAIN_SECONDS:
+            self._bar.show(status, pace_words(self._pace, now, status), self._pace.limit(status))
+        elif not self._quiet and now - self._said >= PLAIN_SECONDS:
             self._said = now
-            say(_plain_line(status, _pace_words(self._pace, now, status), self._pace.limit(status)))
+            say(plain_line(status, pace_words(self._pace, now, status), self._pace.limit(status)))
         self._warn_if_no_worker(status, now - self._started)
 
     def _steady(self, status: JobStatus) -> JobStatus:
@@ -81,10 +81,10 @@ class JobProgress:
         return replace(status, settled=self._done - status.ok - status.failed)
 
     def _warn_if_no_worker(self, status: JobStatus, seconds: float) -> None:
-        if status.state.is_final or status.leased_chunks or seconds < _NO_WORKER_SECONDS:
+        if status.state.is_final or status.leased_chunks or seconds < NO_WORKER_SECONDS:
             return
         now = self._monotonic()
-        if self._warned_at is not None and now - self._warned_at < _REPEAT_SECONDS:
+        if self._warned_at is not None and now - self._warned_at < REPEAT_SECONDS:
             return
         problem = missing_worker_words(status, self._workers(), fills_a_store=self._fills_a_store)
         if problem:
@@ -160,7 +160,8 @@ class _Bar(Progress):
             yield Text(self._below, style="dim", no_wrap=True, overflow="ellipsis")
 
 
-def _plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
+def plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
+    """A snapshot in one line: counts, failures, pace and bottleneck."""
     so_far = "" if status.sealed else " so far"
     line = (
         f"{status.job_id} {status.state}: {status.done:,} of {status.total:,}{so_far}, {failed_words(status)}"
@@ -174,7 +175,7 @@ def _limit_words(status: JobStatus, limit: Limit | None) -> str:
     return str(limit) if is_shown else ""
 
 
-def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:
+def pace_words(pace: Pace, now: float, status: JobStatus) -> str:
     """What the job waits for; else rate and time left, `?` where unknown; empty if it is not running."""
     if status.state not in (JobState.SUBMITTING, JobState.RUNNING):
         return ""

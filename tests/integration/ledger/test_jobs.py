@@ -117,6 +117,31 @@ def test_fifty_jobs_of_many_labels_are_read_in_two_round_trips_and_few_bytes(
     }
 
 
+def test_unfinished_jobs_among_thousands_are_read_in_two_round_trips(
+    ledger: Ledger, redis_client: redis.Redis, redis_url: str
+) -> None:
+    """Those whose items are in Redis stay in the index when they have ended with errors."""
+    for number in range(150):
+        add_job(ledger, f"job-{number}")
+    with redis_client.pipeline(transaction=False) as pipe:
+        for number in range(2_000):
+            pipe.hset(keys.job(f"old-{number}"), mapping={"state": "completed_with_errors"})
+            pipe.expire(keys.job(f"old-{number}"), 60)
+            pipe.zadd(keys.COUNTED, {f"old-{number}": 10**15 + number})
+        pipe.execute()
+    with connect(redis_url) as client:
+        client.connection_pool.connection_class = CountedRoundTrips
+        with closing(Ledger(redis_url, client=client)) as counted:
+            counted.unfinished()  # the server has the script now
+            CountedRoundTrips.count = 0
+
+            found = counted.unfinished()
+
+    assert CountedRoundTrips.count == 2
+    assert ([*{one.state for one in found.jobs}], len(found.jobs)) == ([JobState.RUNNING], 100)
+    assert found.left_out == 50
+
+
 @pytest.mark.parametrize(
     ("spec", "brief"),
     [

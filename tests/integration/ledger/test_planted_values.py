@@ -118,7 +118,13 @@ def test_a_job_that_nobody_submitted_hides_no_job(ledger: Ledger, redis_client: 
         redis_client.hset(keys.job(name), mapping=facts)
         redis_client.expire(keys.job(name), 60)
 
+        redis_client.zadd(keys.COUNTED, {name: 10**15})
+    redis_client.zadd(keys.COUNTED, {"of another kind": 10**15})
+    redis_client.rpush(keys.job("of another kind"), "x")
+    redis_client.expire(keys.job("of another kind"), 60)
+
     assert [status.job_id for status in ledger.jobs()] == ["job"]
+    assert [status.job_id for status in ledger.unfinished().jobs] == ["job"]
     with pytest.raises(JobUnreadableError, match="not of clipfleet"):
         ledger.status("half")
 
@@ -328,6 +334,9 @@ def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: red
     assert sorted(claim(ledger).job_id for _ in range(3)) == ["one", "two", "two"]
     ledger.reconcile()
     assert {status.job_id for status in ledger.jobs()} == {"one", "two"}
+    _replace(redis_client, keys.COUNTED)
+    assert {status.job_id for status in ledger.unfinished().jobs} == {"one", "two"}
+    ledger.reconcile()
 
 
 def test_lost_announcements_return(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:

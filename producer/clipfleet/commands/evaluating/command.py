@@ -15,7 +15,6 @@ from clipfleet.commands.connecting import open_client
 from clipfleet.commands.evaluating.heads import chosen_heads, evaluate_output, evaluate_root
 from clipfleet.commands.evaluating.suite import evaluate_suite
 from clipfleet.commands.following import EXIT_SOME_FAILED, interruptible
-from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import (
     JOB_OPTIONS,
     AsJson,
@@ -32,6 +31,7 @@ from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
 from clipfleet.terminal.console import printable, say, say_trouble
 from clipfleet.terminal.help import GENERAL, LABELS, OUTPUT, ROWS, SOURCE
+from clipfleet.terminal.interrupted import words_after_evaluating
 from clipfleet.terminal.progress import JobProgress
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import interruptible
-from clipfleet.commands.interrupted import words_after_evaluating
 from clipfleet.commands.options import AsJson, names_between_commas, not_empty
 from clipfleet.commands.results import row_reader
 from clipfleet.commands.stores.arguments import AsOf
@@ -25,6 +24,7 @@ from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
 from clipfleet.terminal.console import print_table, printable, say, say_trouble
 from clipfleet.terminal.help import OUTPUT, ROWS, SOURCE
+from clipfleet.terminal.interrupted import words_after_evaluating
 from clipfleet.terminal.progress import JobProgress
 from clipfleet.wording import counted
 

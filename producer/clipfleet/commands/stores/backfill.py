@@ -15,13 +15,13 @@ import typer
 from clipfleet.backfill.options import BackfillOptions
 from clipfleet.commands.connecting import open_client
 from clipfleet.commands.following import EXIT_CANCELLED, EXIT_SOME_FAILED, interruptible
-from clipfleet.commands.interrupted import words_after_backfilling
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait, not_empty
 from clipfleet.contract.jobs import DecodeRoute, Exif, JobState, Lane, Precision
 from clipfleet.contract.stores import MAX_KEEP_GONE_DAYS
 from clipfleet.errors import UsageError
 from clipfleet.terminal.console import say, say_trouble, with_options
 from clipfleet.terminal.help import MODEL, OUTPUT, ROWS, SCHEDULING
+from clipfleet.terminal.interrupted import words_after_backfilling
 from clipfleet.terminal.program import EXIT_FAILED
 from clipfleet.terminal.progress import JobProgress, missing_worker_words
 from clipfleet.terminal.up_around import afterwards

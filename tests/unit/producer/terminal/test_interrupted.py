@@ -6,13 +6,14 @@ import os
 
 import pytest
 
-from clipfleet.commands.interrupted import (
+from clipfleet.contract.jobs import JobState
+from clipfleet.terminal.interrupted import (
     words_after_backfilling,
     words_after_evaluating,
     words_after_submitting,
     words_after_watching,
+    words_after_watching_all,
 )
-from clipfleet.contract.jobs import JobState
 from clipfleet.terminal.up_around import UP_VARIABLE, UpAround
 from tests.support.jobs import make_status
 
@@ -52,6 +53,23 @@ def test_after_watching(said: str) -> None:
 @pytest.mark.parametrize("pid", [ITS_COMMAND])
 def test_before_anything_was_shown_no_count_is_said() -> None:
     assert words_after_watching("j", None) == f"Paused. Continue with `{UP} -- clipfleet watch j`"
+
+
+@pytest.mark.usefixtures("around")
+@pytest.mark.parametrize(
+    ("pid", "said"),
+    [
+        (ALONE, "The jobs go on without this terminal. Watch them again with `clipfleet watch --all`"),
+        (ITS_COMMAND, f"Paused. Continue with `{UP} -- clipfleet watch --all`"),
+        (
+            BELOW_ITS_COMMAND,
+            "The jobs go on while a worker runs. Watch them again with `clipfleet watch --all`; "
+            f"once `up` has ended, continue with `{UP} -- clipfleet watch --all`",
+        ),
+    ],
+)
+def test_after_watching_all_jobs(said: str) -> None:
+    assert words_after_watching_all() == said
 
 
 @pytest.mark.usefixtures("around")

@@ -29,6 +29,20 @@ def words_after_watching(job_id: str, last: JobStatus | None) -> str:
     )
 
 
+def words_after_watching_all() -> str:
+    """For a Ctrl-C while all jobs are followed."""
+    watch = "clipfleet watch --all"
+    up = UpAround.of_environment()
+    if up is None:
+        return f"The jobs go on without this terminal. Watch them again with `{watch}`"
+    if up.ends_with_us:
+        return f"Paused. Continue with `{up.again} -- {watch}`"
+    return (
+        f"The jobs go on while a worker runs. Watch them again with `{watch}`; "
+        f"once `up` has ended, continue with `{up.again} -- {watch}`"
+    )
+
+
 def words_after_submitting(
     job_id: str, arguments: Sequence[str] | None = None, *, is_known: bool = True
 ) -> str:
