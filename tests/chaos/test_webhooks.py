@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.contract.webhooks import Endpoint, EventType
+from clipfleet.contract.webhooks import EventType
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.events.outbox import Outbox
 from tests.support.cluster import Cluster
+from tests.support.endpoints import add_endpoint
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import WebhookReceiver
 
@@ -119,11 +120,9 @@ def test_each_event_arrives_or_is_listed_as_failed(tmp_path: Path) -> None:
         Cluster(tmp_path / "work") as cluster,
     ):
         outbox = Outbox(cluster.server.url)
-        endpoints = {path: Endpoint.new(steady.url(path)) for path in STEADY}
-        endpoints |= {path: Endpoint.new(steady.url(path), events=(RARE,)) for path in FEW}
-        endpoints[RESTARTING] = Endpoint.new(restarting.url(RESTARTING))
-        for endpoint in endpoints.values():
-            outbox.put_endpoint(endpoint)
+        added = {path: add_endpoint(outbox, steady.url(path)) for path in STEADY if path not in FEW}
+        added |= {path: add_endpoint(outbox, steady.url(path), events=(RARE,)) for path in FEW}
+        added[RESTARTING] = add_endpoint(outbox, restarting.url(RESTARTING))
         for _ in range(2):
             cluster.start_worker(program=HASTY)
         publisher = Publisher(cluster.server.url)
@@ -132,14 +131,14 @@ def test_each_event_arrives_or_is_listed_as_failed(tmp_path: Path) -> None:
         wait_until(lambda: not any(outbox.backlog().values()), "nothing waits", 240)
         failed = {
             path: {one.event_id for one in outbox.failures(endpoint.endpoint_id, 10 * EVENTS)}
-            for path, endpoint in endpoints.items()
+            for path, (endpoint, _) in added.items()
         }
         stored = {one.endpoint_id: one for one in outbox.endpoints()}
         outbox.close()
         cluster.stop_workers()
 
     ids = {event_id(number) for number in range(EVENTS)}
-    for path, endpoint in endpoints.items():
+    for path, (_, secret) in added.items():
         receiver = restarting if path == RESTARTING else steady
         arrived = set(receiver.ids(path))
         wanted = {event_id(number) for number in range(0, EVENTS, SELDOM)} if path in FEW else ids
@@ -148,12 +147,12 @@ def test_each_event_arrives_or_is_listed_as_failed(tmp_path: Path) -> None:
         bodies = {(one.event_id, one.body) for one in receiver.at(path)}
         assert len(bodies) == len({one.event_id for one in receiver.at(path)}), "the same body each time"
         for one in receiver.at(path):
-            assert one.verified(endpoint.secrets[0])["id"] == one.event_id
+            assert one.verified(secret)["id"] == one.event_id
     assert set(steady.ids("/ok")) == ids
     assert not failed["/ok"] and not failed["/once/429"]
     assert not steady.at("/ok/led-astray"), "no redirect is followed"
-    assert stored[endpoints["/status/410"].endpoint_id].disabled is not None
+    assert stored[added["/status/410"][0].endpoint_id].disabled is not None
     assert len(steady.at("/status/410")) < EVENTS / 4, "no more is sent to what is gone"
     repeats = Counter(Counter(steady.ids("/ok")).values())
-    print(f"{EVENTS} events to {len(endpoints)} receivers in {time.monotonic() - began:.0f} s")
+    print(f"{EVENTS} events to {len(added)} receivers in {time.monotonic() - began:.0f} s")
     print(f"arrived so often at /ok: {dict(repeats)}; failed: { {p: len(f) for p, f in failed.items()} }")

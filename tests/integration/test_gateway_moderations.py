@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract.webhooks import Endpoint
 from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.moderation.policy_files import PolicyFile
 from clipfleet_gateway.services import Services
 from tests.support.door_worker import BAD, OURS, DoorWorker
+from tests.support.endpoints import add_endpoint
 from tests.support.gateway_app import Asking, asking, gateway_services
 from tests.support.policies import make_policy, of_label, rule
 
@@ -215,7 +215,7 @@ def test_a_decision_is_announced_once(services: Services, worker: DoorWorker, re
     services.policies.add(PolicyFile(FLAGS_CATS))
     outbox = Outbox(redis_url)
     try:
-        outbox.put_endpoint(Endpoint.new("https://example.com/hook"))
+        add_endpoint(outbox, "https://example.com/hook")
         _, body = ask(services, moderate)
         (event,) = outbox.claim("token", 10, 60.0)
     finally:

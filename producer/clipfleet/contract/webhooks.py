@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from clipfleet.contract.label_sets import FrozenModel
 from clipfleet.contract.policies import POLICY_NAME_PATTERN
 
 ENDPOINT_ID_PATTERN = r"^whe-[0-9a-f]{12}$"
+SECRET_ID_PATTERN = r"^[0-9a-f]{12}$"  # noqa: S105 - of names of secrets
 EVENT_ID_PATTERN = r"^evt-[A-Za-z0-9_-]{1,120}$"  # without dots: it is a part of what is signed
 MAX_URL_CHARACTERS = 2000
 SECRET_PREFIX = "whsec_"  # noqa: S105 - of every secret of Standard Webhooks
@@ -47,6 +49,7 @@ class EventType(StrEnum):
         return cls(f"decision.{status}")
 
 
+SecretId = Annotated[str, Field(pattern=SECRET_ID_PATTERN)]
 EndpointId = Annotated[str, Field(pattern=ENDPOINT_ID_PATTERN)]
 PolicyName = Annotated[str, Field(pattern=POLICY_NAME_PATTERN)]
 
@@ -58,8 +61,8 @@ class Endpoint(FrozenModel):
 
     endpoint_id: EndpointId
     url: Annotated[str, Field(max_length=MAX_URL_CHARACTERS)]
-    # `whsec_` and 24 to 64 bytes as base64, newest first; two while receivers change to the newer one.
-    secrets: Annotated[tuple[str, ...], Field(min_length=1, max_length=2, repr=False)]
+    # Newest first; two while receivers change to the newer one. The secrets themselves lie apart.
+    secret_ids: Annotated[tuple[SecretId, ...], Field(min_length=1, max_length=2)]
     events: tuple[EventType, ...] = ()  # empty: all
     # Names; empty: all. An endpoint with policies receives decisions of these only, and all other events.
     policies: tuple[PolicyName, ...] = ()
@@ -70,19 +73,19 @@ class Endpoint(FrozenModel):
     def new(
         cls,
         url: str,
+        secret: str,
         *,
-        secrets: tuple[str, ...] = (),
         events: tuple[EventType, ...] = (),
         policies: tuple[str, ...] = (),
         now: datetime | None = None,
     ) -> Self:
-        """An endpoint with a new id, and with a new secret if none is given.
+        """An endpoint with a new id, which is signed with a secret.
 
         Raises:
             ValidationError: a value has the wrong form.
         """
         return cls(
-            endpoint_id=f"whe-{token_hex(6)}", url=url, secrets=secrets or (new_secret(),),
+            endpoint_id=f"whe-{token_hex(6)}", url=url, secret_ids=(secret_id(secret),),
             events=events, policies=policies, created_at=now or datetime.now(UTC),
         )  # fmt: skip
 
@@ -102,17 +105,15 @@ class Endpoint(FrozenModel):
             raise ValueError("has a user or password; deliveries are signed instead")
         return url
 
-    @field_validator("secrets")
-    @classmethod
-    def _check_secrets(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
-        for secret in secrets:
-            secret_bytes(secret)
-        return secrets
-
 
 def new_secret() -> str:
-    """A random secret."""
+    """A random secret: `whsec_` and 32 bytes as base64."""
     return SECRET_PREFIX + base64.b64encode(token_bytes(_NEW_SECRET_BYTES)).decode()
+
+
+def secret_id(secret: str) -> str:
+    """The name of a secret, from which it cannot be found."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 
 def secret_bytes(secret: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clipfleet.contract.job_names import UNNAMED_PREFIXES
 
 PREFIX = "clipfleet"
+SECRETS_PREFIX = "clipfleet-secret"  # of its own, so that a user of Redis may write below it and not read
 QUEUE = "clipfleet"  # the Celery queue that carries hints
 WORK_TASK = "clipfleet.work"
 FINISH_TASK = "clipfleet.finish_job"
@@ -84,6 +85,11 @@ def deliveries(token: str) -> str:
 def webhook(endpoint_id: str, suffix: str) -> str:
     """Name of a key of an endpoint, see `WEBHOOK_SUFFIXES`."""
     return f"{PREFIX}:webhook:{endpoint_id}{suffix}"
+
+
+def webhook_secrets(endpoint_id: str) -> str:
+    """Name of the hash of the secrets of an endpoint: secret id -> secret. Only workers read it."""
+    return f"{SECRETS_PREFIX}:{endpoint_id}"
 
 
 PENDING = ":pending"  # zset: event id -> time from which it may be delivered, or the end of its lease, ms
@@ -175,6 +181,7 @@ def lua_prelude() -> str:
         f"local function published_key(event_id) return '{published(_spliced('event_id'))}' end",
         f"local function deliveries_key(token) return '{deliveries(_spliced('token'))}' end",
         f"local function webhook_key(id, suffix) return '{webhook(_spliced('id'), _spliced('suffix'))}' end",
+        f"local function secrets_key(id) return '{webhook_secrets(_spliced('id'))}' end",
         f"local function event_key(id) return '{event(_spliced('id'))}' end",
         f"local WEBHOOK_SUFFIXES = {_lua_list(WEBHOOK_SUFFIXES)}",
         f"local UNNAMED = {_lua_list(UNNAMED_PREFIXES)}",

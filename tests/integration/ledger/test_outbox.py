@@ -12,12 +12,13 @@ import pytest
 import redis
 
 from clipfleet.contract.jobs import Job
-from clipfleet.contract.webhooks import DecisionEvent, Delivery, Endpoint, EventType
+from clipfleet.contract.webhooks import DecisionEvent, Delivery, Endpoint, EventType, new_secret
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.events.outbox import MAX_ENDPOINTS, Outbox
 from clipfleet.ledger.jobs import Ledger
+from tests.support.endpoints import add_endpoint, make_gone
 from tests.support.ledger import add_job, claim, claim_finish, make_job, new_token
 
 FLAG, DONE = EventType.DECISION_FLAG, EventType.BATCH_COMPLETED
@@ -48,9 +49,7 @@ def add(outbox: Outbox) -> Add:
     """Adds an endpoint."""
 
     def add(name: str = "a", **values: Any) -> Endpoint:
-        endpoint = Endpoint.new(f"https://{name}.example/hook", **values)
-        outbox.put_endpoint(endpoint)
-        return endpoint
+        return add_endpoint(outbox, f"https://{name}.example/hook", **values)[0]
 
     return add
 
@@ -68,6 +67,15 @@ def ids(deliveries: list[Delivery]) -> list[str]:
     return [one.event_id for one in deliveries]
 
 
+def values_of(client: Any, key: str) -> str:
+    """All that is in a key, as text."""
+    reads = {
+        "string": client.get, "hash": client.hgetall, "stream": client.xrange,
+        "list": lambda name: client.lrange(name, 0, -1), "zset": lambda name: client.zrange(name, 0, -1),
+    }  # fmt: skip
+    return str(reads[client.type(key)](key))
+
+
 def let_all_be_due(client: Any, endpoint: Endpoint) -> None:
     key = keys.webhook(endpoint.endpoint_id, keys.PENDING)
     for event in client.zrange(key, 0, -1):
@@ -75,14 +83,12 @@ def let_all_be_due(client: Any, endpoint: Endpoint) -> None:
 
 
 class TestEndpoints:
-    def test_they_are_as_they_were_put(self, outbox: Outbox, add: Add) -> None:
+    def test_they_are_as_they_were_added(self, outbox: Outbox, add: Add) -> None:
         one = add("a", events=(FLAG, DONE), policies=("uploads",))
         other = add("b")
 
         assert outbox.endpoints() == [one, other]
-        rotated = other.model_copy(update={"secrets": (*one.secrets, *other.secrets)})
-        outbox.put_endpoint(rotated)
-        assert outbox.endpoints() == [one, rotated]
+        assert outbox.endpoint(other.endpoint_id) == other
 
     def test_one_that_is_removed_takes_its_deliveries_with_it(
         self, outbox: Outbox, add: Add, client: Any
@@ -102,7 +108,6 @@ class TestEndpoints:
 
         with pytest.raises(UsageError, match="100 endpoints already"):
             add("b")
-        outbox.put_endpoint(endpoint)
         assert outbox.endpoints() == [endpoint]  # the others cannot be read
 
 
@@ -160,22 +165,25 @@ class TestPublishing:
         self, outbox: Outbox, add: Add, client: Any
     ) -> None:
         endpoints = [add("a"), add("b"), add("c")]
-        outbox.disable(endpoints[2].endpoint_id, "HTTP status 410")
+        make_gone(outbox, endpoints[2].endpoint_id)
+        for one in take(outbox):
+            outbox.delivered(one)
+        gone = keys.event("evt-gone")
         publish(outbox, "1", "2")
-        assert sorted(client.scan_iter(keys.event("*"))) == [keys.event("evt-1"), keys.event("evt-2")]
+        assert sorted(client.scan_iter(keys.event("*"))) == [keys.event("evt-1"), keys.event("evt-2"), gone]
 
         one, *others = [delivery for delivery in take(outbox) if delivery.event_id == "evt-1"]
         outbox.delivered(one)
         outbox.delivered(one)
         assert [delivery.data for delivery in others] == ['{"id": "1"}']
         outbox.delivered(others[0])
-        outbox.put_endpoint(endpoints[2])
+        assert outbox.enable(endpoints[2].endpoint_id)
         assert outbox.replay(endpoints[2].endpoint_id, ["evt-1"]) == 1
         (last,) = take(outbox)
         assert last.data == '{"id": "1"}'
         outbox.delivered(last)
 
-        assert list(client.scan_iter(keys.event("*"))) == [keys.event("evt-2")]
+        assert sorted(client.scan_iter(keys.event("*"))) == [keys.event("evt-2"), gone]
         for endpoint in endpoints:
             outbox.remove_endpoint(endpoint.endpoint_id)
         assert list(client.scan_iter(keys.event("*"))) == []
@@ -324,37 +332,158 @@ class TestFailures:
         self, outbox: Outbox, add: Add
     ) -> None:
         endpoint = add()
-        publish(outbox, *map(str, range(1100)))
-        outbox.disable(endpoint.endpoint_id, "HTTP status 410")
+        publish(outbox, *map(str, range(2100)))
+        (attempt,) = take(outbox, 1)
+        outbox.disable(attempt, "HTTP status 410")
         publish(outbox, "later")
 
         (found,) = outbox.endpoints()
         assert found.disabled == "HTTP status 410"
         assert take(outbox) == []
-        assert outbox.failure_counts() == {endpoint.endpoint_id: 1101}
-        assert {one.error for one in outbox.failures(limit=5)} == {
-            "the endpoint is disabled: HTTP status 410"
-        }
+        assert outbox.failure_counts() == {endpoint.endpoint_id: 2101}
+        failures = {one.event_id: (one.attempts, one.error) for one in outbox.failures(limit=3000)}
+        assert failures.pop(attempt.event_id) == (1, "HTTP status 410")
+        assert set(failures.values()) == {(0, "the endpoint is disabled: HTTP status 410")}
         with pytest.raises(UsageError, match="it is disabled: enable it first"):
             outbox.replay(endpoint.endpoint_id)
-        outbox.put_endpoint(endpoint)
-        assert outbox.replay(endpoint.endpoint_id) == 1101
-        assert outbox.backlog() == {endpoint.endpoint_id: 1101}
+        assert outbox.enable(endpoint.endpoint_id)
+        assert not outbox.enable(endpoint.endpoint_id)
+        assert outbox.replay(endpoint.endpoint_id) == 2101
+        assert outbox.backlog() == {endpoint.endpoint_id: 2101}
 
     def test_what_is_under_way_while_its_endpoint_is_disabled_ends_as_its_attempt_does(
         self, outbox: Outbox, add: Add
     ) -> None:
         endpoint = add()
-        publish(outbox, "arrives", "fails", "waits")
-        arrives, fails = take(outbox, 2)
+        publish(outbox, "1", "2", "3", "4")
+        gone, arrives, fails = take(outbox, 3)
 
-        outbox.disable(endpoint.endpoint_id, "410 Gone")
+        outbox.disable(gone, "410 Gone")
         outbox.delivered(arrives)
         outbox.retry(fails, 60, "refused")
 
         assert ids(take(outbox)) == []
-        assert {one.event_id for one in outbox.failures()} == {fails.event_id, "evt-waits"}
+        assert {one.event_id for one in outbox.failures()} == {"evt-1", fails.event_id, "evt-4"}
         assert outbox.backlog()[endpoint.endpoint_id] == 0
+
+    def test_an_attempt_from_before_an_endpoint_was_enabled_does_not_disable_it(
+        self, outbox: Outbox, add: Add
+    ) -> None:
+        endpoint = add()
+        publish(outbox, "1", "2", "3")
+        gone, late, arrived = take(outbox, 3)
+        outbox.disable(gone, "410 Gone")
+        outbox.enable(endpoint.endpoint_id)
+
+        outbox.disable(late, "410 Gone")
+        outbox.delivered(arrived)
+
+        assert outbox.endpoint(endpoint.endpoint_id).disabled is None
+        assert ids(take(outbox)) == ["evt-2", "evt-3"], "they are sent anew"
+        assert [one.event_id for one in outbox.failures()] == ["evt-1"]
+
+    def test_a_call_that_is_repeated_after_an_endpoint_was_enabled_does_not_disable_it(
+        self, outbox: Outbox, add: Add
+    ) -> None:
+        endpoint = add()
+        publish(outbox, "1", "2")
+        (gone,) = take(outbox, 1)
+        outbox.disable(gone, "410 Gone")
+        outbox.enable(endpoint.endpoint_id)
+
+        outbox.disable(gone, "410 Gone")
+
+        assert outbox.endpoint(endpoint.endpoint_id).disabled is None
+
+    def test_what_is_under_way_while_its_endpoint_is_removed_leaves_nothing(
+        self, outbox: Outbox, add: Add, client: Any
+    ) -> None:
+        endpoint = add()
+        publish(outbox, "1", "2", "3", "4", "5")
+        one, two, three, four, five = take(outbox)
+        outbox.remove_endpoint(endpoint.endpoint_id)
+
+        outbox.delivered(one)
+        outbox.retry(two, 0, "refused")
+        outbox.fail(three, "refused")
+        outbox.release([four])
+        outbox.disable(five, "410 Gone")
+
+        assert outbox.endpoints() == take(outbox) == outbox.failures() == []
+        assert outbox.last_errors() == {}
+        assert [key for key in client.scan_iter() if "webhook" in key or ":event:" in key] == []
+        with pytest.raises(UsageError, match="no such endpoint"):
+            outbox.enable(endpoint.endpoint_id)
+
+
+class TestSecrets:
+    def test_they_lie_apart_from_all_that_is_read_by_others(
+        self, outbox: Outbox, add: Add, client: Any
+    ) -> None:
+        endpoint = add()
+        (secret,) = outbox.secrets(endpoint)
+        newer = new_secret()
+        outbox.rotate(endpoint.endpoint_id, newer)
+        publish(outbox, "1")
+        take(outbox)
+
+        for key in client.scan_iter():
+            if key != keys.webhook_secrets(endpoint.endpoint_id):
+                dumped = values_of(client, key)
+                assert key.startswith("clipfleet:")
+                assert secret not in dumped, key
+                assert newer not in dumped, key
+        assert client.pttl(keys.webhook_secrets(endpoint.endpoint_id)) > 399 * 86400 * 1000
+
+    def test_of_two_rotations_at_a_time_one_is_made(
+        self, outbox: Outbox, add: Add, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endpoint = add()
+        (oldest,) = outbox.secrets(endpoint)
+        first, second = new_secret(), new_secret()
+        with monkeypatch.context() as patch:
+            patch.setattr(outbox, "endpoint", lambda endpoint_id: endpoint)  # as both have read it
+            outbox.rotate(endpoint.endpoint_id, first)
+            outbox.rotate(endpoint.endpoint_id, first)  # a call that is repeated
+            with pytest.raises(UsageError, match="by somebody else just now"):
+                outbox.rotate(endpoint.endpoint_id, second)
+
+        assert outbox.secrets(outbox.endpoint(endpoint.endpoint_id)) == (first, oldest)
+        outbox.finish_rotation(endpoint.endpoint_id)
+        assert outbox.secrets(outbox.endpoint(endpoint.endpoint_id)) == (first,)
+
+    def test_a_rotation_brings_back_no_endpoint(
+        self, outbox: Outbox, add: Add, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endpoint = add()
+        outbox.remove_endpoint(endpoint.endpoint_id)
+        monkeypatch.setattr(outbox, "endpoint", lambda endpoint_id: endpoint)
+
+        with pytest.raises(UsageError, match="by somebody else just now"):
+            outbox.rotate(endpoint.endpoint_id, new_secret())
+        assert outbox.endpoints() == []
+        assert not client.exists(keys.webhook_secrets(endpoint.endpoint_id))
+
+    def test_a_rotation_keeps_an_endpoint_disabled(self, outbox: Outbox, add: Add) -> None:
+        endpoint = add()
+        make_gone(outbox, endpoint.endpoint_id)
+        outbox.rotate(endpoint.endpoint_id, new_secret())
+
+        assert outbox.endpoint(endpoint.endpoint_id).disabled == "HTTP status 410"
+
+    def test_what_is_planted_is_no_secret(self, outbox: Outbox, add: Add, client: Any) -> None:
+        endpoint = add()
+        key = keys.webhook_secrets(endpoint.endpoint_id)
+        client.hset(key, endpoint.secret_ids[0], new_secret())
+        assert outbox.secrets(endpoint) == ()
+        client.unlink(key)
+        assert outbox.secrets(endpoint) == ()
+        client.set(key, "x")
+        assert outbox.secrets(endpoint) == ()
+
+        newer = new_secret()
+        outbox.rotate(endpoint.endpoint_id, newer)
+        assert outbox.secrets(outbox.endpoint(endpoint.endpoint_id)) == (newer,)
 
 
 class TestPlanted:

@@ -12,6 +12,7 @@ import pytest
 from clipfleet import commands as cli
 from clipfleet.contract.webhooks import EventType, secret_bytes
 from clipfleet.ledger.events.outbox import Outbox
+from tests.support.endpoints import make_gone
 
 URL = "https://example.com/hooks"
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +74,7 @@ class TestEndpoints:
         assert len(secret_bytes(out.strip())) == 32
         assert out.count("\n") == 1
         (endpoint,) = outbox.endpoints()
-        assert endpoint.secrets == (out.strip(),)
+        assert outbox.secrets(endpoint) == (out.strip(),)
         assert (endpoint.url, endpoint.events, endpoint.policies) == (URL, (), ())
         assert endpoint.endpoint_id in err
         assert out.strip() not in err
@@ -147,7 +148,7 @@ class TestEndpoints:
 
     def test_enable(self, ask: Callable[..., Any], run: Run, outbox: Outbox) -> None:
         name = ask("add", URL)["endpoint_id"]
-        outbox.disable(name, "example.com: HTTP status 410")
+        make_gone(outbox, name, "example.com: HTTP status 410")
 
         assert "disabled: example.com: HTTP status 410" in run("list")[1]
         assert ask("enable", name) == {"endpoint_id": name, "changed": True}
@@ -164,10 +165,10 @@ class TestRotation:
 
         assert code == 0
         assert f"rotate {name} --finish" in err
-        assert outbox.endpoints()[0].secrets == (new, old)
+        assert outbox.secrets(outbox.endpoint(name)) == (new, old)
         assert "two secrets" in run("list")[1]
         assert ask("rotate", name, "--finish")["secrets"] == 1
-        assert outbox.endpoints()[0].secrets == (new,)
+        assert outbox.secrets(outbox.endpoint(name)) == (new,)
 
     def test_one_after_the_other(self, ask: Callable[..., Any], run: Run) -> None:
         name = ask("add", URL)["endpoint_id"]
@@ -233,7 +234,7 @@ class TestFailures:
     ) -> None:
         name = ask("add", URL)["endpoint_id"]
         fail_events(outbox)
-        outbox.disable(name, "gone")
+        make_gone(outbox, name)
         code, _, err = run("replay", name, "--all")
 
         assert code == 2

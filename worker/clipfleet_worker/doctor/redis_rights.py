@@ -13,6 +13,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from clipfleet.ledger import keys
 
 _OURS = f"{keys.PREFIX}:doctor"
+_SECRETS = keys.webhook_secrets("doctor")
 _BINDING = f"_kombu.binding.{keys.QUEUE}"
 
 # `tests/unit/worker/doctor/test_doctor.py` compares them with `clipfleet-worker` in ops/redis/users.acl.
@@ -51,6 +52,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("ZADD", _OURS, "0", "x"),
     ("ZCARD", _OURS),
     ("ZCOUNT", _OURS, "0", "0"),
+    ("ZMSCORE", _OURS, "x"),
     ("ZRANGE", _OURS, "0", "0"),
     ("ZRANGEBYSCORE", _OURS, "0", "0"),
     ("ZREVRANGEBYSCORE", _OURS, "0", "0"),
@@ -58,6 +60,8 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("ZSCORE", _OURS, "x"),
     ("XADD", _OURS, "*", "x", "1"),
     ("LRANGE", _OURS, "0", "0"),
+    ("HMGET", _SECRETS, "x"),
+    ("PEXPIRE", _SECRETS, "1"),
     ("BRPOP", keys.QUEUE, "1"),
     ("RPOP", keys.QUEUE),
     ("LPUSH", keys.QUEUE, "x"),

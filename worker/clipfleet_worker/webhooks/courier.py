@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
-from clipfleet.contract.webhooks import Delivery, Endpoint
+from clipfleet.contract.webhooks import Delivery, Endpoint, secret_id
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.events.outbox import Outbox
 from clipfleet.webhooks.bodies import EventDamagedError, event_body
@@ -75,6 +75,7 @@ class Courier:
         self._stop_seconds = stop_seconds
         self._threads = LenientThreadPool(_REDIS_CALLS, thread_name_prefix="courier-redis")
         self._endpoints: dict[str, Endpoint] = {}
+        self._secrets: dict[str, tuple[str, ...]] = {}  # by endpoint; never logged
         self._read_at = -math.inf  # the endpoints, monotonic
         self._paces: dict[str, Pace] = {}
         self._under_way: dict[asyncio.Task[None], Delivery] = {}
@@ -187,9 +188,18 @@ class Courier:
         if time.monotonic() - self._read_at < self._poll_seconds:
             return
         found = await self._in_thread(self._outbox.endpoints)
+        current = {one.endpoint_id: one for one in found if one.disabled is None}
+        self._secrets = {name: await self._secrets_of(one) for name, one in current.items()}
         self._read_at = time.monotonic()
-        self._endpoints = {one.endpoint_id: one for one in found if one.disabled is None}
-        self._paces = {name: self._paces.get(name) or Pace() for name in self._endpoints}
+        self._endpoints = current
+        self._paces = {name: self._paces.get(name) or Pace() for name in current}
+
+    async def _secrets_of(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """The secrets of an endpoint, which are read again after a rotation."""
+        known = self._secrets.get(endpoint.endpoint_id, ())
+        if tuple(map(secret_id, known)) == endpoint.secret_ids:
+            return known
+        return await self._in_thread(partial(self._outbox.secrets, endpoint))
 
     def _begin(self, delivery: Delivery) -> None:
         pace = self._paces.get(delivery.endpoint_id) or Pace()
@@ -210,8 +220,7 @@ class Courier:
         """Send one delivery and record the end; if Redis is away for longer than the lease, do not."""
         endpoint = self._endpoints.get(delivery.endpoint_id)
         if endpoint is None:  # added, removed or disabled a moment ago; or another version's
-            unknown = partial(self._outbox.retry, delivery, _UNKNOWN_SECONDS, "the endpoint cannot be read")
-            await self._insist(unknown, deadline)
+            await self._insist(partial(self._outbox.release, [delivery], _UNKNOWN_SECONDS), deadline)
             return
         try:
             answer = await self._attempt(endpoint, delivery)
@@ -226,7 +235,10 @@ class Courier:
 
     async def _attempt(self, endpoint: Endpoint, delivery: Delivery) -> Answer:
         body = event_body(delivery.event_id, delivery.type, delivery.created_ms, delivery.data)
-        headers = signed_headers(endpoint.secrets, delivery.event_id, int(time.time()), body)
+        secrets = self._secrets[endpoint.endpoint_id]
+        if not secrets:
+            return Answer(f"its secret is not in Redis: `clipfleet webhooks rotate {endpoint.endpoint_id}`")
+        headers = signed_headers(secrets, delivery.event_id, int(time.time()), body)
         return await self._poster.post(endpoint.url, headers, body)
 
     async def _record(self, delivery: Delivery, answer: Answer, deadline: float) -> None:
@@ -236,12 +248,12 @@ class Courier:
             await self._insist(partial(self._outbox.delivered, delivery), deadline)
             return
         if answer.status == GONE_STATUS:
-            await self._record_failure(delivery, answer.error, deadline)
+            self.outcomes[Outcome.FAILED] += 1
             log.warning(
                 "webhooks: %s is disabled: %s", delivery.endpoint_id, answer.error,
                 extra=_context(delivery, "disabled"),
             )  # fmt: skip
-            await self._insist(partial(self._outbox.disable, delivery.endpoint_id, answer.error), deadline)
+            await self._insist(partial(self._outbox.disable, delivery, answer.error), deadline)
             return
         attempts = delivery.attempts + 1
         delay = next_delay_seconds(attempts, answer.retry_after_seconds)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from clipfleet.commands.options import AsJson
-from clipfleet.commands.webhooks.outbox import EndpointName, named_endpoint, open_outbox
+from clipfleet.commands.webhooks.outbox import EndpointName, open_outbox
 from clipfleet.commands.webhooks.tables import endpoint_object, endpoint_table, state_object, states
 from clipfleet.contract.webhooks import Endpoint, EventType, new_secret
 from clipfleet.errors import UsageError, problem_text
 from clipfleet.terminal.console import print_table, say
 from clipfleet.terminal.help import GENERAL, ROWS
-
-if TYPE_CHECKING:
-    from clipfleet.ledger.events.outbox import Outbox
 
 _Url = Annotated[
     str, typer.Argument(metavar="URL", help="https:// address that takes POST requests", show_default=False)
@@ -51,10 +48,11 @@ _Finish = Annotated[
 
 def add(url: _Url, event: _Events = None, policy: _Policies = None, as_json: AsJson = False) -> None:
     """Send events to a URL from now on; prints the secret that signs them, alone and once, on stdout."""
-    endpoint = _new_endpoint(url, event or [], policy or [])
+    secret = new_secret()
+    endpoint = _new_endpoint(url, secret, event or [], policy or [])
     with open_outbox() as outbox:
-        outbox.put_endpoint(endpoint)
-    _show_secret(endpoint, as_json=as_json)
+        outbox.add_endpoint(endpoint, secret)
+    _show_secret(endpoint, secret, as_json=as_json)
     events = ", ".join(endpoint.events) or "all events"
     say(f"{endpoint.endpoint_id} gets {events}; the secret is shown this once")
     for note in _notes_on(endpoint.url):
@@ -77,25 +75,21 @@ def remove(endpoint: EndpointName, as_json: AsJson = False) -> None:
     """Remove an endpoint, with what waits for it and its failures."""
     with open_outbox() as outbox:
         if not outbox.remove_endpoint(endpoint):
-            named_endpoint(outbox, endpoint)
+            outbox.endpoint(endpoint)
     _report(f"{endpoint} is removed", {"endpoint_id": endpoint, "removed": True}, as_json=as_json)
 
 
 def rotate(endpoint: EndpointName, finish: _Finish = False, as_json: AsJson = False) -> None:
     """Change the secret: sign with a new one and the present one, until `rotate ID --finish`."""
     with open_outbox() as outbox:
-        found = named_endpoint(outbox, endpoint)
         if finish:
-            _end_rotation(outbox, found, as_json=as_json)
+            outbox.finish_rotation(endpoint)
+            about = {"endpoint_id": endpoint, "secrets": 1}
+            _report(f"{endpoint} is signed with the newer secret alone", about, as_json=as_json)
             return
-        if len(found.secrets) > 1:
-            raise UsageError(
-                f"{endpoint}: has two secrets already; `clipfleet webhooks rotate {endpoint} --finish` "
-                "removes the older one"
-            )
-        changed = found.model_copy(update={"secrets": (new_secret(), *found.secrets)})
-        outbox.put_endpoint(changed)
-    _show_secret(changed, as_json=as_json)
+        secret = new_secret()
+        changed = outbox.rotate(endpoint, secret)
+    _show_secret(changed, secret, as_json=as_json)
     say(
         f"{endpoint} is signed with both secrets; give this one to the receiver, then "
         f"`clipfleet webhooks rotate {endpoint} --finish`"
@@ -105,40 +99,27 @@ def rotate(endpoint: EndpointName, finish: _Finish = False, as_json: AsJson = Fa
 def enable(endpoint: EndpointName, as_json: AsJson = False) -> None:
     """Deliver to an endpoint again that was disabled, as by an answer 410."""
     with open_outbox() as outbox:
-        found = named_endpoint(outbox, endpoint)
-        if found.disabled is not None:
-            outbox.put_endpoint(found.model_copy(update={"disabled": None}))
+        was_disabled = outbox.enable(endpoint)
         failed = outbox.failure_counts().get(endpoint, 0)
-    words = f"{endpoint} is enabled" + ("" if found.disabled is not None else " already")
+    words = f"{endpoint} is enabled" + ("" if was_disabled else " already")
     if failed:
         words += f"; `clipfleet webhooks replay {endpoint} --all` delivers its {failed:,} failures"
-    _report(words, {"endpoint_id": endpoint, "changed": found.disabled is not None}, as_json=as_json)
+    _report(words, {"endpoint_id": endpoint, "changed": was_disabled}, as_json=as_json)
 
 
-def _end_rotation(outbox: Outbox, endpoint: Endpoint, *, as_json: bool) -> None:
-    if len(endpoint.secrets) < 2:
-        raise UsageError(
-            f"{endpoint.endpoint_id}: has one secret; `clipfleet webhooks rotate {endpoint.endpoint_id}` "
-            "makes another"
-        )
-    outbox.put_endpoint(endpoint.model_copy(update={"secrets": endpoint.secrets[:1]}))
-    about = {"endpoint_id": endpoint.endpoint_id, "secrets": 1}
-    _report(f"{endpoint.endpoint_id} is signed with the newer secret alone", about, as_json=as_json)
-
-
-def _new_endpoint(url: str, events: list[EventType], policies: list[str]) -> Endpoint:
+def _new_endpoint(url: str, secret: str, events: list[EventType], policies: list[str]) -> Endpoint:
     from pydantic import ValidationError
 
+    chosen, named = tuple(dict.fromkeys(events)), tuple(dict.fromkeys(policies))
     try:
-        return Endpoint.new(url, events=tuple(dict.fromkeys(events)), policies=tuple(dict.fromkeys(policies)))
+        return Endpoint.new(url, secret, events=chosen, policies=named)
     except ValidationError as error:
         problem = error.errors()[0]
         where = {"url": "URL", "policies": "--policy"}.get(str(problem["loc"][0]), "endpoint")
         raise UsageError(f"{where}: {problem_text(problem)}") from None
 
 
-def _show_secret(endpoint: Endpoint, *, as_json: bool) -> None:
-    secret = endpoint.secrets[0]
+def _show_secret(endpoint: Endpoint, secret: str, *, as_json: bool) -> None:
     typer.echo(json.dumps({**endpoint_object(endpoint), "secret": secret}) if as_json else secret)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipfleet.commands.options import AsJson
-from clipfleet.commands.webhooks.outbox import EndpointName, named_endpoint, open_outbox
+from clipfleet.commands.webhooks.outbox import EndpointName, open_outbox
 from clipfleet.commands.webhooks.tables import failure_object, failure_table
 from clipfleet.errors import UsageError
 from clipfleet.terminal.console import print_table, say
@@ -47,7 +47,7 @@ def failures(endpoint: _AnyEndpoint = None, limit: _Limit = 50, as_json: AsJson 
     """List events of the last 7 days that could not be delivered, the latest first."""
     with open_outbox() as outbox:
         if endpoint is not None:
-            named_endpoint(outbox, endpoint)
+            outbox.endpoint(endpoint)
         found = outbox.failures(endpoint, limit)
     if as_json:
         typer.echo(json.dumps({"failures": [failure_object(one) for one in found]}))
@@ -71,7 +71,7 @@ def replay(
         raise UsageError("say what to replay: --event-id ID, or --since and --until TIME, or --all")
     begin, end = _moment(since, "--since"), _moment(until, "--until", is_end=True)
     with open_outbox() as outbox:
-        found = named_endpoint(outbox, endpoint)
+        found = outbox.endpoint(endpoint)
         if found.disabled is not None:
             raise UsageError(
                 f"{endpoint}: is disabled ({found.disabled}); `clipfleet webhooks enable {endpoint}` first"

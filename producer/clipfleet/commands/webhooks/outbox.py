@@ -1,4 +1,4 @@
-"""The outbox of a command, and the endpoint that an argument names."""
+"""The outbox of a command, and the argument that names an endpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.errors import UsageError
 from clipfleet.settings import Settings, checked
 
 if TYPE_CHECKING:
-    from clipfleet.contract.webhooks import Endpoint
     from clipfleet.ledger.events.outbox import Outbox
 
 EndpointName = Annotated[
@@ -30,11 +28,3 @@ def open_outbox() -> Iterator[Outbox]:
         yield outbox
     finally:
         outbox.close()
-
-
-def named_endpoint(outbox: Outbox, endpoint_id: str) -> Endpoint:
-    """The endpoint with this id; raises `UsageError` if there is none."""
-    for endpoint in outbox.endpoints():
-        if endpoint.endpoint_id == endpoint_id:
-            return endpoint
-    raise UsageError(f"{endpoint_id}: no such endpoint; `clipfleet webhooks list` shows all")

@@ -30,14 +30,14 @@ class EndpointState:
         """Its state for people."""
         if self.endpoint.disabled is not None:
             return f"disabled: {self.endpoint.disabled}"
-        rotation = "two secrets" if len(self.endpoint.secrets) > 1 else ""
+        rotation = "two secrets" if len(self.endpoint.secret_ids) > 1 else ""
         return "; ".join(filter(None, [rotation, self.last_error])) or "ok"
 
 
 def endpoint_object(endpoint: Endpoint) -> dict[str, Any]:
     """An endpoint as `--json` prints it."""
-    found = endpoint.model_dump(mode="json", exclude={"secrets"})
-    return {**found, "secrets": len(endpoint.secrets)}
+    found = endpoint.model_dump(mode="json", exclude={"secret_ids"})
+    return {**found, "secrets": len(endpoint.secret_ids)}
 
 
 def state_object(state: EndpointState) -> dict[str, Any]:

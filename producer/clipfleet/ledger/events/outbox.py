@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import redis
 from pydantic import ValidationError
+from redis.exceptions import ResponseError
 
-from clipfleet.contract.webhooks import Delivery, Endpoint, EventType, FailedDelivery
+from clipfleet.contract.webhooks import Delivery, Endpoint, EventType, FailedDelivery, secret_id
 from clipfleet.errors import UsageError
 from clipfleet.ledger import keys
 from clipfleet.ledger.scripts import LuaScripts
@@ -17,8 +19,8 @@ from clipfleet.redis.connection import connect, redis_errors
 MAX_ENDPOINTS = 100
 PUBLISHED_SECONDS = 7 * 86400  # for so long an event is known, which is not published again
 OUTBOX_SCRIPTS = (
-    "endpoint_put", "endpoint_remove", "endpoint_disable", "publish", "deliveries_claim", "delivery_end",
-    "delivery_failures", "delivery_replay",
+    "endpoint_add", "endpoint_rotate", "endpoint_enable", "endpoint_disable", "endpoint_remove", "publish",
+    "deliveries_claim", "delivery_end", "delivery_failures", "delivery_replay",
 )  # fmt: skip
 _SLICE = 1000  # events in a call: no script blocks the server for long
 _AT_ONCE = 0
@@ -40,14 +42,15 @@ class Outbox:
         """Close the connections."""
         self._redis.close()
 
-    def put_endpoint(self, endpoint: Endpoint) -> None:
-        """Add an endpoint, or replace the one with its id, whose deliveries stay.
+    def add_endpoint(self, endpoint: Endpoint, secret: str) -> None:
+        """Add an endpoint that is signed with a secret.
 
         Raises:
             UsageError: there are `MAX_ENDPOINTS` others.
         """
+        (name,) = endpoint.secret_ids
         text = endpoint.model_dump_json(exclude={"disabled"})
-        if not self._run("endpoint_put", endpoint.endpoint_id, text, endpoint.disabled or "", MAX_ENDPOINTS):
+        if not self._run("endpoint_add", endpoint.endpoint_id, text, MAX_ENDPOINTS, name, secret):
             raise UsageError(f"there are {MAX_ENDPOINTS} endpoints already: remove one first")
 
     def endpoints(self) -> list[Endpoint]:
@@ -59,6 +62,91 @@ class Outbox:
             if endpoint is not None and endpoint.endpoint_id == endpoint_id:
                 found.append(endpoint)
         return sorted(found, key=lambda one: (one.created_at, one.endpoint_id))
+
+    def endpoint(self, endpoint_id: str) -> Endpoint:
+        """The endpoint with this id; raises `UsageError` if there is none."""
+        for endpoint in self.endpoints():
+            if endpoint.endpoint_id == endpoint_id:
+                return endpoint
+        raise UsageError(f"{endpoint_id}: no such endpoint; `clipfleet webhooks list` shows all")
+
+    def secrets(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """The secrets of an endpoint, newest first, without those that are missing or damaged.
+
+        Only workers may read them, see `ops/redis/users.acl`.
+        """
+        with redis_errors(self._url):
+            try:
+                found: Any = self._redis.hmget(
+                    keys.webhook_secrets(endpoint.endpoint_id), list(endpoint.secret_ids)
+                )
+            except ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                return ()
+        pairs = zip(endpoint.secret_ids, found, strict=True)
+        return tuple(secret for name, secret in pairs if secret is not None and secret_id(secret) == name)
+
+    def rotate(self, endpoint_id: str, secret: str) -> Endpoint:
+        """Sign with a new secret, too; the one so far remains until `finish_rotation`.
+
+        Raises:
+            UsageError: the endpoint is unknown, has two secrets already, or is changed at the same time.
+        """
+        before = self.endpoint(endpoint_id)
+        if len(before.secret_ids) > 1:
+            raise UsageError(
+                f"{endpoint_id}: has two secrets already; `clipfleet webhooks rotate {endpoint_id} --finish` "
+                "removes the older one"
+            )
+        after = before.model_copy(update={"secret_ids": (secret_id(secret), *before.secret_ids)})
+        return self._replace(before, after, secret_id(secret), secret, "")
+
+    def finish_rotation(self, endpoint_id: str) -> Endpoint:
+        """Remove the older of two secrets.
+
+        Raises:
+            UsageError: the endpoint is unknown, has one secret, or is changed at the same time.
+        """
+        before = self.endpoint(endpoint_id)
+        if len(before.secret_ids) < 2:
+            raise UsageError(
+                f"{endpoint_id}: has one secret; `clipfleet webhooks rotate {endpoint_id}` makes another"
+            )
+        newer, older = before.secret_ids
+        return self._replace(before, before.model_copy(update={"secret_ids": (newer,)}), "", "", older)
+
+    def _replace(self, before: Endpoint, after: Endpoint, new: str, secret: str, old: str) -> Endpoint:
+        texts = [one.model_dump_json(exclude={"disabled"}) for one in (before, after)]
+        if not self._run("endpoint_rotate", before.endpoint_id, *texts, new, secret, old):
+            raise UsageError(
+                f"{before.endpoint_id}: is changed or removed by somebody else just now; "
+                "`clipfleet webhooks list` shows it as it is"
+            )
+        return after
+
+    def enable(self, endpoint_id: str) -> bool:
+        """Deliver to an endpoint again; False if it was not disabled. `replay` delivers what has failed.
+
+        The ends of attempts that began before are ignored: what they were about is sent again.
+
+        Raises:
+            UsageError: the endpoint is unknown.
+        """
+        is_known, was_disabled = self._run("endpoint_enable", endpoint_id)
+        if not is_known:
+            self.endpoint(endpoint_id)
+        return bool(was_disabled)
+
+    def disable(self, delivery: Delivery, error: str) -> None:
+        """Record that an attempt has found its endpoint gone: the delivery is listed as failed.
+
+        Nothing more is delivered to the endpoint: what is pending or comes later is listed as failed, until
+        `enable`. What is under way ends as its attempt does.
+        """
+        held = (delivery.endpoint_id, delivery.event_id, delivery.token)
+        while self._run("endpoint_disable", *held, error, _SLICE):
+            pass
 
     def remove_endpoint(self, endpoint_id: str) -> bool:
         """Remove an endpoint with its deliveries and failures; False if there was none."""
@@ -102,24 +190,16 @@ class Outbox:
         """Record a failed attempt, the last one: the delivery is listed as failed."""
         self._end("failed", [delivery], error=error)
 
-    def release(self, deliveries: Sequence[Delivery]) -> None:
-        """Return deliveries that were not attempted: they are due at once."""
+    def release(self, deliveries: Sequence[Delivery], delay_seconds: float = 0.0) -> None:
+        """Return deliveries that were not attempted: they are due after the delay."""
         for start in range(0, len(deliveries), _SLICE):
-            self._end("released", deliveries[start : start + _SLICE])
+            self._end("released", deliveries[start : start + _SLICE], delay_seconds)
 
     def _end(
         self, how: str, deliveries: Sequence[Delivery], delay_seconds: float = 0.0, error: str = ""
     ) -> None:
         held = [part for one in deliveries for part in (one.endpoint_id, one.event_id, one.token)]
         self._run("delivery_end", how, int(delay_seconds * 1000), error, *held)
-
-    def disable(self, endpoint_id: str, reason: str) -> None:
-        """Deliver nothing more to an endpoint: what is pending or comes later is listed as failed.
-
-        `put_endpoint` with an endpoint that is not `disabled` ends this, and `replay` delivers the failures.
-        """
-        while self._run("endpoint_disable", endpoint_id, reason, _SLICE):
-            pass
 
     def failures(self, endpoint_id: str | None = None, limit: int = 1000) -> list[FailedDelivery]:
         """Failures of the last 7 days of one endpoint or of all, the latest first."""

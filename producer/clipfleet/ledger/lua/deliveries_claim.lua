@@ -4,8 +4,7 @@
 local token, most, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, answer, busy = now_ms(), {}, {}
 for i = 4, #ARGV do busy[ARGV[i]] = true end
-redis.call('PEXPIRE', WEBHOOKS, ENDPOINTS_KEPT_MS)
-redis.call('PEXPIRE', WEBHOOKS_OFF, ENDPOINTS_KEPT_MS)
+keep_endpoints()
 
 local function add(id, event)
   answer[#answer + 1] = id
@@ -33,6 +32,7 @@ end
 local lines = {}  -- of each endpoint: id, and its events that are due
 for _, endpoint in ipairs(all_endpoints()) do
   local id = endpoint.id
+  redis.call('PEXPIRE', secrets_key(id), ENDPOINTS_KEPT_MS)
   if endpoint.off then  -- whoever had these under way has ended
     local left = redis.call('ZRANGEBYSCORE', webhook_key(id, PENDING), '-inf', now, 'LIMIT', 0, LISTED_AT_A_TIME)
     for _, event in ipairs(left) do list_failed(id, event, reason_of(endpoint.off), now) end

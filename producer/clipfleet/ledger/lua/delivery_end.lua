@@ -4,12 +4,6 @@
 local how, delay_ms, why = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
 
--- A count that cannot be read starts over: HINCRBY would raise.
-local function count_attempt(id, event)
-  local before = redis.call('HGET', webhook_key(id, ATTEMPTS), event) or ''
-  redis.call('HSET', webhook_key(id, ATTEMPTS), event, (string.match(before, '^%d%d?%d?$') or 0) + 1)
-end
-
 for i = 4, #ARGV, 3 do
   local id, event = ARGV[i], ARGV[i + 1]
   local is_ours = redis.call('HGET', webhook_key(id, HOLDERS), event) == ARGV[i + 2]

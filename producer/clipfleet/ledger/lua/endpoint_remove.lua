@@ -10,6 +10,7 @@ end
 if removed < most then
   for _, suffix in ipairs(WEBHOOK_SUFFIXES) do redis.call('UNLINK', webhook_key(id, suffix)) end
 end
+redis.call('UNLINK', secrets_key(id))
 redis.call('HDEL', WEBHOOKS_OFF, id)
 redis.call('HDEL', WEBHOOK_TROUBLE, id)
 redis.call('HDEL', WEBHOOK_TURNS, id)

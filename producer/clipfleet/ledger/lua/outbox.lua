@@ -24,6 +24,19 @@ local function keep_webhook(id)
   for _, suffix in ipairs(WEBHOOK_SUFFIXES) do keep(webhook_key(id, suffix)) end
 end
 
+local function keep_endpoints()
+  redis.call('PEXPIRE', WEBHOOKS, ENDPOINTS_KEPT_MS)
+  redis.call('PEXPIRE', WEBHOOKS_OFF, ENDPOINTS_KEPT_MS)
+end
+
+-- Whoever runs this may write secrets, and perhaps read none.
+local function store_secret(id, secret_id, secret)
+  local key = secrets_key(id)
+  if redis.call('TYPE', key).ok ~= 'hash' then redis.call('UNLINK', key) end
+  redis.call('HSET', key, secret_id, secret)
+  redis.call('PEXPIRE', key, ENDPOINTS_KEPT_MS)
+end
+
 -- The type of an event, its time in ms and its data, a line each; empty if it is gone or cannot be read.
 local function body_of(event)
   local body = redis.pcall('HGET', event_key(event), 'body')
@@ -52,6 +65,12 @@ local function trim_failures(id, now, added)
   if over > 0 then
     for _, event in ipairs(redis.call('ZRANGE', key, 0, over - 1)) do forget_event(id, event) end
   end
+end
+
+-- A count that cannot be read starts over: HINCRBY would raise.
+local function count_attempt(id, event)
+  local before = redis.call('HGET', webhook_key(id, ATTEMPTS), event) or ''
+  redis.call('HSET', webhook_key(id, ATTEMPTS), event, (string.match(before, '^%d%d?%d?$') or 0) + 1)
 end
 
 -- List an event as failed.
