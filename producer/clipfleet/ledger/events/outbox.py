@@ -96,8 +96,8 @@ class Outbox:
         before = self.endpoint(endpoint_id)
         if len(before.secret_ids) > 1:
             raise UsageError(
-                f"{endpoint_id}: has two secrets already; `clipfleet webhooks rotate {endpoint_id} --finish` "
-                "removes the older one"
+                f"{endpoint_id}: has two secrets already; "
+                "`clipfleet webhooks rotate ENDPOINT --finish` removes the older one"
             )
         after = before.model_copy(update={"secret_ids": (secret_id(secret), *before.secret_ids)})
         return self._replace(before, after, secret_id(secret), secret, "")
@@ -120,7 +120,7 @@ class Outbox:
         texts = [one.model_dump_json(exclude={"disabled"}) for one in (before, after)]
         if not self._run("endpoint_rotate", before.endpoint_id, *texts, new, secret, old):
             raise UsageError(
-                f"{before.endpoint_id}: is changed or removed by somebody else just now; "
+                f"{before.endpoint_id}: is changed or removed by another caller at this moment; "
                 "`clipfleet webhooks list` shows it as it is"
             )
         return after
