@@ -445,7 +445,7 @@ class TestSecrets:
             patch.setattr(outbox, "endpoint", lambda endpoint_id: endpoint)  # as both have read it
             outbox.rotate(endpoint.endpoint_id, first)
             outbox.rotate(endpoint.endpoint_id, first)  # a call that is repeated
-            with pytest.raises(UsageError, match="by somebody else just now"):
+            with pytest.raises(UsageError, match="by another caller at this moment"):
                 outbox.rotate(endpoint.endpoint_id, second)
 
         assert outbox.secrets(outbox.endpoint(endpoint.endpoint_id)) == (first, oldest)
@@ -459,7 +459,7 @@ class TestSecrets:
         outbox.remove_endpoint(endpoint.endpoint_id)
         monkeypatch.setattr(outbox, "endpoint", lambda endpoint_id: endpoint)
 
-        with pytest.raises(UsageError, match="by somebody else just now"):
+        with pytest.raises(UsageError, match="by another caller at this moment"):
             outbox.rotate(endpoint.endpoint_id, new_secret())
         assert outbox.endpoints() == []
         assert not client.exists(keys.webhook_secrets(endpoint.endpoint_id))
