@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clipfleet.contract.jobs import Job
 
 MAX_RULES = 1_000
+MAX_CONDITIONS = 2_000  # of all rules: each that holds is a reason in the row
 MAX_POLICY_LABELS = 1_000  # of one set: each row keeps the scores of all
 MAX_KEEP_DAYS = 36_500  # as good as for ever
 POLICY_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,39}$"
@@ -132,6 +133,11 @@ class Policy(FrozenModel):
                 raise ValueError(f"label set {label_set.name!r}: a policy names its labels, not a preset")
             if len(label_set.labels) > MAX_POLICY_LABELS:
                 raise ValueError(f"label set {label_set.name!r} has more than {MAX_POLICY_LABELS} labels")
+        conditions = sum(len(rule.when) for rule in self.rules)
+        if conditions > MAX_CONDITIONS:
+            raise ValueError(
+                f"its rules have {conditions:,} conditions, more than {MAX_CONDITIONS:,}: merge some"
+            )
         for problem in rule_problems(self.rules, self.label_sets, self.heads):
             raise ValueError(problem)
         names = [rule_name(self.rules, position) for position in range(len(self.rules))]

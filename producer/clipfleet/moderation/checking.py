@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from clipfleet.contract.label_sets import Certificate
 from clipfleet.contract.policies import Action, Condition, Policy, Rule
@@ -105,7 +106,7 @@ def _never_matter(rules: Sequence[CheckedRule]) -> Iterator[str]:
             yield f"{rule.name} never holds: its conditions contradict each other"
             continue
         reasons = (_made_idle(rules, position, number) for number in range(len(rules)) if number != position)
-        yield from [reason for reason in reasons if reason is not None][:1]
+        yield from islice((reason for reason in reasons if reason is not None), 1)
 
 
 def _made_idle(rules: Sequence[CheckedRule], position: int, number: int) -> str | None:

@@ -85,17 +85,58 @@ def _decided(rows: pa.Table, job: Job, policy: JobPolicy) -> tuple[pa.Array, pa.
     return status, _reasons(rows, policy, tested, counts, lacks_a_score)
 
 
+@dataclass(frozen=True, slots=True)
+class _ScoresOfSet:
+    """The scores of a label set, ordered by label and then by row: those of one label are a slice."""
+
+    every_row: pa.Array  # int64: 0, 1, ... of all rows
+    places: dict[str, tuple[int, int]]  # per label: where its slice begins, and its length
+    parents: pa.Array  # int64: their rows
+    scores: pa.Array
+
+    @classmethod
+    def of(cls, labels: pa.ListArray, scores: pa.ListArray) -> _ScoresOfSet:
+        """Of the best labels of all rows and their scores, which are equally many in each row."""
+        coded = labels.flatten().dictionary_encode()
+        order = pc.sort_indices(coded.indices)  # stable
+        lengths = {one["values"]: one["counts"] for one in pc.value_counts(coded.indices).to_pylist()}
+        places, begin = {}, 0
+        for code, label in enumerate(coded.dictionary.to_pylist()):
+            places[label] = (begin, lengths[code])
+            begin += lengths[code]
+        return cls(
+            every_row=pa.array(range(len(labels)), pa.int64()),
+            places=places,
+            parents=pc.list_parent_indices(labels).cast(pa.int64()).take(order),
+            scores=scores.flatten().take(order),
+        )
+
+    def of_label(self, label: str) -> pa.Array:
+        """Float32, one per row; null: the row has no score of it."""
+        begin, length = self.places.get(label, (0, 0))
+        parents, scores = self.parents.slice(begin, length), self.scores.slice(begin, length)
+        if parents.equals(self.every_row):  # as a rule: rows without an image have none
+            return scores
+        return scores.take(pc.index_in(self.every_row, value_set=parents))
+
+
 class _Tester:
-    """Tests conditions on rows; finds the columns of a label set once."""
+    """Tests conditions on rows: equal ones once, and the columns of a label set are read once."""
 
     def __init__(self, rows: pa.Table, job: Job) -> None:
         self._rows = rows
         self._sets = {one.name: one for one in job.label_sets}
         self._heads = {one.name: one for one in job.heads}
         self._has_own_columns = bool(job.named_label_sets)
-        self._entries: dict[str, tuple[pa.Array, pa.Array, pa.Array]] = {}
+        self._scores_of_set: dict[str, _ScoresOfSet] = {}
+        self._tested: dict[Condition, _Tested] = {}
 
     def test(self, condition: Condition) -> _Tested:
+        if condition not in self._tested:
+            self._tested[condition] = self._test(condition)
+        return self._tested[condition]
+
+    def _test(self, condition: Condition) -> _Tested:
         evidence = evidence_of(condition, self._sets, self._heads)
         if condition.head is None:
             scores = self._score_of_label(condition.label_set or "", condition.label or "")
@@ -111,20 +152,12 @@ class _Tester:
         return _Tested(condition, evidence, scores, compare(scores.cast(pa.float64()), evidence.threshold))
 
     def _score_of_label(self, set_name: str, label: str) -> pa.Array:
-        if set_name not in self._entries:
-            self._entries[set_name] = self._entries_of(set_name)
-        parents, labels, scores = self._entries[set_name]
-        is_it = pc.equal(labels, label)
-        places = pc.index_in(
-            pa.array(range(self._rows.num_rows), pa.int64()), value_set=parents.filter(is_it).cast(pa.int64())
-        )
-        return scores.filter(is_it).take(places)
-
-    def _entries_of(self, set_name: str) -> tuple[pa.Array, pa.Array, pa.Array]:
-        """Row, label and score of each entry of the best labels of all rows."""
-        names = label_columns(set_name) if self._has_own_columns else LABEL_COLUMNS
-        labels, scores = (self._rows[name].combine_chunks() for name in names[2:])
-        return pc.list_parent_indices(labels), labels.flatten(), scores.flatten()
+        if set_name not in self._scores_of_set:
+            names = label_columns(set_name) if self._has_own_columns else LABEL_COLUMNS
+            self._scores_of_set[set_name] = _ScoresOfSet.of(
+                *(self._rows[name].combine_chunks() for name in names[2:])
+            )
+        return self._scores_of_set[set_name].of_label(label)
 
     def _score_of_head(self, name: str, label: str | None) -> pa.Array:
         head = self._heads[name].head

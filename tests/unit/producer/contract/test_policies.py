@@ -45,6 +45,14 @@ class TestPolicy:
         with pytest.raises(ValidationError, match=problem.replace("(", r"\(")):
             make_policy(rule("flag", condition), heads=(TASTE, KINDS))
 
+    def test_its_rules_have_no_more_conditions_than_a_row_can_give_as_reasons(self) -> None:
+        rules = [rule("flag", *[of_label("cat", at_least=0.5)] * 100) for _ in range(20)]
+
+        make_policy(*rules)
+
+        with pytest.raises(ValidationError, match="its rules have 2,001 conditions, more than 2,000"):
+            make_policy(*rules, rule("review", of_label("dog")))
+
     @pytest.mark.parametrize(
         ("label_set", "problem"),
         [
