@@ -122,7 +122,10 @@ def _config(sets: Sequence[LabelSet]) -> str:
         if len(sets) > 1:
             ElementTree.SubElement(view, "Header", value=one.name)
         choice = "multiple" if one.kind is LabelKind.MULTI else "single"
-        choices = ElementTree.SubElement(view, "Choices", name=one.name, toName=_IMAGE, choice=choice)
+        # Of a single set one label is true of each image: nothing chosen would be no answer.
+        required = {"required": "true"} if one.kind is LabelKind.SINGLE else {}
+        about = {"name": one.name, "toName": _IMAGE, "choice": choice, **required}
+        choices = ElementTree.SubElement(view, "Choices", about)
         for label in one.labels:
             ElementTree.SubElement(choices, "Choice", value=label)
     ElementTree.indent(view)

@@ -37,6 +37,34 @@ def tasks_to_marks(
     Raises:
         UsageError: the file is not such an export, or a choice is neither an answer nor a label.
     """
+    for where, task in _tasks(path):
+        for annotation in task["annotations"]:
+            try:
+                marks = list(_marks(where, task["data"], annotation, labels, set_name))
+            except (AttributeError, KeyError, TypeError):
+                raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
+            yield from ((where, mark) for mark in marks)
+
+
+def named_sets(path: Path) -> set[str] | None:
+    """The label sets that the tasks of an export ask for; None: a task names none, as it is not of ours.
+
+    Raises:
+        UsageError: the file is not an export of Label Studio.
+    """
+    found: set[str] = set()
+    for where, task in _tasks(path):
+        names = task["data"].get(LABEL_SETS_KEY)
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{where}: `{LABEL_SETS_KEY}` in its data is no list of names")
+        found.update(names)
+    return found
+
+
+def _tasks(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each task is, and the task; it has data and annotations."""
     try:
         tasks = json.loads(read_text_file(path))
     except (ValueError, RecursionError) as error:
@@ -50,12 +78,7 @@ def tasks_to_marks(
             raise UsageError(f"{where}: it has no `data`: export tasks in the format JSON, not JSON-MIN")
         if not isinstance(task.get("annotations"), list):
             raise UsageError(f"{where}: it has no `annotations`: export in the format JSON, not JSON-MIN")
-        for annotation in task["annotations"]:
-            try:
-                marks = list(_marks(where, task["data"], annotation, labels, set_name))
-            except (AttributeError, KeyError, TypeError):
-                raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
-            yield from ((where, mark) for mark in marks)
+        yield where, task
 
 
 def _marks(

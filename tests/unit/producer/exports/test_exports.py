@@ -526,7 +526,7 @@ class TestLabelStudio:
         view = ElementTree.fromstring(config)  # noqa: S314 - we wrote it
         assert [one.get("value") for one in view.iter("Choice")] == list(things.labels)
         assert [one.attrib for one in view.iter("Choices")] == [
-            {"name": "things", "toName": "image", "choice": "single"}
+            {"name": "things", "toName": "image", "choice": "single", "required": "true"}
         ]
 
     def test_all_accepted_labels_of_each_set_are_predicted(self, output: FolderOutput, to: Path) -> None:
