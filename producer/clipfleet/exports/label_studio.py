@@ -122,8 +122,8 @@ def _config(sets: Sequence[LabelSet]) -> str:
         if len(sets) > 1:
             ElementTree.SubElement(view, "Header", value=one.name)
         choice = "multiple" if one.kind is LabelKind.MULTI else "single"
-        # Of a single set one label is true of each image: nothing chosen would be no answer.
-        required = {"required": "true"} if one.kind is LabelKind.SINGLE else {}
+        # Without thresholds one label is true of each image: nothing chosen would be no answer.
+        required = {} if one.has_thresholds else {"required": "true"}
         about = {"name": one.name, "toName": _IMAGE, "choice": choice, **required}
         choices = ElementTree.SubElement(view, "Choices", about)
         for label in one.labels:

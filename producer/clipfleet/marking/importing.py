@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clipfleet.contract.label_sets import LabelKind, LabelSet
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.label_studio import named_sets
 from clipfleet.labels.marks import MARK_COLUMNS, Mark, MarkVerdict, count_unanswered, read_marks
@@ -108,7 +108,7 @@ def _of_label_studio(
     found = []
     for name in names:
         # Where one label is chosen of a thousand, it alone says it all.
-        chosen_only = asked is not None and sets[name].kind is LabelKind.SINGLE
+        chosen_only = asked is not None and not sets[name].has_thresholds
         for mark in read_marks([path], sets[name].labels, name):
             if mark.verdict is MarkVerdict.YES or not chosen_only:
                 found.append(mark.model_copy(update={"label_set": name}))
