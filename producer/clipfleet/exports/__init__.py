@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
+from clipfleet.exports.fiftyone import export_fiftyone
 from clipfleet.exports.hugging_face import export_hugging_face
 from clipfleet.exports.label_studio import export_label_studio
 from clipfleet.exports.new_folder import ExportCounts, new_folder
@@ -36,6 +37,7 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
     Layout.OPENAI_BATCH: export_openai_batch,
     Layout.HUGGING_FACE: export_hugging_face,
     Layout.LABEL_STUDIO: export_label_studio,
+    Layout.FIFTYONE: export_fiftyone,
     Layout.CSV: export_csv,
 }
 

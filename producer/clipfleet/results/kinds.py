@@ -21,4 +21,5 @@ class Layout(StrEnum):
     OPENAI_BATCH = "openai-batch"
     HUGGING_FACE = "huggingface"
     LABEL_STUDIO = "label-studio"
+    FIFTYONE = "fiftyone"
     CSV = "csv"
