@@ -87,7 +87,15 @@ def _marks(
     sets = data.get(LABEL_SETS_KEY)
     if sets and set_name and set_name not in sets:
         return
-    results = [one for one in annotation["result"] if not (sets and set_name) or one["from_name"] == set_name]
+    results = annotation["result"]
+    if sets and set_name:
+        controls = sorted({str(one.get("from_name")) for one in results})
+        if controls and not {*controls} & {*sets}:
+            raise UsageError(
+                f"{where}: its answers are of the control {controls[0]!r}: name the controls as in the "
+                f"exported config.xml: {', '.join(sets)}"
+            )
+        results = [one for one in results if one.get("from_name") == set_name]
     chosen = [
         str(choice)
         for result in results

@@ -228,6 +228,20 @@ class TestLabelStudio:
         lacks = f"which {output.uri} does not have; it has pets"
         assert words == f"back.json: its tasks ask for the label set 'farm', {lacks}"
 
+    def test_a_control_that_was_renamed_there_is_refused(self, output: FolderOutput) -> None:
+        first, *_ = self.project(output)
+
+        words = refused(self.write([self.annotated(first, tags=["cat"])]))
+
+        assert "back.json: task 1: its answers are of the control 'tags': name the controls as in" in words
+
+    def test_a_control_that_was_added_there_is_ignored(self, output: FolderOutput) -> None:
+        first, *_ = self.project(output)
+
+        run(self.write([self.annotated(first, pets=["cat"], quality=["good"])]))
+
+        assert [(one["label"], one["verdict"]) for one in stored(output)] == [("cat", "yes"), ("dog", "no")]
+
     def test_a_label_that_was_added_there_is_refused(self, output: FolderOutput) -> None:
         first, *_ = self.project(output)
 
