@@ -14,7 +14,7 @@ from clipfleet.commands import app
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.exports import Layout, export
-from clipfleet.marking.stored import add_marks, stored_marks
+from clipfleet.marking.stored import stored_marks
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.part_rows import PartRows
 from tests.support.jobs import make_job, place_job
@@ -23,7 +23,6 @@ from tests.support.rows import add_part, classified, failed
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-NOW_MS = 1_700_000_000_000
 SET = multi_set(name="pets")
 FILE = Path("marks.jsonl")
 
@@ -91,29 +90,11 @@ class TestFiles:
         assert (again["file"], again["is_new"]) == (first["file"], False)
         assert list(output.names("_marks/")) == [first["file"], second["file"]]
 
-    def test_a_later_import_comes_after_all_others_whatever_its_clock_says(
-        self, output: FolderOutput
-    ) -> None:
-        names = [add_marks(output, [json.dumps(mark(verdict=one))], ms).name for one, ms in (
-            ("yes", NOW_MS), ("no", NOW_MS - 5000), ("skip", NOW_MS),
-        )]  # fmt: skip
-
-        assert list(output.names("_marks/")) == names
-        assert [one.verdict for one in stored_marks(PartRows(output))] == ["yes", "no", "skip"]
-
     def test_within_an_import_the_latest_is_last(self, output: FolderOutput) -> None:
         times = ("2026-12-02T00:00:00Z", "2026-12-01T00:00:00Z", None)
         run(write(*(mark(index, at=at) for index, at in enumerate(times))))
 
         assert [one["item_index"] for one in stored(output)] == [2, 1, 0]
-
-    def test_no_job_removes_them(self, output: FolderOutput) -> None:
-        name = run(write(mark()))["file"]
-
-        output.sweep(())
-        output.clear()
-
-        assert output.read(name) is not None
 
     def test_a_stored_file_is_a_file_of_marks(self, output: FolderOutput) -> None:
         name = run(write(mark()))["file"]
