@@ -90,6 +90,7 @@ def make_report(reader: RowReader, wanted: Wanted) -> Report:
         wanted.to_mark,
         labels_file=wanted.labels_file,
         is_finished=finished_at is not None,
+        is_asked=bool(wanted.labels or wanted.labels_file or wanted.marks),
     )
     moves = None if wanted.compared is None else moves_between(reader, wanted.compared)
     if moves is not None:

@@ -373,6 +373,14 @@ class TestMarks:
         }
         assert [mark.item_id for mark in marked.void] == ["replaced"]
 
+    def test_where_no_sample_can_be_drawn_stored_marks_stop_no_report(self, tmp_path: Path) -> None:
+        job = place_rows(tmp_path, [failed(0)])
+        mark = {"item_index": 0, "label": "cat", "verdict": "yes", "purpose": "fit"}
+        about = {"inclusion_probability": 1.0, "label_set": job.label_sets[0].name}
+        add_marks(FolderOutput(tmp_path), [json.dumps({**mark, **about})], now_ms=1)
+
+        assert "no row has scores" in data_of(tmp_path)["marking"]["reason"]
+
     def test_a_promise_has_a_certify_sample_of_the_size_that_proves_it(self, tmp_path: Path) -> None:
         rows, _ = rows_by_formula(ROWS)
         promised = multi_set(tuple(SHARES), promises={"cat": {"claim": "precision", "value": 0.9}})
