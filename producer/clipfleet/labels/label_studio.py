@@ -25,7 +25,8 @@ def tasks_to_marks(
     A task with `label` in its data, as imported from `clipfleet sample`, asks for this label only: the choice
     is `yes`, `no` or `skip`, or the label itself where it is shown; an annotation without a choice has an
     empty verdict. Any other task asks for all labels: the chosen ones are shown, the others are not; its
-    marks are fit marks of an evenly drawn item. A cancelled annotation is a skip. Case counts in choices only
+    marks are fit marks of an evenly drawn item, but corrections if `clipfleet export` wrote the task, for
+    people choose which of them they look at. A cancelled annotation is a skip. Case counts in choices only
     where labels differ by nothing else.
 
     Args:
@@ -113,8 +114,11 @@ def _marks(
         verdict = "skip" if is_skipped else _answer(where, asked, chosen, labels)
         yield {**about, "label": asked, "verdict": verdict, "purpose": data.get("purpose") or "fit"}
         return
-    about.setdefault("inclusion_probability", 1.0)
-    about["purpose"] = data.get("purpose") or "fit"
+    if sets:
+        about |= {"purpose": "correct", "inclusion_probability": None}
+    else:
+        about.setdefault("inclusion_probability", 1.0)
+        about["purpose"] = data.get("purpose") or "fit"
     shown = {_named(choice, labels) or choice for choice in chosen}
     if not is_skipped and results and not chosen:
         raise UsageError(f"{where}: its results are no choices: mark with `Choices`")

@@ -35,10 +35,14 @@ class MarkVerdict(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a mark is for: to choose thresholds, or to test one."""
+    """What a mark is for: to choose thresholds, to test one, or to correct labels only.
+
+    A correction is of an item that was not drawn: nothing follows from it for other items.
+    """
 
     FIT = "fit"
     CERTIFY = "certify"
+    CORRECT = "correct"
 
 
 class Mark(BaseModel):

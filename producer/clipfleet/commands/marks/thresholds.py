@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,10 +55,17 @@ if TYPE_CHECKING:
 _TO_MARK = Path("to_mark.csv")
 
 
+class DrawnFor(StrEnum):
+    """The purposes that samples are drawn for."""
+
+    FIT = Purpose.FIT.value
+    CERTIFY = Purpose.CERTIFY.value
+
+
 def sample(
     job: JobOrOutput,
     purpose: Annotated[
-        Purpose,
+        DrawnFor,
         typer.Option(help="fit: to choose thresholds; certify: to test them", rich_help_panel=LABELS),
     ],
     label: Label = None,
@@ -79,12 +87,12 @@ def sample(
         files.require_unmarked(output)
     with _scored(job, set_name) as (reader, rows):
         label_set, where = thresholds_of(rows, labels)
-        promised = list(label_set.promises) if purpose is Purpose.CERTIFY else []
+        promised = list(label_set.promises) if purpose is DrawnFor.CERTIFY else []
         asked = asked_labels(label or promised, label_set, where)
         marked = read_matched_marks(reader, label_set, where, marks or [], asked)
         draws = [
             drawing.draw_for_fit(rows, one, count, marked)
-            if purpose is Purpose.FIT
+            if purpose is DrawnFor.FIT
             else drawing.draw_for_certify(rows, one, count, marked, label_set)
             for one in asked
         ]

@@ -276,6 +276,15 @@ class TestCalibrate:
 
         assert Path("stored.yaml").read_text() == Path("file.yaml").read_text()
 
+    def test_corrections_choose_no_thresholds(self, truth: Truth) -> None:
+        run("sample", "out/", "--purpose", "fit", "-n", 40, "-o", "fit.csv")
+        rows = mark_file(Path("fit.csv"), truth)
+        write_rows(Path("fit.csv"), [{**row, "purpose": "correct"} for row in rows])
+
+        words = refused("calibrate", "out/", "--marks", "fit.csv", "-o", "stored.yaml")
+
+        assert words == "there are no fit marks: draw items with `clipfleet sample`"
+
     def test_calibrating_again_leaves_looks_spent(self, truth: Truth) -> None:
         run("sample", "out/", "--purpose", "fit", "-n", 60, "-o", "fit.csv")
         mark_file(Path("fit.csv"), truth)

@@ -167,6 +167,9 @@ class TestLabelStudio:
 
         run(self.write(back))
 
+        assert {(one["purpose"], one["inclusion_probability"]) for one in stored(output)} == {
+            ("correct", None)
+        }
         found = [(one["item_index"], one["label"], one["verdict"], one["by"]) for one in stored(output)]
         assert found == [
             (0, "cat", "yes", "7"),
