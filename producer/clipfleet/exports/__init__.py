@@ -15,6 +15,7 @@ from clipfleet.exports.hugging_face import export_hugging_face
 from clipfleet.exports.label_studio import export_label_studio
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
+from clipfleet.exports.webdataset import export_webdataset
 from clipfleet.marking.correcting import with_stored_marks
 from clipfleet.results.formats import write
 from clipfleet.results.kinds import Layout, ResultFormat
@@ -38,6 +39,7 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
     Layout.HUGGING_FACE: export_hugging_face,
     Layout.LABEL_STUDIO: export_label_studio,
     Layout.FIFTYONE: export_fiftyone,
+    Layout.WEBDATASET: export_webdataset,
     Layout.CSV: export_csv,
 }
 

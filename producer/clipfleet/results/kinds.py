@@ -22,4 +22,5 @@ class Layout(StrEnum):
     HUGGING_FACE = "huggingface"
     LABEL_STUDIO = "label-studio"
     FIFTYONE = "fiftyone"
+    WEBDATASET = "webdataset"
     CSV = "csv"

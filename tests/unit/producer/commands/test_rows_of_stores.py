@@ -79,7 +79,7 @@ def test_one_item(run: Run, place: StorePlace) -> None:
 OF_LABELS = (Layout.LABEL_STUDIO, Layout.FIFTYONE)
 
 
-@pytest.mark.parametrize("layout", [one for one in Layout if one not in OF_LABELS])
+@pytest.mark.parametrize("layout", [one for one in Layout if one not in (*OF_LABELS, Layout.WEBDATASET)])
 def test_an_export(run: Run, place: StorePlace, layout: Layout) -> None:
     code, out, _ = run("export", "vectors", "--layout", layout, "--to", "to", "--json")
 

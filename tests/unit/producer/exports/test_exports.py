@@ -47,9 +47,8 @@ BY_HEADS = {
     "head_taste": "cat", "head_taste_score": 0.75, "head_tags": "a", "head_tags_score": 0.5,
     "head_tags_accepted": ["a"],
 }  # fmt: skip
-LAYOUTS = pytest.mark.parametrize(
-    "layout", [one for one in Layout if one not in (Layout.LABEL_STUDIO, Layout.FIFTYONE)]
-)
+OF_LABELS_OR_IMAGES = (Layout.LABEL_STUDIO, Layout.FIFTYONE, Layout.WEBDATASET)
+LAYOUTS = pytest.mark.parametrize("layout", [one for one in Layout if one not in OF_LABELS_OR_IMAGES])
 
 
 @pytest.fixture
