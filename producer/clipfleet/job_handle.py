@@ -122,11 +122,20 @@ class JobHandle:
                     on_trouble(str(error))
                 self._sleep(_POLL_SECONDS)
 
-    def results(self) -> Iterator[dict[str, Any]]:
-        """Iterate over the rows written so far, as dicts, in source order."""
+    def results(self, *, corrected: bool = False) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows written so far, as dicts, in source order.
+
+        Args:
+            corrected: with the stored marks of people in place of the model's labels, see `CorrectedRows`.
+
+        Raises:
+            UsageError: `corrected` of rows in Redis, which have no marks. Otherwise see `RowReader.read`.
+        """
+        from clipfleet.marking.correcting import corrected_rows
         from clipfleet.results import rows
 
-        return rows.rows(self.rows_reader())
+        reader = self.rows_reader()
+        return rows.rows(corrected_rows(reader) if corrected else reader)
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return `item_index` (n,) and the embeddings (n, d) of the job's type, of rows that have one."""

@@ -58,11 +58,13 @@ def of_datasets(output: Path) -> Iterable[Row]:
 
 
 def of_hugging_face_export(output: Path) -> Iterable[Row]:
-    """The folder of the export, whose card declares the features."""
+    """The folder of the export, whose card declares the features; images are read where they are."""
     import datasets
 
     with tempfile.TemporaryDirectory() as cache:
         rows = datasets.load_dataset(str(output), split="train", cache_dir=cache)
+        images = rows.filter(lambda row: row["status"] == "ok").cast_column("uri", datasets.Image())
+        assert images[0]["uri"].size == (images[0]["width"], images[0]["height"])
         columns = rows[:]
         label = rows.features["label"]
         if isinstance(label, datasets.ClassLabel):

@@ -15,7 +15,10 @@ import pytest
 
 from clipfleet.client import JobHandle, JobOptions
 from clipfleet.contract.columns import VectorType
-from clipfleet.exports import Layout
+from clipfleet.exports import Layout, export
+from clipfleet.outputs import open_output
+from clipfleet.results.part_rows import PartRows
+from clipfleet.results.rows import rows
 from tests.conftest import service_is_missing
 from tests.peers.listed_images import write_list
 from tests.peers.read_output import PEERS
@@ -119,6 +122,28 @@ def test_every_row_is_there_once_with_its_vector(
         assert sorted(found["items"]) == list(range(ITEMS)), name
         assert {int(item): label for item, label in found["labels"].items()} == expected.labels, name
         assert {int(item): vector for item, vector in found["vectors"].items()} == expected.vectors, name
+
+
+def test_shards_hold_each_image_with_its_row(
+    python_of: Callable[[str], Path], outputs: Mapping[str, Output], tmp_path: Path
+) -> None:
+    output = outputs["classify"]
+    reader = PartRows(open_output(str(output.folder)))
+    export(reader, Layout.WEBDATASET, tmp_path / "shards")
+
+    shown = subprocess.run(
+        [python_of("READERS_PYTHON"), Path(__file__).with_name("read_shards.py"), tmp_path / "shards"],
+        env=os.environ | ENVIRONMENT | {"HF_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+    assert shown.returncode == 0, shown.stderr
+    classes = (tmp_path / "shards" / "classnames.txt").read_text().split()
+    assert json.loads(shown.stdout.splitlines()[-1]) == {
+        row["item_id"]: [[row["width"], row["height"]], row["label"], classes.index(row["label"])]
+        for row in rows(reader)
+        if row["status"] == "ok"
+    }
 
 
 def test_the_page_shows_what_is_run_here() -> None:

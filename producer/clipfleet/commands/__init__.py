@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from clipfleet.commands import jobs, marking, results, submitting, watching
+from clipfleet.commands import jobs, results, submitting, watching
 from clipfleet.commands.evaluating.command import evaluate
 from clipfleet.commands.heads import heads_app
+from clipfleet.commands.marks import thresholds
+from clipfleet.commands.marks.storing import marks_app
 from clipfleet.commands.moderating import reviewing
 from clipfleet.commands.moderating.moderate import moderate
 from clipfleet.commands.moderating.policies import policy_app
@@ -57,9 +59,9 @@ for _function, _example in (
     (reviewing.verdicts, "clipfleet verdicts results/uploads --sample certify.csv -o marks.csv"),
     (reviewing.prune, "clipfleet prune s3://moderation/decisions"),
     (tail, "clipfleet tail --status flag --status review"),
-    (marking.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
-    (marking.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
-    (marking.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
+    (thresholds.sample, "clipfleet sample results/photos --purpose fit -o fit.csv"),
+    (thresholds.calibrate, "clipfleet calibrate results/photos --marks fit.csv -o labels.yaml"),
+    (thresholds.certify, "clipfleet certify results/photos --labels labels.yaml --marks m.csv"),
     (evaluate, "clipfleet evaluate wds_cifar10 --split test"),
     (jobs.cancel, "clipfleet cancel nightly-2026-11-30"),
     (jobs.pause, "clipfleet pause nightly-2026-11-30"),
@@ -68,6 +70,7 @@ for _function, _example in (
     (jobs.rebuild, "clipfleet rebuild results/photos"),
 ):
     add_command(app, _example)(_function)
+app.add_typer(marks_app, name="marks")
 app.add_typer(heads_app, name="head")
 app.add_typer(policy_app, name="policy")
 app.add_typer(stores_app, name="store")

@@ -42,6 +42,20 @@ _MOST_ROWS = 1_000_000_000  # to print
 # The readers of rows import pyarrow, `--help` must not: their imports are in the functions.
 
 
+Decided = Annotated[
+    DecisionStatus | None,
+    typer.Option(help="rows of a moderation job with this decision only", rich_help_panel=ROWS),
+]
+Corrected = Annotated[
+    bool,
+    typer.Option(
+        "--corrected",
+        help="with what people marked in place of the model's labels, and a column `corrected`",
+        rich_help_panel=ROWS,
+    ),
+]
+
+
 def results(
     job: Rows,
     result_format: Annotated[
@@ -58,10 +72,7 @@ def results(
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="failed rows only", rich_help_panel=ROWS)] = False,
     label: Annotated[str | None, typer.Option(help="rows with this label only", rich_help_panel=ROWS)] = None,
-    decision: Annotated[
-        DecisionStatus | None,
-        typer.Option(help="rows of a moderation job with this decision only", rich_help_panel=ROWS),
-    ] = None,
+    decision: Decided = None,
     sort: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +88,7 @@ def results(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    corrected: Corrected = False,
     as_of: AsOf = None,
 ) -> None:
     """Print the rows written so far, in source order unless sorted."""
@@ -96,11 +108,22 @@ def results(
     with row_reader(job, as_of) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
             raise UsageError("cannot print Parquet to a terminal: add `> rows.parquet`")
+        if corrected:
+            reader = _corrected(reader)
         try:
             write(reader, result_format, sys.stdout.buffer, limit=limit, selection=selection)
             sys.stdout.flush()
         except BrokenPipeError:  # `| head` has closed the pipe
             discard_stdout()
+
+
+def _corrected(reader: RowReader) -> RowReader:
+    from clipfleet.marking.correcting import corrected_rows
+
+    found = corrected_rows(reader)
+    if not found.has_marks:
+        say("no marks are stored with these rows, see `clipfleet marks import`", style="yellow")
+    return found
 
 
 def show(

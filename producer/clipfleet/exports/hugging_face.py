@@ -32,6 +32,7 @@ from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import count_rows
 from clipfleet.exports.new_folder import ExportCounts
+from clipfleet.marking.correcting import is_of_marks
 from clipfleet.parts.json_rows import as_json, json_type
 from clipfleet.results.formats import row_groups
 from clipfleet.results.rows import RowReader
@@ -59,6 +60,7 @@ _MEANINGS = {
     "content_hash": "sha256 of the bytes",
     "model_fingerprint": "hash of model, weights, preprocessing and precision",
 }
+_OF_MARKS = "people marked the image: true if the model had other labels; null: not marked"
 _OF_DECISIONS = {
     "decision": "`flag`, `review`, `allow`, or `undecided` where the item could not be judged",
     "decision_id": "names the decision",
@@ -229,7 +231,7 @@ def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
         f"# {_title(job)}",
         "",
         "Exported by clipfleet. Failed rows are kept, with `status` `failed` and the reason in `error_code`.",
-        *(["Labels and scores are predictions of the model, not checked by people."] if has_labels else []),
+        *([_whose_labels(schema, job)] if has_labels else []),
         "",
         "| | |",
         "|---|---|",
@@ -251,6 +253,16 @@ def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _whose_labels(schema: pa.Schema, job: Job | None) -> str:
+    names = [name for name in schema.names if is_of_marks(name, job)]
+    if not names:
+        return "Labels and scores are predictions of the model, not checked by people."
+    return (
+        f"Labels and scores are predictions of the model. Where `{names[0]}` is not null, people checked the "
+        "image, and its labels are theirs."
+    )
 
 
 def _title(job: Job | None) -> str:
@@ -280,6 +292,8 @@ def _type_name(feature: Any) -> str:
 def _meaning(name: str, job: Job | None) -> str:
     if name in _MEANINGS:
         return _MEANINGS[name]
+    if is_of_marks(name, job):
+        return _OF_MARKS
     if job and name in job.own_columns and name in _OF_DECISIONS:
         return _OF_DECISIONS[name]
     if job and name == ACCEPTED_COLUMN and name in job.accepted_columns:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,10 +17,9 @@ from xml.etree import ElementTree
 
 import pyarrow.compute as pc
 
-from clipfleet.contract.columns import ACCEPTED_COLUMN, LABEL_COLUMNS, accepted_column, label_columns
-from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelKind, LabelSet
-from clipfleet.contract.parts import ItemStatus, extra_column_name
+from clipfleet.contract.parts import ItemStatus
+from clipfleet.exports.chosen import ChosenLabels, chosen_labels
 from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.labels.label_studio import LABEL_SETS_KEY
 from clipfleet.parts.json_rows import json_dicts
@@ -44,10 +42,9 @@ def export_label_studio(reader: RowReader, folder: Path) -> ExportCounts:
     job = reader.job()
     if job is None:  # removed since
         raise AssertionError("label sets without a job")
-    controls = [_Control.of(job, one) for one in sets]
-    chooser = None if job.label_set_column is None else extra_column_name(job.label_set_column)
+    controls = chosen_labels(job, sets)
     (folder / CONFIG).write_text(_config(sets), encoding="utf-8")
-    wanted = {*_FACTS, chooser, *(name for one in controls for name in (*one.columns, one.accepted))}
+    wanted = {*_FACTS, *(name for one in controls for name in one.needed)}
     stored = reader.read([name for name in reader.read().schema.names if name in wanted])
     rows = total = local = 0
     with (folder / TASKS).open("w", encoding="utf-8") as file:
@@ -55,8 +52,7 @@ def export_label_studio(reader: RowReader, folder: Path) -> ExportCounts:
         for batch in stored.batches:
             total += batch.num_rows
             for row in json_dicts(batch.filter(pc.equal(batch["status"], ItemStatus.OK.value))):
-                shown = [one for one in controls if chooser is None or row[chooser] == one.name]
-                task = _task(row, shown)
+                task = _task(row, [one for one in controls if one.is_of(row)])
                 local += task["data"][_IMAGE].startswith(_LOCAL)
                 file.write((",\n" if rows else "\n") + json.dumps(task, ensure_ascii=False))
                 rows += 1
@@ -64,43 +60,21 @@ def export_label_studio(reader: RowReader, folder: Path) -> ExportCounts:
     return ExportCounts(rows, left_out=total - rows, lack="an image that could be read", notes=_notes(local))
 
 
-@dataclass(frozen=True, slots=True)
-class _Control:
-    """The `Choices` of a label set, and the columns of its labels."""
-
-    name: str
-    columns: tuple[str, ...]  # in the order of `LABEL_COLUMNS`
-    accepted: str | None
-
-    @classmethod
-    def of(cls, job: Job, label_set: LabelSet) -> _Control:
-        is_named = label_set.name in (one.name for one in job.named_label_sets)
-        accepted = accepted_column(label_set.name) if is_named else ACCEPTED_COLUMN
-        columns = label_columns(label_set.name) if is_named else LABEL_COLUMNS
-        has_accepted = label_set.kind is LabelKind.MULTI and accepted in job.accepted_columns
-        return cls(label_set.name, columns, accepted if has_accepted else None)
-
-    def chosen(self, row: Mapping[str, Any]) -> list[str]:
-        """The labels of a row: all that reach their thresholds, or the best one."""
-        found = row.get(self.accepted) if self.accepted else None
-        label = row[self.columns[0]]
-        return found if found is not None else [] if label is None else [label]
-
-    def result(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        scores = dict(zip(row[self.columns[2]] or (), row[self.columns[3]] or (), strict=False))
-        chosen = self.chosen(row)
-        return {
-            "id": self.name, "from_name": self.name, "to_name": _IMAGE, "type": "choices",
-            "value": {"choices": chosen}, "score": max((scores.get(one, 0.0) for one in chosen), default=0.0),
-        }  # fmt: skip
+def _result(labels: ChosenLabels, row: Mapping[str, Any]) -> dict[str, Any]:
+    name, chosen = labels.label_set.name, labels.of(row)
+    score = max((score or 0.0 for score in chosen.values()), default=0.0)
+    return {
+        "id": name, "from_name": name, "to_name": _IMAGE, "type": "choices",
+        "value": {"choices": [*chosen]}, "score": score,
+    }  # fmt: skip
 
 
-def _task(row: Mapping[str, Any], controls: Sequence[_Control]) -> dict[str, Any]:
-    results = [one.result(row) for one in controls]
+def _task(row: Mapping[str, Any], controls: Sequence[ChosenLabels]) -> dict[str, Any]:
+    results = [_result(one, row) for one in controls]
     data = {
         _IMAGE: _shown_uri(row["uri"]), "uri": row["uri"], "item_index": row["item_index"],
         "item_id": row["item_id"], "content_hash": row["content_hash"],
-        LABEL_SETS_KEY: [one.name for one in controls],
+        LABEL_SETS_KEY: [one.label_set.name for one in controls],
     }  # fmt: skip
     prediction = {
         "model_version": row["model_fingerprint"],
@@ -122,7 +96,10 @@ def _config(sets: Sequence[LabelSet]) -> str:
         if len(sets) > 1:
             ElementTree.SubElement(view, "Header", value=one.name)
         choice = "multiple" if one.kind is LabelKind.MULTI else "single"
-        choices = ElementTree.SubElement(view, "Choices", name=one.name, toName=_IMAGE, choice=choice)
+        # Without thresholds one label is true of each image: nothing chosen would be no answer.
+        required = {} if one.has_thresholds else {"required": "true"}
+        about = {"name": one.name, "toName": _IMAGE, "choice": choice, **required}
+        choices = ElementTree.SubElement(view, "Choices", about)
         for label in one.labels:
             ElementTree.SubElement(choices, "Choice", value=label)
     ElementTree.indent(view)

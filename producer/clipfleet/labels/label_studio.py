@@ -25,7 +25,8 @@ def tasks_to_marks(
     A task with `label` in its data, as imported from `clipfleet sample`, asks for this label only: the choice
     is `yes`, `no` or `skip`, or the label itself where it is shown; an annotation without a choice has an
     empty verdict. Any other task asks for all labels: the chosen ones are shown, the others are not; its
-    marks are fit marks of an evenly drawn item. A cancelled annotation is a skip. Case counts in choices only
+    marks are fit marks of an evenly drawn item, but corrections if `clipfleet export` wrote the task, for
+    people choose which of them they look at. A cancelled annotation is a skip. Case counts in choices only
     where labels differ by nothing else.
 
     Args:
@@ -37,6 +38,34 @@ def tasks_to_marks(
     Raises:
         UsageError: the file is not such an export, or a choice is neither an answer nor a label.
     """
+    for where, task in _tasks(path):
+        for annotation in task["annotations"]:
+            try:
+                marks = list(_marks(where, task["data"], annotation, labels, set_name))
+            except (AttributeError, KeyError, TypeError):
+                raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
+            yield from ((where, mark) for mark in marks)
+
+
+def named_sets(path: Path) -> set[str] | None:
+    """The label sets that the tasks of an export ask for; None: a task names none, as it is not of ours.
+
+    Raises:
+        UsageError: the file is not an export of Label Studio.
+    """
+    found: set[str] = set()
+    for where, task in _tasks(path):
+        names = task["data"].get(LABEL_SETS_KEY)
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{where}: `{LABEL_SETS_KEY}` in its data is no list of names")
+        found.update(names)
+    return found
+
+
+def _tasks(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each task is, and the task; it has data and annotations."""
     try:
         tasks = json.loads(read_text_file(path))
     except (ValueError, RecursionError) as error:
@@ -50,12 +79,7 @@ def tasks_to_marks(
             raise UsageError(f"{where}: it has no `data`: export tasks in the format JSON, not JSON-MIN")
         if not isinstance(task.get("annotations"), list):
             raise UsageError(f"{where}: it has no `annotations`: export in the format JSON, not JSON-MIN")
-        for annotation in task["annotations"]:
-            try:
-                marks = list(_marks(where, task["data"], annotation, labels, set_name))
-            except (AttributeError, KeyError, TypeError):
-                raise UsageError(f"{where}: an annotation is not one of Label Studio") from None
-            yield from ((where, mark) for mark in marks)
+        yield where, task
 
 
 def _marks(
@@ -64,7 +88,15 @@ def _marks(
     sets = data.get(LABEL_SETS_KEY)
     if sets and set_name and set_name not in sets:
         return
-    results = [one for one in annotation["result"] if not (sets and set_name) or one["from_name"] == set_name]
+    results = annotation["result"]
+    if sets and set_name:
+        controls = sorted({str(one.get("from_name")) for one in results})
+        if controls and not {*controls} & {*sets}:
+            raise UsageError(
+                f"{where}: its answers are of the control {controls[0]!r}: name the controls as in the "
+                f"exported config.xml: {', '.join(sets)}"
+            )
+        results = [one for one in results if one.get("from_name") == set_name]
     chosen = [
         str(choice)
         for result in results
@@ -82,8 +114,11 @@ def _marks(
         verdict = "skip" if is_skipped else _answer(where, asked, chosen, labels)
         yield {**about, "label": asked, "verdict": verdict, "purpose": data.get("purpose") or "fit"}
         return
-    about.setdefault("inclusion_probability", 1.0)
-    about["purpose"] = data.get("purpose") or "fit"
+    if sets:
+        about |= {"purpose": "correct", "inclusion_probability": None}
+    else:
+        about.setdefault("inclusion_probability", 1.0)
+        about["purpose"] = data.get("purpose") or "fit"
     shown = {_named(choice, labels) or choice for choice in chosen}
     if not is_skipped and results and not chosen:
         raise UsageError(f"{where}: its results are no choices: mark with `Choices`")

@@ -35,10 +35,14 @@ class MarkVerdict(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What a mark is for: to choose thresholds, or to test one."""
+    """What a mark is for: to choose thresholds, to test one, or to correct labels only.
+
+    A correction is of an item that was not drawn: nothing follows from it for other items.
+    """
 
     FIT = "fit"
     CERTIFY = "certify"
+    CORRECT = "correct"
 
 
 class Mark(BaseModel):
@@ -58,6 +62,7 @@ class Mark(BaseModel):
     at: datetime | None = None
     content_hash: str | None = None  # of the image that was looked at
     threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None  # of a certify draw
+    label_set: str = ""  # name of the label set; empty: not said
     where: str = ""  # file and line, for messages
 
     @model_validator(mode="before")
@@ -65,7 +70,7 @@ class Mark(BaseModel):
     def _drop_empty(cls, values: Any) -> Any:
         return {name: value for name, value in values.items() if value not in (None, "")}
 
-    @field_validator("item_id", "uri", "by", "content_hash", mode="before")
+    @field_validator("item_id", "uri", "by", "content_hash", "label_set", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value
@@ -98,7 +103,8 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str], set_name: str = "")
     Args:
         paths: the files.
         labels: of the label set; a Label Studio task without a label of its own answers for each.
-        set_name: of the label set, see `tasks_to_marks`.
+        set_name: of the label set, see `tasks_to_marks`: marks that name another one are left out. Empty: all
+            are read.
 
     Raises:
         UsageError: a file cannot be read, or a mark is invalid; the message begins with file and line.
@@ -116,8 +122,21 @@ def read_marks(paths: Iterable[Path], labels: Sequence[str], set_name: str = "")
                 raise UsageError(
                     f"{path}: neither .csv nor .jsonl with marks, nor .json as Label Studio exports it"
                 )
-        found += (_mark(where, value) for where, value in values if value.get("verdict") not in (None, ""))
-    return found
+        found += _marks(values)
+    return [mark for mark in found if not (set_name and mark.label_set) or mark.label_set == set_name]
+
+
+def parse_marks(where: str, text: str) -> list[Mark]:
+    """Read the marks of a text of JSON Lines.
+
+    Raises:
+        UsageError: a mark is invalid; the message begins with `where` and the line.
+    """
+    return _marks(_json_lines(where, text))
+
+
+def _marks(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mark]:
+    return [_mark(where, values) for where, values in rows if values.get("verdict") not in (None, "")]
 
 
 def count_unanswered(paths: Iterable[Path], labels: Sequence[str], set_name: str = "") -> int:
@@ -213,10 +232,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text_file(path).split("\n"), 1):
+    return _json_lines(str(path), read_text_file(path))
+
+
+def _json_lines(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -64,8 +64,31 @@ class MatchedMarks:
         return self.items.get((purpose, label), ())
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedMarks:
+    """Marks with their items, in the order of the marks."""
+
+    items: Sequence[tuple[ItemFacts, Mark]]
+    void: Sequence[Mark]  # see `MatchedMarks`
+
+    def matched(self) -> MatchedMarks:
+        """Reduce them to one verdict per item and label."""
+        latest = latest_verdicts([(item.item_index, mark) for item, mark in self.items])
+        return _reduced(latest, self.void)
+
+
 def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], where: str) -> MatchedMarks:
     """Match marks to the rows of an output, and reduce them to one verdict per item and label.
+
+    Args and errors: see `place_marks`.
+    """
+    return place_marks(reader, label_set, marks, where).matched()
+
+
+def place_marks(
+    reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], where: str, *, are_stored: bool = False
+) -> PlacedMarks:
+    """Find the rows that marks are about, in one pass.
 
     Where rows are of a store, ids name the items: positions differ between versions, and items go.
 
@@ -74,6 +97,8 @@ def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], w
         label_set: whose labels the marks are about.
         marks: in the order of their files.
         where: name of the label set in messages.
+        are_stored: they are kept beside the rows, which may have been replaced since: marks that do not fit
+            are void.
 
     Raises:
         UsageError: a mark is about an unknown label or item, an item without scores, or another item id.
@@ -85,18 +110,24 @@ def match_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark], w
     if are_of_store:
         marks = [mark.model_copy(update={"item_index": None}) if mark.item_id else mark for mark in marks]
     facts = find_items(reader, marks)
-    placed: list[tuple[int, Mark]] = []
+    placed: list[tuple[ItemFacts, Mark]] = []
     void: list[Mark] = []
     for mark in marks:
         if are_of_store and mark.item_id and not facts.has(mark.item_id):
             void.append(mark)
             continue
-        item = facts.item_of(mark)
+        try:
+            item = facts.item_of(mark)
+        except UsageError:
+            if not are_stored:
+                raise
+            void.append(mark)
+            continue
         if mark.content_hash and item.content_hash and mark.content_hash != item.content_hash:
             void.append(mark)
         else:
-            placed.append((item.item_index, mark))
-    return _reduced(latest_verdicts(placed), void)
+            placed.append((item, mark))
+    return PlacedMarks(placed, void)
 
 
 def _are_of_store(reader: RowReader) -> bool:
@@ -126,6 +157,21 @@ def read_matched_marks(
     return replace(matched, unanswered=count_unanswered(paths, label_set.labels, label_set.name))
 
 
+def match_stored_marks(reader: RowReader, label_set: LabelSet, marks: Sequence[Mark]) -> MatchedMarks:
+    """Match the marks that are kept beside the rows: those on this label set.
+
+    Certify marks that were drawn for another threshold are left out: they test nothing.
+    """
+    fitting = [
+        mark
+        for mark in marks
+        if mark.label_set == label_set.name
+        and mark.label in label_set.labels
+        and _is_of_threshold(mark, label_set)
+    ]
+    return place_marks(reader, label_set, fitting, reader.uri, are_stored=True).matched()
+
+
 def _require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequence[str]) -> None:
     """Refuse certify marks that say that they were drawn for another threshold.
 
@@ -133,13 +179,19 @@ def _require_thresholds(marks: Sequence[Mark], label_set: LabelSet, labels: Sequ
         UsageError: there is one.
     """
     for mark in marks:
-        if mark.purpose is Purpose.CERTIFY and mark.label in labels and mark.threshold is not None:
+        if mark.label in labels and not _is_of_threshold(mark, label_set):
             threshold = label_set.threshold(mark.label)
-            if abs(mark.threshold - threshold) > _SAME:
-                raise UsageError(
-                    f"{mark.where}: drawn for another threshold of {mark.label!r}, {mark.threshold:.6g} and "
-                    f"not {threshold:.6g}: draw a new sample with `clipfleet sample`"
-                )
+            raise UsageError(
+                f"{mark.where}: drawn for another threshold of {mark.label!r}, {mark.threshold:.6g} and "
+                f"not {threshold:.6g}: draw a new sample with `clipfleet sample`"
+            )
+
+
+def _is_of_threshold(mark: Mark, label_set: LabelSet) -> bool:
+    """False for a certify mark that says that it was drawn for another threshold."""
+    if mark.purpose is not Purpose.CERTIFY or mark.threshold is None:
+        return True
+    return abs(mark.threshold - label_set.threshold(mark.label)) <= _SAME
 
 
 def _reduced(latest: Sequence[tuple[int, Mark]], void: Sequence[Mark]) -> MatchedMarks:

@@ -14,7 +14,8 @@ from clipfleet.contract.jobs import Job
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import read_label_set
-from clipfleet.marking.matching import MatchedMarks, read_matched_marks
+from clipfleet.marking.matching import MatchedMarks, match_stored_marks, read_matched_marks
+from clipfleet.marking.stored import stored_marks
 from clipfleet.report.answers import Answers, answers_of, slices
 from clipfleet.report.drawing import Drawing, drawn_for
 from clipfleet.report.failures import Failures
@@ -89,6 +90,7 @@ def make_report(reader: RowReader, wanted: Wanted) -> Report:
         wanted.to_mark,
         labels_file=wanted.labels_file,
         is_finished=finished_at is not None,
+        is_asked=bool(wanted.labels or wanted.labels_file or wanted.marks),
     )
     moves = None if wanted.compared is None else moves_between(reader, wanted.compared)
     if moves is not None:
@@ -184,9 +186,13 @@ def _focus(reader: RowReader, answers: Sequence[Answers], wanted: Wanted) -> int
 def _marked(
     reader: RowReader, answers: Sequence[Answers], focus: int | None, wanted: Wanted
 ) -> MatchedMarks | None:
-    if not wanted.marks or focus is None:
+    """The marks of files; without files, those that are stored beside the rows."""
+    if focus is None:
         return None
     label_set: LabelSet = answers[focus].label_set or LabelSet(labels=answers[focus].numbers.names)
+    if not wanted.marks:
+        stored = stored_marks(reader)
+        return match_stored_marks(reader, label_set, stored) if stored else None
     where = wanted.labels_file or reader.uri
     return read_matched_marks(reader, label_set, where, wanted.marks, list(label_set.promises))
 

@@ -46,6 +46,7 @@ def drawn_for(
     *,
     labels_file: str | None,
     is_finished: bool,
+    is_asked: bool,
 ) -> Drawing:
     """Draw the samples of a label set.
 
@@ -57,6 +58,7 @@ def drawn_for(
         count: items of a fit sample.
         labels_file: label set with the thresholds; None: that of the rows.
         is_finished: whether the rows stay as they are.
+        is_asked: whether the user asks for samples: else what prevents them is said in the page.
 
     Raises:
         UsageError: see `draw`; or a label is unknown.
@@ -78,7 +80,7 @@ def drawn_for(
         asked = asked_labels(labels, label_set, where)
         found = draw(certification_of(rows, label_set, where), asked, marked or MatchedMarks({}), count)
     except ClipfleetError as error:
-        if labels or labels_file or marked is not None:
+        if is_asked:
             raise
-        return Drawing(reason=str(error))  # nobody asked for samples: the rest of the report stands
+        return Drawing(reason=str(error))
     return Drawing(found)

@@ -21,4 +21,6 @@ class Layout(StrEnum):
     OPENAI_BATCH = "openai-batch"
     HUGGING_FACE = "huggingface"
     LABEL_STUDIO = "label-studio"
+    FIFTYONE = "fiftyone"
+    WEBDATASET = "webdataset"
     CSV = "csv"

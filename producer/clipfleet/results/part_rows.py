@@ -61,13 +61,13 @@ class PartRows:
     """
 
     def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
-        self._output = output
+        self.output = output
         self._early_end = early_end
         self.uri = output.uri
 
     def job(self) -> Job | None:
         with suppress(OutputConflictError):
-            return job_of(self._output)
+            return job_of(self.output)
         return None
 
     def label_sets(self) -> Sequence[Mapping[str, Any]] | None:
@@ -76,9 +76,7 @@ class PartRows:
 
     def finished_at(self) -> datetime | None:
         manifest = self._manifest()
-        return (
-            None if manifest is None or self._output.read(objects.SUCCESS) is None else manifest.finished_at
-        )
+        return None if manifest is None or self.output.read(objects.SUCCESS) is None else manifest.finished_at
 
     def early_end(self) -> EarlyEnd | None:
         return self._early_end()
@@ -116,13 +114,13 @@ class PartRows:
             OutputDamagedError: a part is missing.
         """
         manifest, job = self._manifest(), self.job()
-        if manifest is None or self._output.read(objects.SUCCESS) is None:
-            raise ResultsNotReadyError(f"{self._output.uri}: the job has not finished")
+        if manifest is None or self.output.read(objects.SUCCESS) is None:
+            raise ResultsNotReadyError(f"{self.output.uri}: the job has not finished")
         self._require_complete(job, self._part_names(job))
         rows = [part.rows for part in manifest.parts if part.rows is not None]
         if len(rows) < len(manifest.parts):
             raise OutputDamagedError(
-                f"{self._output.uri}/{objects.MANIFEST} does not say how many rows each part has"
+                f"{self.output.uri}/{objects.MANIFEST} does not say how many rows each part has"
             )
         return rows
 
@@ -133,12 +131,12 @@ class PartRows:
         self._require_complete(job, found)
         part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
-        return _Parts(self._output, files, job), names
+        return _Parts(self.output, files, job), names
 
     def failure_examples(self) -> dict[str, str]:
         """Read the beginning of the finished job's list of failed rows."""
         try:
-            with self._output.open(self._layout(self.job()).errors) as file:
+            with self.output.open(self._layout(self.job()).errors) as file:
                 lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
         except (FileNotFoundError, OutputUnavailableError):
             return {}
@@ -155,12 +153,12 @@ class PartRows:
         """That of the job; without its description, that of the parts which are there."""
         if job is not None:
             return layout_of(job.schema_version)
-        with_parts = (one for one in LAYOUTS if any(self._output.names(one.part_prefix)))
+        with_parts = (one for one in LAYOUTS if any(self.output.names(one.part_prefix)))
         return next(with_parts, LAYOUT)
 
     def _part_names(self, job: Job | None) -> list[str]:
         suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
-        names = self._output.names(self._layout(job).part_prefix)
+        names = self.output.names(self._layout(job).part_prefix)
         return [name for name in names if name.endswith(suffixes)]
 
     def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
@@ -170,11 +168,11 @@ class PartRows:
                 if name.endswith(f".{part_format}"):
                     found.setdefault(part_format, []).append(name)
         if not found:
-            hint = "" if self._output.read(objects.JOB_FILE) is not None else "; no job has this output"
-            raise ResultsNotReadyError(f"{self._output.uri}: no results yet{hint}")
+            hint = "" if self.output.read(objects.JOB_FILE) is not None else "; no job has this output"
+            raise ResultsNotReadyError(f"{self.output.uri}: no results yet{hint}")
         if len(found) > 1:
             raise OutputConflictError(
-                f"{self._output.uri}: parts in two formats and no {objects.JOB_FILE} to choose by: "
+                f"{self.output.uri}: parts in two formats and no {objects.JOB_FILE} to choose by: "
                 "move one format away"
             )
         ((part_format, names),) = found.items()
@@ -187,34 +185,34 @@ class PartRows:
         """
         manifest = self._manifest()
         is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
-        if manifest is None or is_others or self._output.read(objects.SUCCESS) is None:
+        if manifest is None or is_others or self.output.read(objects.SUCCESS) is None:
             return  # unfinished or retried: read the parts so far
         if job is not None and job.store is not None:
             raise UsageError(
-                f"{self._output.uri}: the rows of job {job.job_id} are in the store {job.store.uri}: name "
+                f"{self.output.uri}: the rows of job {job.job_id} are in the store {job.store.uri}: name "
                 f"that instead; {objects.LAYOUT.errors} here has the items that failed"
             )
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(missing)} listed in {objects.MANIFEST} but missing: "
-                f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
+                f"{self.output.uri}/{_some(missing)} listed in {objects.MANIFEST} but missing: "
+                f"`clipfleet retry {shlex.quote(self.output.uri)}` runs their items again"
             )
         if strange := set(names).difference(listed):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(strange)} not listed in {objects.MANIFEST} of job "
+                f"{self.output.uri}/{_some(strange)} not listed in {objects.MANIFEST} of job "
                 f"{manifest.job.job_id}: move away files of other jobs"
             )
 
     def _manifest(self) -> _Manifest | None:
-        data = self._output.read(objects.MANIFEST)
+        data = self.output.read(objects.MANIFEST)
         if data is None:
             return None
         try:
             return _Manifest.model_validate_json(data)
         except ValidationError as error:
             problem = first_problem(error)
-            raise OutputDamagedError(f"{self._output.uri}/{objects.MANIFEST} is damaged: {problem}") from None
+            raise OutputDamagedError(f"{self.output.uri}/{objects.MANIFEST} is damaged: {problem}") from None
 
 
 @dataclass(frozen=True, slots=True)

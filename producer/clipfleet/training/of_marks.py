@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def samples_of_marks(
 
     It counts as many times as it stands for items that were not drawn: 1 / its inclusion probability.
 
-    Only fit marks count: certify marks are there to test what fit marks chose.
+    Only fit marks count: certify marks are there to test what fit marks chose, corrections are not drawn.
 
     Args:
         reader: of the rows.
@@ -44,7 +45,7 @@ def samples_of_marks(
     marks = read_marks(paths, label_set.labels if label_set is not None else tuple(dict.fromkeys(own)))
     fit = [mark for mark in marks if mark.purpose is Purpose.FIT]
     if not fit:
-        why = f": all {len(marks):,} are certify marks, which test and never fit" if marks else ""
+        why = f": all {len(marks):,} are certify marks or corrections, which never fit" if marks else ""
         raise UsageError(
             f"{', '.join(map(str, paths))}: no fit marks{why}; draw items with `clipfleet sample`"
         )
@@ -67,7 +68,7 @@ def samples_of_marks(
         ids=ids, groups=groups_of(hashes), images=images.origin, options=ModelOptions.of_job(job),
         source=reader.uri,
         templates=_templates(job, labels) if label_set is None else label_set.templates,
-        notes=tuple(_notes(matched, len(marks) - len(fit))),
+        notes=tuple(_notes(matched, marks)),
     ).without_rare(min_items)  # fmt: skip
     samples.require_enough()
     return samples
@@ -115,8 +116,11 @@ def _items(reader: RowReader, indexes: Sequence[int]) -> tuple[tuple[str, ...], 
     return tuple(found[index][0] for index in indexes), [found[index][1] for index in indexes]
 
 
-def _notes(matched: MatchedMarks, certify: int) -> Iterator[str]:
-    if certify:
+def _notes(matched: MatchedMarks, marks: Sequence[Mark]) -> Iterator[str]:
+    purposes = Counter(mark.purpose for mark in marks)
+    if corrections := purposes[Purpose.CORRECT]:
+        yield f"left out: {counted(corrections, 'correction')}, which no sample has drawn"
+    if certify := purposes[Purpose.CERTIFY]:
         yield f"left out: {counted(certify, 'certify mark')}, which test and never fit"
     if matched.void:
         yield f"left out: {counted(len(matched.void), 'mark')} of images that have changed or are gone"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.commands.marking_options import SampledFile, SetName
+from clipfleet.commands.marks.options import SampledFile, SetName
 from clipfleet.commands.options import AsJson, Rows, not_empty
 from clipfleet.errors import UsageError, usage_errors
 from clipfleet.terminal.console import printable, say

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipfleet.commands.marking_options import MARKS, Label, LabelsFile, SetName
+from clipfleet.commands.marks.options import MARKS, Label, LabelsFile, SetName
 from clipfleet.commands.options import AsJson, Rows, not_empty
 from clipfleet.commands.results import row_reader
 from clipfleet.errors import UsageError

@@ -76,15 +76,19 @@ def test_one_item(run: Run, place: StorePlace) -> None:
     assert (code, row["item_index"], row["model_fingerprint"], row["kind"]) == (0, 7, FINGERPRINT, "dog")
 
 
-@pytest.mark.parametrize("layout", [one for one in Layout if one is not Layout.LABEL_STUDIO])
+OF_LABELS = (Layout.LABEL_STUDIO, Layout.FIFTYONE)
+
+
+@pytest.mark.parametrize("layout", [one for one in Layout if one not in (*OF_LABELS, Layout.WEBDATASET)])
 def test_an_export(run: Run, place: StorePlace, layout: Layout) -> None:
     code, out, _ = run("export", "vectors", "--layout", layout, "--to", "to", "--json")
 
     assert (code, json.loads(out)["rows"]) == (0, len(ITEMS))
 
 
-def test_an_export_of_labels_needs_labels(run: Run, place: StorePlace) -> None:
-    code, _, err = run("export", "vectors", "--layout", "label-studio", "--to", "to")
+@pytest.mark.parametrize("layout", OF_LABELS)
+def test_an_export_of_labels_needs_labels(run: Run, place: StorePlace, layout: Layout) -> None:
+    code, _, err = run("export", "vectors", "--layout", layout, "--to", "to")
 
     assert code == 2
     assert "run `clipfleet relabel` with labels" in err

@@ -47,7 +47,8 @@ BY_HEADS = {
     "head_taste": "cat", "head_taste_score": 0.75, "head_tags": "a", "head_tags_score": 0.5,
     "head_tags_accepted": ["a"],
 }  # fmt: skip
-LAYOUTS = pytest.mark.parametrize("layout", [one for one in Layout if one is not Layout.LABEL_STUDIO])
+OF_LABELS_OR_IMAGES = (Layout.LABEL_STUDIO, Layout.FIFTYONE, Layout.WEBDATASET)
+LAYOUTS = pytest.mark.parametrize("layout", [one for one in Layout if one not in OF_LABELS_OR_IMAGES])
 
 
 @pytest.fixture
@@ -526,7 +527,7 @@ class TestLabelStudio:
         view = ElementTree.fromstring(config)  # noqa: S314 - we wrote it
         assert [one.get("value") for one in view.iter("Choice")] == list(things.labels)
         assert [one.attrib for one in view.iter("Choices")] == [
-            {"name": "things", "toName": "image", "choice": "single"}
+            {"name": "things", "toName": "image", "choice": "single", "required": "true"}
         ]
 
     def test_all_accepted_labels_of_each_set_are_predicted(self, output: FolderOutput, to: Path) -> None:
@@ -571,6 +572,58 @@ class TestLabelStudio:
     def test_rows_without_labels_are_refused(self, finished: FolderOutput, to: Path) -> None:
         with pytest.raises(UsageError, match="no label set has labelled its rows: run `clipfleet relabel`"):
             export(PartRows(finished), Layout.LABEL_STUDIO, to)
+        assert not to.exists()
+
+
+class TestFiftyOne:
+    def export(self, output: FolderOutput, to: Path) -> dict[str, dict[str, Any]]:
+        export(PartRows(output), Layout.FIFTYONE, to)
+        return {path.name: json.loads(path.read_text()) for path in to.iterdir()}
+
+    def target(self, index: int, label: int, confidence: float | None) -> dict[str, Any]:
+        about = {"item_index": index, "item_id": f"img{index}"}
+        return {"label": label, "confidence": confidence, "attributes": about}
+
+    def test_each_image_in_a_file_has_its_label(self, output: FolderOutput, to: Path) -> None:
+        things = LabelSet(name="things", labels=("dog", "cat"))
+        place_job(output, make_job(output.uri, task=Task.CLASSIFY, label_sets=(things,)))
+        some = [classified(0), failed(1), {**classified(2), "label": None}, classified(3), classified(4)]
+        some[3]["uri"], some[4]["uri"] = "https://example.org/3.jpg", some[0]["uri"]
+        add_part(output, 0, some)
+
+        counts = export(PartRows(output), Layout.FIFTYONE, to)
+
+        assert json.loads((to / "labels.json").read_text()) == {
+            "classes": ["dog", "cat"], "labels": {"/p/0.jpg": self.target(0, 1, 0.75), "/p/2.jpg": None},
+        }  # fmt: skip
+        assert (counts.rows, counts.left_out, counts.lack) == (2, 3, "a file with an image of their own")
+
+    def test_of_multi_sets_all_accepted_labels_each_set_in_its_file(
+        self, output: FolderOutput, to: Path
+    ) -> None:
+        sets = tuple(
+            LabelSet(name=name, labels=("cat", "dog"), kind=LabelKind.MULTI) for name in ("first", "second")
+        )
+        job = make_job(output.uri, task=Task.CLASSIFY, label_sets=sets)
+        place_job(output, job)
+        one = accepting(0, "dog", "cat")
+        one |= {f"{name}_first": one[name] for name in (*LABEL_COLUMNS, "accepted")}
+        one |= {f"{name}_second": None for name in LABEL_COLUMNS} | {"accepted_second": []}
+        add_part(output, 0, [one], label_sets=("first", "second"), accepted=job.accepted_columns)
+
+        found = self.export(output, to)
+
+        assert {name: file["labels"]["/p/0.jpg"] for name, file in found.items()} == {
+            "labels.json": [self.target(0, 1, 0.75), self.target(0, 0, 0.625)], "labels-second.json": [],
+        }  # fmt: skip
+
+    def test_where_no_image_is_a_file_nothing_is_written(self, output: FolderOutput, to: Path) -> None:
+        things = LabelSet(name="things", labels=("dog", "cat"))
+        place_job(output, make_job(output.uri, task=Task.CLASSIFY, label_sets=(things,)))
+        add_part(output, 0, [{**classified(0), "uri": "https://example.org/3.jpg"}])
+
+        with pytest.raises(UsageError, match="no row has an image in a file, which FiftyOne looks for"):
+            self.export(output, to)
         assert not to.exists()
 
 

@@ -264,6 +264,27 @@ class TestCalibrate:
         assert "labels.yaml holds certificates (cat)" in refused(*command)
         assert "labels.json: a label set is written as .yaml" in refused(*command[:-1], "labels.json")
 
+    def test_stored_marks_count_as_those_of_the_file(self, truth: Truth) -> None:
+        run("sample", "out/", "--purpose", "fit", "-n", 40, "-o", "fit.csv")
+        mark_file(Path("fit.csv"), truth)
+        words = refused("calibrate", "out/", "-o", "stored.yaml")
+        assert "no marks are stored there: name files with `marks=`" in words
+        run("calibrate", "out/", "--marks", "fit.csv", "-o", "file.yaml")
+
+        run("marks", "import", "fit.csv", "--job", "out/")
+        run("calibrate", "out/", "-o", "stored.yaml")
+
+        assert Path("stored.yaml").read_text() == Path("file.yaml").read_text()
+
+    def test_corrections_choose_no_thresholds(self, truth: Truth) -> None:
+        run("sample", "out/", "--purpose", "fit", "-n", 40, "-o", "fit.csv")
+        rows = mark_file(Path("fit.csv"), truth)
+        write_rows(Path("fit.csv"), [{**row, "purpose": "correct"} for row in rows])
+
+        words = refused("calibrate", "out/", "--marks", "fit.csv", "-o", "stored.yaml")
+
+        assert words == "there are no fit marks: draw items with `clipfleet sample`"
+
     def test_calibrating_again_leaves_looks_spent(self, truth: Truth) -> None:
         run("sample", "out/", "--purpose", "fit", "-n", 60, "-o", "fit.csv")
         mark_file(Path("fit.csv"), truth)

@@ -14,6 +14,7 @@ from clipfleet.contract.heads import JobHead
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_set_yaml
+from clipfleet.marking.stored import add_marks
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.report.building import MOST_ROWS
 from clipfleet.report.drawing import NO_NUMPY, NO_THRESHOLDS, NOT_FINISHED
@@ -349,6 +350,36 @@ class TestMarks:
         (sample,) = after["marking"]["samples"]
         assert len(sample["items"]) == 2
         assert not {*items[:4]} & {*items_at(after, [item[0] for item in sample["items"]])}
+
+    def test_marks_that_are_stored_with_the_rows_count_without_a_file(
+        self, tmp_path: Path, rows: list[dict[str, Any]]
+    ) -> None:
+        job = place_rows(tmp_path / "out", rows)
+        mark = {"label": "cat", "purpose": "fit", "verdict": "yes", "inclusion_probability": 1.0}
+        about = {"certify": {"purpose": "certify", "threshold": 0.123}, "other": {"label_set": "other"}}
+        lines = [
+            {**mark, "label_set": job.label_sets[0].name, "item_index": 1},
+            {**mark, "label_set": job.label_sets[0].name, "item_index": 2, "item_id": "replaced"},
+            {**mark, "label_set": job.label_sets[0].name, "item_index": 3, **about["certify"]},
+            {**mark, "item_index": 4, **about["other"]},
+        ]
+        add_marks(FolderOutput(tmp_path / "out"), [json.dumps(line) for line in lines], now_ms=1)
+
+        marked = read_report(tmp_path / "out").marked
+
+        assert marked is not None
+        assert {key: [one.item_index for one in some] for key, some in marked.items.items()} == {
+            ("fit", "cat"): [1]
+        }
+        assert [mark.item_id for mark in marked.void] == ["replaced"]
+
+    def test_where_no_sample_can_be_drawn_stored_marks_stop_no_report(self, tmp_path: Path) -> None:
+        job = place_rows(tmp_path, [failed(0)])
+        mark = {"item_index": 0, "label": "cat", "verdict": "yes", "purpose": "fit"}
+        about = {"inclusion_probability": 1.0, "label_set": job.label_sets[0].name}
+        add_marks(FolderOutput(tmp_path), [json.dumps({**mark, **about})], now_ms=1)
+
+        assert "no row has scores" in data_of(tmp_path)["marking"]["reason"]
 
     def test_a_promise_has_a_certify_sample_of_the_size_that_proves_it(self, tmp_path: Path) -> None:
         rows, _ = rows_by_formula(ROWS)

@@ -352,11 +352,13 @@ class TestMarks:
     def test_certify_marks_and_disagreements_are_left_out(self, tmp_path: Path) -> None:
         rows = [*MARKS, mark(5, "cat", "yes"), mark(5, "cat", "no", by="bob")]
         rows.append(mark(2, "dog", "yes", purpose="certify"))
+        rows.append(mark(3, "dog", "yes", purpose="correct"))
 
         samples = self.marked(tmp_path, rows)
 
         assert len(samples.ids) == 5
         assert samples.notes == (
+            "left out: 1 correction, which no sample has drawn",
             "left out: 1 certify mark, which test and never fit",
             "left out: 1 mark on which people disagree",
         )

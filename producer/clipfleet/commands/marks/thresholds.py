@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipfleet.commands.following import EXIT_SOME_FAILED
-from clipfleet.commands.marking_options import (
+from clipfleet.commands.marks.options import (
     MARKS,
     TARGET_PRECISION,
     Confidence,
@@ -27,19 +28,19 @@ from clipfleet.commands.marking_options import (
     ToMark,
     WrittenLabels,
 )
-from clipfleet.commands.options import AsJson, JobOrOutput
-from clipfleet.commands.results import row_reader
-from clipfleet.commands.verdicts import (
+from clipfleet.commands.marks.verdicts import (
     certify_object,
     certify_sentences,
     threshold_object,
     threshold_table,
     what_does_not_count,
 )
+from clipfleet.commands.options import AsJson, JobOrOutput
+from clipfleet.commands.results import row_reader
 from clipfleet.contract.label_sets import Claim, Promise, Verdict
 from clipfleet.errors import UsageError
 from clipfleet.labels.extra import require_numpy
-from clipfleet.labels.marks import Purpose
+from clipfleet.labels.marks import Mark, Purpose
 from clipfleet.terminal.console import print_table, say
 from clipfleet.terminal.help import LABELS, OUTPUT
 from clipfleet.wording import counted
@@ -54,10 +55,17 @@ if TYPE_CHECKING:
 _TO_MARK = Path("to_mark.csv")
 
 
+class DrawnFor(StrEnum):
+    """The purposes that samples are drawn for."""
+
+    FIT = Purpose.FIT.value
+    CERTIFY = Purpose.CERTIFY.value
+
+
 def sample(
     job: JobOrOutput,
     purpose: Annotated[
-        Purpose,
+        DrawnFor,
         typer.Option(help="fit: to choose thresholds; certify: to test them", rich_help_panel=LABELS),
     ],
     label: Label = None,
@@ -79,12 +87,12 @@ def sample(
         files.require_unmarked(output)
     with _scored(job, set_name) as (reader, rows):
         label_set, where = thresholds_of(rows, labels)
-        promised = list(label_set.promises) if purpose is Purpose.CERTIFY else []
+        promised = list(label_set.promises) if purpose is DrawnFor.CERTIFY else []
         asked = asked_labels(label or promised, label_set, where)
         marked = read_matched_marks(reader, label_set, where, marks or [], asked)
         draws = [
             drawing.draw_for_fit(rows, one, count, marked)
-            if purpose is Purpose.FIT
+            if purpose is DrawnFor.FIT
             else drawing.draw_for_certify(rows, one, count, marked, label_set)
             for one in asked
         ]
@@ -103,8 +111,8 @@ def sample(
 
 def calibrate(
     job: JobOrOutput,
-    marks: Annotated[list[Path], MARKS],
     output: WrittenLabels,
+    marks: Annotated[list[Path] | None, MARKS] = None,
     target_precision: TargetPrecision = None,
     max_miss: MaxMiss = None,
     set_name: SetName = None,
@@ -118,16 +126,15 @@ def calibrate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a threshold per label by fit marks, and write the label set with them."""
+    """Choose a threshold per label by fit marks, of files or stored, and write the label set with them."""
     require_numpy("marks")
     from clipfleet.marking.calibration import calibrate as choose
     from clipfleet.marking.files import require_replaceable, write_calibrated
-    from clipfleet.marking.matching import read_matched_marks
 
     promise = _promise(target_precision, max_miss)
     with _scored(job, set_name) as (reader, rows):
         require_replaceable(output, rows.label_set, overwrite)
-        marked = read_matched_marks(reader, rows.label_set, rows.uri, marks)
+        marked = _fit_marks(reader, rows, marks or ())
         found = choose(rows, marked, promise)
     write_calibrated(output, found.label_set)
     if as_json:
@@ -210,6 +217,22 @@ def certify(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+def _fit_marks(reader: RowReader, rows: ScoredRows, files: Sequence[Path]) -> MatchedMarks:
+    """The marks of files, else those that are stored beside the rows."""
+    from clipfleet.marking.matching import match_stored_marks, read_matched_marks
+    from clipfleet.marking.stored import stored_marks
+
+    if files:
+        return read_matched_marks(reader, rows.label_set, rows.uri, files)
+    stored = stored_marks(reader)
+    if not stored:
+        raise UsageError(
+            f"{rows.uri}: no marks are stored there: name files with `marks=`, or store them with "
+            "`clipfleet marks import FILE`"
+        )
+    return match_stored_marks(reader, rows.label_set, stored)
+
+
 @contextmanager
 def _scored(
     job: str, set_name: str | None, *, finished: bool = False
@@ -241,17 +264,22 @@ def _promise(target_precision: float | None, max_miss: float | None) -> Promise:
 
 
 def _say_what_does_not_count(marked: MatchedMarks) -> None:
-    if marked.void:
-        where = ", ".join(mark.where for mark in marked.void[:_SHOWN])
-        say(
-            f"void, for the image has changed or is gone: {counted(len(marked.void), 'mark')} ({where})",
-            style="yellow",
-        )
+    say_void(marked.void, marked.unanswered)
     if marked.disagreements:
         items = ", ".join(f"{label} of item {index}" for label, index in marked.disagreements[:_SHOWN])
         say(f"people disagree on {counted(len(marked.disagreements), 'verdict')}: {items}", style="yellow")
-    if marked.unanswered:
-        what = counted(marked.unanswered, "annotation")
+
+
+def say_void(void: Sequence[Mark], unanswered: int) -> None:
+    """Warn of marks whose image has changed, and of annotations that are none."""
+    if void:
+        where = ", ".join(mark.where for mark in void[:_SHOWN])
+        say(
+            f"void, for the image has changed or is gone: {counted(len(void), 'mark')} ({where})",
+            style="yellow",
+        )
+    if unanswered:
+        what = counted(unanswered, "annotation")
         say(f"no marks, for nothing is chosen: {what} of Label Studio", style="yellow")
 
 
