@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import JobState, Task
+from clipfleet.errors import UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.folder import FolderOutput
@@ -27,6 +28,7 @@ from clipfleet.sources import open_source
 from clipfleet.submit.options import make_job
 from tests.support.version_1 import BROKEN, FINISHED, ITEMS, LARGE, files_of, version_1_output
 
+OF_IMAGES = [Layout.FIFTYONE, Layout.WEBDATASET]
 FAILED = {LARGE: "too_many_pixels", BROKEN: "broken_image"}
 
 
@@ -82,12 +84,18 @@ def test_it_is_printed_in_every_format(output: Path, result_format: ResultFormat
         assert [row["item_id"] for row in printed] == [f"n{number}" for number in range(ITEMS)]
 
 
-@pytest.mark.parametrize("layout", list(Layout))
-def test_it_is_exported_in_every_layout(tmp_path: Path, layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [one for one in Layout if one not in OF_IMAGES])
+def test_it_is_exported_in_every_layout_of_rows(tmp_path: Path, layout: Layout) -> None:
     name = "classify" if layout is Layout.LABEL_STUDIO else "embed"  # it needs labels
     counts = export(reader_of(version_1_output(name, tmp_path)), layout, tmp_path / "to")
 
     assert counts.rows + counts.left_out == ITEMS
+
+
+@pytest.mark.parametrize("layout", OF_IMAGES)
+def test_its_images_are_gone(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(UsageError, match="no row has an image in a file"):
+        export(reader_of(version_1_output("classify", tmp_path)), layout, tmp_path / "to")
 
 
 def test_a_rebuild_restores_its_job_and_changes_no_file(client: Client, output: Path) -> None:
