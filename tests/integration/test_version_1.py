@@ -28,7 +28,7 @@ from clipfleet.sources import open_source
 from clipfleet.submit.options import make_job
 from tests.support.version_1 import BROKEN, FINISHED, ITEMS, LARGE, files_of, version_1_output
 
-OF_IMAGES = [Layout.FIFTYONE, Layout.WEBDATASET]
+OF_IMAGES = [Layout.HUGGING_FACE_IMAGES, Layout.FIFTYONE, Layout.WEBDATASET]
 FAILED = {LARGE: "too_many_pixels", BROKEN: "broken_image"}
 
 

@@ -124,23 +124,23 @@ def test_every_row_is_there_once_with_its_vector(
         assert {int(item): vector for item, vector in found["vectors"].items()} == expected.vectors, name
 
 
-def test_shards_hold_each_image_with_its_row(
-    python_of: Callable[[str], Path], outputs: Mapping[str, Output], tmp_path: Path
+@pytest.mark.parametrize("layout", [Layout.WEBDATASET, Layout.HUGGING_FACE_IMAGES])
+def test_layouts_of_images_hold_each_with_its_row(
+    python_of: Callable[[str], Path], outputs: Mapping[str, Output], tmp_path: Path, layout: Layout
 ) -> None:
-    output = outputs["classify"]
-    reader = PartRows(open_output(str(output.folder)))
-    export(reader, Layout.WEBDATASET, tmp_path / "shards")
+    reader = PartRows(open_output(str(outputs["classify"].folder)))
+    export(reader, layout, tmp_path / "to")
 
+    script = Path(__file__).with_name("read_images.py")
     shown = subprocess.run(
-        [python_of("READERS_PYTHON"), Path(__file__).with_name("read_shards.py"), tmp_path / "shards"],
+        [python_of("READERS_PYTHON"), script, layout, tmp_path / "to"],
         env=os.environ | ENVIRONMENT | {"HF_HOME": str(tmp_path)},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
     assert shown.returncode == 0, shown.stderr
-    classes = (tmp_path / "shards" / "classnames.txt").read_text().split()
     assert json.loads(shown.stdout.splitlines()[-1]) == {
-        row["item_id"]: [[row["width"], row["height"]], row["label"], classes.index(row["label"])]
+        row["item_id"]: [[row["width"], row["height"]], row["label"], LABELS.index(row["label"])]
         for row in rows(reader)
         if row["status"] == "ok"
     }

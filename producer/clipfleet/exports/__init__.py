@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
 from clipfleet.exports.fiftyone import export_fiftyone
-from clipfleet.exports.hugging_face import export_hugging_face
+from clipfleet.exports.hugging_face import export_hugging_face, export_hugging_face_images
 from clipfleet.exports.label_studio import export_label_studio
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
@@ -37,6 +37,7 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
     Layout.CLIP_RETRIEVAL: export_clip_retrieval,
     Layout.OPENAI_BATCH: export_openai_batch,
     Layout.HUGGING_FACE: export_hugging_face,
+    Layout.HUGGING_FACE_IMAGES: export_hugging_face_images,
     Layout.LABEL_STUDIO: export_label_studio,
     Layout.FIFTYONE: export_fiftyone,
     Layout.WEBDATASET: export_webdataset,

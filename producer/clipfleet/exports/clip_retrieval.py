@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,7 @@ from clipfleet.contract.columns import LABEL_COLUMNS
 from clipfleet.contract.jobs import Job
 from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.errors import UsageError
+from clipfleet.exports.column_names import unique_names
 from clipfleet.exports.new_folder import Counted, ExportCounts
 from clipfleet.results.formats import row_groups
 from clipfleet.results.rows import RowReader, RowStream, batches_with_vectors
@@ -138,7 +139,7 @@ class _Metadata:
         if self._has_caption:
             extra.remove(_CAPTION)
             theirs.insert(1, _CAPTION)
-        self._copied = _unique_names([*ours, *extra], taken=theirs)
+        self._copied = unique_names([*ours, *extra], taken=theirs)
         fields = [pa.field(name, pa.string()) for name in theirs]
         fields += [schema.field(column).with_name(name) for name, column in self._copied.items()]
         self.schema = pa.schema(fields).remove_metadata()
@@ -163,17 +164,3 @@ class _Metadata:
         if self._has_caption:
             theirs.insert(1, batch.column(_CAPTION))
         return pa.RecordBatch.from_arrays([*theirs, *copied], schema=self.schema)
-
-
-def _unique_names(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Map names in the export to columns of the part; a source's column `url` becomes `source_url`."""
-    names: dict[str, str] = {}
-    unusable = {*taken, *columns}
-    for column in columns:
-        name = column
-        if name in taken:
-            while name in unusable:
-                name = f"source_{name}"
-        names[name] = column
-        unusable.add(name)
-    return names

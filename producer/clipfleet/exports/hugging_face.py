@@ -1,6 +1,6 @@
 """A data set that `datasets.load_dataset(FOLDER)` opens, and that a hub shows with its card.
 
-    data/train-00000.parquet   all rows, failed ones too; a new file after so many rows
+    data/train-00000.parquet   all rows, failed ones too; a new file after so many rows or bytes
     README.md                  the card: features, counts, columns, model
 
 The card declares the features: a column with labels of one set is a `ClassLabel`. In the files it is text,
@@ -31,13 +31,16 @@ from clipfleet.contract.heads import HeadKind, JobHead
 from clipfleet.contract.jobs import Job, Task
 from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import count_rows
+from clipfleet.exports.images import IMAGE, LACK, WithImages, no_image
 from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.marking.correcting import is_of_marks
 from clipfleet.parts.json_rows import as_json, json_type
 from clipfleet.results.formats import row_groups
 from clipfleet.results.rows import RowReader
+from clipfleet.wording import counted
 
 _ROWS_PER_FILE = 500_000  # 0.5 GB of float16 vectors of length 512
+_BYTES_PER_FILE = 1 << 29  # of columns in memory, with images
 _CATEGORIES = {
     Task.CLASSIFY: "zero-shot-image-classification",
     Task.EMBED: "image-feature-extraction",
@@ -60,6 +63,7 @@ _MEANINGS = {
     "content_hash": "sha256 of the bytes",
     "model_fingerprint": "hash of model, weights, preprocessing and precision",
 }
+_OF_IMAGES = "the file that the job has seen; null: not found where it was"
 _OF_MARKS = "people marked the image: true if the model had other labels; null: not marked"
 _OF_DECISIONS = {
     "decision": "`flag`, `review`, `allow`, or `undecided` where the item could not be judged",
@@ -78,16 +82,37 @@ _OF_HEADS = {
 
 def export_hugging_face(reader: RowReader, folder: Path) -> ExportCounts:
     """Write the data files and the card into a folder."""
-    job = reader.job()
     stored = reader.read()
+    return ExportCounts(_export(reader, stored.schema, stored.batches, folder), left_out=0)
+
+
+def export_hugging_face_images(reader: RowReader, folder: Path) -> ExportCounts:
+    """Write the same with the images in a column `image`, see `WithImages`.
+
+    Raises:
+        UsageError: no row has an image.
+        SourceUnavailableError: see `image_of`.
+    """
+    images = WithImages(reader.read())
+    rows = _export(reader, images.schema, iter(images), folder)
+    if not images.found:
+        raise no_image(reader)
+    lacking = rows - images.found
+    notes = (f"without {LACK}: {counted(lacking, 'row')}",) if lacking else ()
+    return ExportCounts(rows, left_out=0, notes=notes)
+
+
+def _export(reader: RowReader, schema: pa.Schema, batches: Iterator[pa.RecordBatch], folder: Path) -> int:
+    """Write rows of a schema; return their number."""
+    job = reader.job()
     left_out = {"embedding"} if job is not None and not job.keeps_embeddings else set()
-    schema = pa.schema([_storable(one) for one in stored.schema if one.name not in left_out])
+    schema = pa.schema([_storable(one) for one in schema if one.name not in left_out])
     (folder / "data").mkdir()
     tally = _Tally()
-    _write_files(folder / "data", schema, row_groups(_counted(stored.batches, schema, tally)))
+    _write_files(folder / "data", schema, row_groups(_counted(batches, schema, tally)))
     card = _front_matter(schema, job, tally) + _body(schema, job, tally)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    return ExportCounts(tally.rows, left_out=0)
+    return tally.rows
 
 
 @dataclass(slots=True)
@@ -114,17 +139,17 @@ def _as(column: pa.RecordBatch, wanted: pa.Field[Any]) -> pa.Array:
 
 
 def _write_files(folder: Path, schema: pa.Schema, groups: Iterator[pa.Table]) -> None:
-    written = number = 0
+    rows = size_bytes = number = 0
     with ExitStack() as stack:
         writer = None
         for group in groups:
-            if writer is None or written >= _ROWS_PER_FILE:
+            if writer is None or rows >= _ROWS_PER_FILE or size_bytes >= _BYTES_PER_FILE:
                 stack.close()
                 path = folder / f"train-{number:05d}.parquet"
                 writer = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-                written, number = 0, number + 1
+                rows, size_bytes, number = 0, 0, number + 1
             writer.write_table(group)
-            written += group.num_rows
+            rows, size_bytes = rows + group.num_rows, size_bytes + group.nbytes
 
 
 # --- Features ---
@@ -138,6 +163,8 @@ def _storable(column: pa.Field[Any]) -> pa.Field[Any]:
 
 def _feature(kind: pa.DataType) -> dict[str, Any] | None:
     """Feature of a type, as the card spells it; None if there is none."""
+    if kind.equals(IMAGE.type):
+        return {"dtype": "image"}
     if pa.types.is_struct(kind):
         inner = [_feature(child.type) for child in kind]
         named = [{"name": child.name, **one} for child, one in zip(kind, inner, strict=True) if one]
@@ -242,7 +269,7 @@ def _body(schema: pa.Schema, job: Job | None, tally: _Tally) -> str:
         "| column | type | what it holds |",
         "|---|---|---|",
         *(
-            f"| {_code(one['name'])} | {_type_name(one)} | {_meaning(one['name'], job)} |"
+            f"| {_code(one['name'])} | {_type_name(one)} | {_meaning(one, job)} |"
             for one in _features(schema, job)
         ),
         "",
@@ -289,9 +316,12 @@ def _type_name(feature: Any) -> str:
     return _type_name(feature.get("dtype", "struct"))
 
 
-def _meaning(name: str, job: Job | None) -> str:
+def _meaning(feature: Mapping[str, Any], job: Job | None) -> str:
+    name = feature["name"]
     if name in _MEANINGS:
         return _MEANINGS[name]
+    if (name, feature.get("dtype")) == (IMAGE.name, "image"):
+        return _OF_IMAGES
     if is_of_marks(name, job):
         return _OF_MARKS
     if job and name in job.own_columns and name in _OF_DECISIONS:

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.contract.label_sets import LabelKind, LabelSet
-from clipfleet.contract.parts import ItemStatus
-from clipfleet.errors import UsageError
-from clipfleet.exports.images import extension_of, image_of
+from clipfleet.exports.images import LACK, READERS, extension_of, image_of, no_image, stem_of
 from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.parts import read_ahead
 from clipfleet.parts.json_rows import json_dicts, json_line
@@ -29,7 +27,6 @@ from clipfleet.results.rows import RowReader
 NAMES = "classnames.txt"
 _SHARD_BYTES = 1 << 30
 _SHARD_ROWS = 10_000
-_READERS = 16  # images that are read at a time
 
 
 def export_webdataset(reader: RowReader, folder: Path) -> ExportCounts:
@@ -47,22 +44,17 @@ def export_webdataset(reader: RowReader, folder: Path) -> ExportCounts:
     rows = _Rows(reader, [name for name in schema.names if name != "embedding"])
     written = 0
     with _Shards(folder) as shards:
-        for row, image in read_ahead(_with_image, rows, depth=_READERS):
+        for row, image in read_ahead(_with_image, rows, depth=READERS):
             if image is None:
                 continue
             written += 1
-            key = f"{row['item_index']:09d}"
             members = {extension_of(image): image, "json": json_line(row).encode()}
             if row.get("label") in numbers:
                 members["cls"] = str(numbers[row["label"]]).encode()
-            shards.add(key, members)
+            shards.add(stem_of(row), members)
     if not written:
-        raise UsageError(
-            f"{reader.uri}: no row has an image in a file or on S3 that is the one of the job: this layout "
-            "holds images"
-        )
-    lack = "an image in a file or on S3 that is the one of the job"
-    return ExportCounts(written, left_out=rows.count - written, lack=lack)
+        raise no_image(reader)
+    return ExportCounts(written, left_out=rows.count - written, lack=LACK)
 
 
 def _only_set(reader: RowReader) -> LabelSet | None:
@@ -74,7 +66,7 @@ def _only_set(reader: RowReader) -> LabelSet | None:
 
 
 def _with_image(row: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
-    return row, image_of(row) if row["status"] == ItemStatus.OK else None
+    return row, image_of(row)
 
 
 class _Rows:

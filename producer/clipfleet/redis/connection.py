@@ -77,10 +77,9 @@ def connect(
 def _primary(address: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
     """Make a client that asks the Sentinels for the primary with each connection."""
     once = {"retry": Retry(NoBackoff(), 0)}  # the next Sentinel is tried instead
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
-        address.sentinels, sentinel_kwargs={**sentinel_options(address), **once}
-    )
-    client: redis.Redis = sentinels.master_for(  # type: ignore[no-untyped-call]  # likewise
+    untyped: Any = Sentinel  # its types differ between versions of redis-py
+    sentinels = untyped(address.sentinels, sentinel_kwargs={**sentinel_options(address), **once})
+    client: redis.Redis = sentinels.master_for(
         address.master_name, db=address.database, **options, **address.login, **address.tls
     )
     return client

@@ -33,6 +33,7 @@ from clipfleet.terminal.decisions import reasons_words
 
 TABLE_ROWS = 20
 _GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
+_GROUP_BYTES = 1 << 27  # of images
 
 
 def write(
@@ -114,11 +115,13 @@ def _write_parquet(wanted: _Rows, stream: BinaryIO) -> None:
 def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Combine small batches into tables of the size of a row group."""
     held: list[pa.RecordBatch] = []
+    rows = size_bytes = 0
     for batch in batches:
         held.append(batch)
-        if sum(one.num_rows for one in held) >= _GROUP_ROWS:
+        rows, size_bytes = rows + batch.num_rows, size_bytes + batch.nbytes
+        if rows >= _GROUP_ROWS or size_bytes >= _GROUP_BYTES:
             yield pa.Table.from_batches(held)
-            held = []
+            held, rows, size_bytes = [], 0, 0
     if held:
         yield pa.Table.from_batches(held)
 

@@ -20,6 +20,7 @@ class Layout(StrEnum):
     CLIP_RETRIEVAL = "clip-retrieval"
     OPENAI_BATCH = "openai-batch"
     HUGGING_FACE = "huggingface"
+    HUGGING_FACE_IMAGES = "huggingface-images"
     LABEL_STUDIO = "label-studio"
     FIFTYONE = "fiftyone"
     WEBDATASET = "webdataset"

@@ -77,9 +77,10 @@ def test_one_item(run: Run, place: StorePlace) -> None:
 
 
 OF_LABELS = (Layout.LABEL_STUDIO, Layout.FIFTYONE)
+OF_IMAGES = (Layout.WEBDATASET, Layout.HUGGING_FACE_IMAGES)
 
 
-@pytest.mark.parametrize("layout", [one for one in Layout if one not in (*OF_LABELS, Layout.WEBDATASET)])
+@pytest.mark.parametrize("layout", [one for one in Layout if one not in (*OF_LABELS, *OF_IMAGES)])
 def test_an_export(run: Run, place: StorePlace, layout: Layout) -> None:
     code, out, _ = run("export", "vectors", "--layout", layout, "--to", "to", "--json")
 

@@ -47,7 +47,7 @@ BY_HEADS = {
     "head_taste": "cat", "head_taste_score": 0.75, "head_tags": "a", "head_tags_score": 0.5,
     "head_tags_accepted": ["a"],
 }  # fmt: skip
-OF_LABELS_OR_IMAGES = (Layout.LABEL_STUDIO, Layout.FIFTYONE, Layout.WEBDATASET)
+OF_LABELS_OR_IMAGES = (Layout.LABEL_STUDIO, Layout.FIFTYONE, Layout.WEBDATASET, Layout.HUGGING_FACE_IMAGES)
 LAYOUTS = pytest.mark.parametrize("layout", [one for one in Layout if one not in OF_LABELS_OR_IMAGES])
 
 

@@ -1,4 +1,4 @@
-"""Shards for WebDataset: the images that a job has seen, wherever they lie, each with its row."""
+"""Layouts of images: those that a job has seen, wherever they lie, each with its row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.label_sets import LabelKind, LabelSet
 from clipfleet.contract.tar_member import TarMember
 from clipfleet.errors import UsageError
@@ -29,11 +32,17 @@ def of(row: dict[str, Any], uri: Path | str, data: bytes) -> dict[str, Any]:
     return {**row, "uri": str(uri), "content_hash": hashlib.sha256(data).hexdigest()}
 
 
-def write(output: FolderOutput, to: Path, *rows: dict[str, Any], label_set: LabelSet = SET) -> ExportCounts:
+def write(
+    output: FolderOutput,
+    to: Path,
+    *given: dict[str, Any],
+    label_set: LabelSet = SET,
+    layout: Layout = Layout.WEBDATASET,
+) -> ExportCounts:
     job = make_job(output.uri, task="classify", label_sets=(label_set,))
     place_job(output, job)
-    add_part(output, 0, rows, accepted=job.accepted_columns)
-    return export(PartRows(output), Layout.WEBDATASET, to)
+    add_part(output, 0, given, accepted=job.accepted_columns)
+    return export(PartRows(output), layout, to)
 
 
 def samples(shard: Path) -> list[dict[str, Any]]:
@@ -41,6 +50,13 @@ def samples(shard: Path) -> list[dict[str, Any]]:
     with shard.open("rb") as file:
         stream = tar_file_expander([{"url": shard.name, "stream": file}], handler=reraise_exception)
         return [dict(sample) for sample in group_by_keys(stream)]
+
+
+def images(to: Path) -> list[dict[str, Any] | None]:
+    """Of a data set."""
+    table = pq.read_table(to / "data")
+    assert table.column_names[0] == "image"
+    return table["image"].to_pylist()
 
 
 @pytest.fixture
@@ -76,9 +92,8 @@ def test_of_a_multi_set_there_is_no_class(output: FolderOutput, tmp_path: Path, 
     assert b'"accepted": ["cat"]' in sample["json"] and "cls" not in sample
 
 
-def test_images_that_are_not_those_of_the_job_are_left_out(
-    output: FolderOutput, tmp_path: Path, to: Path
-) -> None:
+def mixed(tmp_path: Path) -> list[dict[str, Any]]:
+    """Rows of which only the first has its image."""
     (tmp_path / "same").write_bytes(JPEG)
     (tmp_path / "changed").write_bytes(PNG)
     (tmp_path / "folder").mkdir()
@@ -89,17 +104,71 @@ def test_images_that_are_not_those_of_the_job_are_left_out(
         of(classified(6), "tar+file:///nonsense", JPEG),
         {**classified(7), "uri": str(tmp_path / "same")},
     ]
+    return rows
 
-    counts = write(output, to, *rows)
+
+def test_images_that_are_not_those_of_the_job_are_left_out(
+    output: FolderOutput, tmp_path: Path, to: Path
+) -> None:
+    counts = write(output, to, *mixed(tmp_path))
 
     assert (counts.rows, counts.left_out) == (1, 7)
     assert counts.lack == "an image in a file or on S3 that is the one of the job"
     assert [sample["__key__"] for sample in samples(to / "00000.tar")] == ["000000000"]
 
 
-def test_without_any_image_nothing_is_written(output: FolderOutput, to: Path) -> None:
+def test_a_data_set_has_all_rows_and_the_images_that_are_found(
+    output: FolderOutput, tmp_path: Path, to: Path
+) -> None:
+    counts = write(output, to, *mixed(tmp_path), layout=Layout.HUGGING_FACE_IMAGES)
+
+    assert (counts.rows, counts.left_out) == (8, 0)
+    assert counts.notes == ("without an image in a file or on S3 that is the one of the job: 7 rows",)
+    assert images(to) == [{"bytes": JPEG, "path": "000000000.jpg"}, *[None] * 7]
+    table = pq.read_table(to / "data")
+    assert table["item_index"].to_pylist() == list(range(8))
+    _, front, body = (to / "README.md").read_text().split("---\n", 2)
+    first, *_ = yaml.safe_load(front)["dataset_info"]["features"]
+    assert first == {"name": "image", "dtype": "image"}
+    assert "| `image` | image | the file that the job has seen; null: not found where it was |" in body
+
+
+def test_many_bytes_go_into_several_groups_and_files(
+    output: FolderOutput, tmp_path: Path, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfleet.exports.hugging_face._BYTES_PER_FILE", 3_000_000)
+    monkeypatch.setattr("clipfleet.results.formats._GROUP_BYTES", 1_000_000)
+    image = JPEG + bytes(200_000)
+    (tmp_path / "a").write_bytes(image)
+    given = [of(classified(number), tmp_path / "a", image) for number in range(40)]
+
+    write(output, to, *given, layout=Layout.HUGGING_FACE_IMAGES)
+
+    files = [pq.ParquetFile(path) for path in sorted((to / "data").iterdir())]
+    assert [file.num_row_groups for file in files] == [2, 2, 1]
+    assert [one["bytes"] == image for one in images(to)] == [True] * 40
+    assert pq.read_table(to / "data")["item_index"].to_pylist() == list(range(40))
+
+
+def test_a_column_of_the_source_makes_room(output: FolderOutput, tmp_path: Path, to: Path) -> None:
+    (tmp_path / "a").write_bytes(JPEG)
+    columns = ("image", "source_image")
+    source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=columns)
+    place_job(output, make_job(output.uri, task="classify", label_sets=(SET,), source=source))
+    row = of({**classified(0), "image": "one", "source_image": "two"}, tmp_path / "a", JPEG)
+    add_part(output, 0, [row], extra=columns)
+
+    export(PartRows(output), Layout.HUGGING_FACE_IMAGES, to)
+
+    assert images(to) == [{"bytes": JPEG, "path": "000000000.jpg"}]
+    (found,) = pq.read_table(to / "data", columns=["source_image", "source_source_image"]).to_pylist()
+    assert found == {"source_image": "two", "source_source_image": "one"}
+
+
+@pytest.mark.parametrize("layout", [Layout.WEBDATASET, Layout.HUGGING_FACE_IMAGES])
+def test_without_any_image_nothing_is_written(output: FolderOutput, to: Path, layout: Layout) -> None:
     with pytest.raises(UsageError, match="no row has an image in a file or on S3"):
-        write(output, to, of(classified(0), "https://example.org/a.jpg", JPEG))
+        write(output, to, of(classified(0), "https://example.org/a.jpg", JPEG), layout=layout)
     assert not to.exists()
 
 
